@@ -1,0 +1,183 @@
+// The concrete meaning of every operation of the mask language, once, for every target: plain inline functions that
+// compile as host C++, as CUDA C++ under NVRTC and to the bitcode that the JIT links. See Operations.def for the table.
+//
+// Integers are 64 bits and wrap; `//` floors, `%` takes the divisor's sign; division by zero gives 0; a shift outside
+// 0..63 (0..31 for u32) gives what an unbounded shift would; int(nan) is 0 and int of a large float saturates.
+#pragma once
+
+#if defined(__CUDACC_RTC__)
+#define CPFLEX_OPS_FUNCTION static __device__ __forceinline__
+#else
+#include <cmath>
+#define CPFLEX_OPS_FUNCTION static inline
+#endif
+
+namespace cpflex::ops {
+
+using Int = long long;
+using U32 = unsigned int;
+using Bits = unsigned long long;
+
+// Integers wrap, so arithmetic is done on unsigned bits.
+CPFLEX_OPS_FUNCTION Int add(Int a, Int b) { return (Int)((Bits)a + (Bits)b); }
+CPFLEX_OPS_FUNCTION Int sub(Int a, Int b) { return (Int)((Bits)a - (Bits)b); }
+CPFLEX_OPS_FUNCTION Int mul(Int a, Int b) { return (Int)((Bits)a * (Bits)b); }
+CPFLEX_OPS_FUNCTION Int neg(Int a) { return (Int)(0 - (Bits)a); }
+CPFLEX_OPS_FUNCTION Int abs(Int a) { return a < 0 ? neg(a) : a; }
+CPFLEX_OPS_FUNCTION Int min(Int a, Int b) { return b < a ? b : a; }
+CPFLEX_OPS_FUNCTION Int max(Int a, Int b) { return b > a ? b : a; }
+CPFLEX_OPS_FUNCTION Int bitAnd(Int a, Int b) { return a & b; }
+CPFLEX_OPS_FUNCTION Int bitOr(Int a, Int b) { return a | b; }
+CPFLEX_OPS_FUNCTION Int bitXor(Int a, Int b) { return a ^ b; }
+CPFLEX_OPS_FUNCTION Int bitNot(Int a) { return ~a; }
+
+CPFLEX_OPS_FUNCTION Int floorDiv(Int a, Int b) {
+  if (b == 0)
+    return 0;
+  if (b == -1)
+    return neg(a); // the one quotient that overflows wraps
+  Int quotient = a / b;
+  return quotient - ((a % b != 0) && ((a ^ b) < 0));
+}
+CPFLEX_OPS_FUNCTION Int mod(Int a, Int b) {
+  if (b == 0 || b == -1)
+    return 0;
+  Int remainder = a % b;
+  return remainder + ((remainder != 0 && (remainder ^ b) < 0) ? b : 0);
+}
+CPFLEX_OPS_FUNCTION Int shiftRight(Int a, Int n);
+CPFLEX_OPS_FUNCTION Int shiftLeft(Int a, Int n) {
+  if (n < 0)
+    return n <= -64 ? (a < 0 ? -1 : 0) : a >> -n;
+  return n >= 64 ? 0 : (Int)((Bits)a << n);
+}
+CPFLEX_OPS_FUNCTION Int shiftRight(Int a, Int n) {
+  if (n < 0)
+    return n <= -64 ? 0 : (Int)((Bits)a << -n);
+  return n >= 64 ? (a < 0 ? -1 : 0) : a >> n;
+}
+CPFLEX_OPS_FUNCTION Int ilog2(Int a) {
+  if (a < 1)
+    return 0;
+#if defined(__CUDACC_RTC__)
+  return 63 - __clzll(a);
+#else
+  return 63 - __builtin_clzll((Bits)a);
+#endif
+}
+
+CPFLEX_OPS_FUNCTION U32 add(U32 a, U32 b) { return a + b; }
+CPFLEX_OPS_FUNCTION U32 sub(U32 a, U32 b) { return a - b; }
+CPFLEX_OPS_FUNCTION U32 mul(U32 a, U32 b) { return a * b; }
+CPFLEX_OPS_FUNCTION U32 neg(U32 a) { return 0u - a; }
+CPFLEX_OPS_FUNCTION U32 abs(U32 a) { return a; }
+CPFLEX_OPS_FUNCTION U32 min(U32 a, U32 b) { return b < a ? b : a; }
+CPFLEX_OPS_FUNCTION U32 max(U32 a, U32 b) { return b > a ? b : a; }
+CPFLEX_OPS_FUNCTION U32 bitAnd(U32 a, U32 b) { return a & b; }
+CPFLEX_OPS_FUNCTION U32 bitOr(U32 a, U32 b) { return a | b; }
+CPFLEX_OPS_FUNCTION U32 bitXor(U32 a, U32 b) { return a ^ b; }
+CPFLEX_OPS_FUNCTION U32 bitNot(U32 a) { return ~a; }
+CPFLEX_OPS_FUNCTION U32 floorDiv(U32 a, U32 b) { return b == 0 ? 0 : a / b; }
+CPFLEX_OPS_FUNCTION U32 mod(U32 a, U32 b) { return b == 0 ? 0 : a % b; }
+CPFLEX_OPS_FUNCTION U32 shiftLeft(U32 a, U32 n) { return n >= 32 ? 0 : a << n; }
+CPFLEX_OPS_FUNCTION U32 shiftRight(U32 a, U32 n) { return n >= 32 ? 0 : a >> n; }
+CPFLEX_OPS_FUNCTION U32 ilog2(U32 a) { return (U32)ilog2((Int)a); }
+
+CPFLEX_OPS_FUNCTION bool bitAnd(bool a, bool b) { return a & b; }
+CPFLEX_OPS_FUNCTION bool bitOr(bool a, bool b) { return a | b; }
+CPFLEX_OPS_FUNCTION bool bitXor(bool a, bool b) { return a ^ b; }
+CPFLEX_OPS_FUNCTION bool bitNot(bool a) { return !a; }
+
+// Float arithmetic is never contracted, so that a mask decided on the CPU is the mask that the GPU applies.
+#if defined(__CUDACC_RTC__)
+CPFLEX_OPS_FUNCTION float add(float a, float b) { return __fadd_rn(a, b); }
+CPFLEX_OPS_FUNCTION float sub(float a, float b) { return __fsub_rn(a, b); }
+CPFLEX_OPS_FUNCTION float mul(float a, float b) { return __fmul_rn(a, b); }
+CPFLEX_OPS_FUNCTION float div(float a, float b) { return b == 0.0f ? 0.0f : __fdiv_rn(a, b); }
+#else
+CPFLEX_OPS_FUNCTION float add(float a, float b) { return a + b; }
+CPFLEX_OPS_FUNCTION float sub(float a, float b) { return a - b; }
+CPFLEX_OPS_FUNCTION float mul(float a, float b) { return a * b; }
+CPFLEX_OPS_FUNCTION float div(float a, float b) { return b == 0.0f ? 0.0f : a / b; }
+#endif
+CPFLEX_OPS_FUNCTION float neg(float a) { return -a; }
+CPFLEX_OPS_FUNCTION float abs(float a) { return a < 0.0f ? -a : (a == 0.0f ? 0.0f : a); }
+// A NaN operand wins, as in torch.minimum and numpy.minimum.
+CPFLEX_OPS_FUNCTION float min(float a, float b) { return (a != a || a < b) ? a : b; }
+CPFLEX_OPS_FUNCTION float max(float a, float b) { return (a != a || a > b) ? a : b; }
+
+// Comparisons and select exist for every type with the same words.
+#define CPFLEX_OPS_COMPARE(TYPE)                                                                                       \
+  CPFLEX_OPS_FUNCTION bool lt(TYPE a, TYPE b) { return a < b; }                                                        \
+  CPFLEX_OPS_FUNCTION bool le(TYPE a, TYPE b) { return a <= b; }                                                       \
+  CPFLEX_OPS_FUNCTION bool gt(TYPE a, TYPE b) { return a > b; }                                                        \
+  CPFLEX_OPS_FUNCTION bool ge(TYPE a, TYPE b) { return a >= b; }
+#define CPFLEX_OPS_EQUALITY(TYPE)                                                                                      \
+  CPFLEX_OPS_FUNCTION bool eq(TYPE a, TYPE b) { return a == b; }                                                       \
+  CPFLEX_OPS_FUNCTION bool ne(TYPE a, TYPE b) { return a != b; }                                                       \
+  CPFLEX_OPS_FUNCTION TYPE select(bool condition, TYPE a, TYPE b) { return condition ? a : b; }
+CPFLEX_OPS_COMPARE(Int)
+CPFLEX_OPS_COMPARE(U32)
+CPFLEX_OPS_COMPARE(float)
+CPFLEX_OPS_EQUALITY(bool)
+CPFLEX_OPS_EQUALITY(Int)
+CPFLEX_OPS_EQUALITY(U32)
+CPFLEX_OPS_EQUALITY(float)
+#undef CPFLEX_OPS_COMPARE
+#undef CPFLEX_OPS_EQUALITY
+
+CPFLEX_OPS_FUNCTION bool toBool(bool a) { return a; }
+CPFLEX_OPS_FUNCTION bool toBool(Int a) { return a != 0; }
+CPFLEX_OPS_FUNCTION bool toBool(U32 a) { return a != 0; }
+CPFLEX_OPS_FUNCTION bool toBool(float a) { return a != 0.0f; }
+CPFLEX_OPS_FUNCTION Int toInt(bool a) { return a; }
+CPFLEX_OPS_FUNCTION Int toInt(Int a) { return a; }
+CPFLEX_OPS_FUNCTION Int toInt(U32 a) { return (Int)a; }
+CPFLEX_OPS_FUNCTION Int toInt(float a) {
+  if (a != a)
+    return 0;
+  if (a >= 9223372036854775808.0f)
+    return 0x7fffffffffffffffLL;
+  if (a < -9223372036854775808.0f)
+    return -0x7fffffffffffffffLL - 1;
+  return (Int)a; // toward zero, as int() in Python
+}
+CPFLEX_OPS_FUNCTION U32 toU32(bool a) { return a; }
+CPFLEX_OPS_FUNCTION U32 toU32(Int a) { return (U32)a; }
+CPFLEX_OPS_FUNCTION U32 toU32(U32 a) { return a; }
+CPFLEX_OPS_FUNCTION U32 toU32(float a) { return (U32)toInt(a); }
+CPFLEX_OPS_FUNCTION float toFloat(bool a) { return a ? 1.0f : 0.0f; }
+CPFLEX_OPS_FUNCTION float toFloat(Int a) { return (float)a; }
+CPFLEX_OPS_FUNCTION float toFloat(U32 a) { return (float)a; }
+CPFLEX_OPS_FUNCTION float toFloat(float a) { return a; }
+
+#if defined(__CUDACC_RTC__)
+CPFLEX_OPS_FUNCTION float exp(float a) { return expf(a); }
+CPFLEX_OPS_FUNCTION float exp2(float a) { return exp2f(a); }
+CPFLEX_OPS_FUNCTION float log(float a) { return logf(a); }
+CPFLEX_OPS_FUNCTION float log1p(float a) { return log1pf(a); }
+CPFLEX_OPS_FUNCTION float tanh(float a) { return tanhf(a); }
+CPFLEX_OPS_FUNCTION float sqrt(float a) { return sqrtf(a); }
+CPFLEX_OPS_FUNCTION float rsqrt(float a) { return rsqrtf(a); }
+CPFLEX_OPS_FUNCTION float sin(float a) { return sinf(a); }
+CPFLEX_OPS_FUNCTION float cos(float a) { return cosf(a); }
+CPFLEX_OPS_FUNCTION float floor(float a) { return floorf(a); }
+CPFLEX_OPS_FUNCTION float pow(float a, float b) { return powf(a, b); }
+#else
+CPFLEX_OPS_FUNCTION float exp(float a) { return __builtin_expf(a); }
+CPFLEX_OPS_FUNCTION float exp2(float a) { return __builtin_exp2f(a); }
+CPFLEX_OPS_FUNCTION float log(float a) { return __builtin_logf(a); }
+CPFLEX_OPS_FUNCTION float log1p(float a) { return __builtin_log1pf(a); }
+CPFLEX_OPS_FUNCTION float tanh(float a) { return __builtin_tanhf(a); }
+CPFLEX_OPS_FUNCTION float sqrt(float a) { return __builtin_sqrtf(a); }
+CPFLEX_OPS_FUNCTION float rsqrt(float a) { return 1.0f / __builtin_sqrtf(a); }
+CPFLEX_OPS_FUNCTION float sin(float a) { return __builtin_sinf(a); }
+CPFLEX_OPS_FUNCTION float cos(float a) { return __builtin_cosf(a); }
+CPFLEX_OPS_FUNCTION float floor(float a) { return __builtin_floorf(a); }
+CPFLEX_OPS_FUNCTION float pow(float a, float b) { return __builtin_powf(a, b); }
+#endif
+CPFLEX_OPS_FUNCTION float sigmoid(float a) { return 1.0f / (1.0f + exp(-a)); }
+CPFLEX_OPS_FUNCTION float floorDiv(float a, float b) { return b == 0.0f ? 0.0f : floor(div(a, b)); }
+CPFLEX_OPS_FUNCTION float mod(float a, float b) { return b == 0.0f ? 0.0f : sub(a, mul(floor(div(a, b)), b)); }
+
+} // namespace cpflex::ops
