@@ -1,0 +1,164 @@
+// What an attention kernel is given at launch, and what the generated mask and score functions look like to it: plain
+// structs that host C++ and CUDA C++ under NVRTC read with the same layout. Which kernel is launched with which tiles is
+// KernelSpec.h and TileConfig.h.
+//
+// The functor of one program. The compiler prints it into the kernel's source as `struct Program`; kernels call it with
+// global positions, global batch index and global query head. All members are static:
+//
+//   struct Program {
+//     struct Captures { ... };                       // plain data: device pointers, sizes, strides, parameters
+//     static constexpr bool kHasMask = true;         // false: every pair of a visited tile attends, mask() is not called
+//     static constexpr cpflex::ScoreForm kScoreForm = cpflex::ScoreForm::Identity; // Identity: score() is not called
+//     static __device__ __forceinline__ bool mask(const Captures &, int b, int h, int q, int kv);
+//     static __device__ __forceinline__ float score(const Captures &, float s, int b, int h, int q, int kv);
+//     // The derivative of score() in s at `s`, times `gradient`; called for Scaled and General in backward only.
+//     static __device__ __forceinline__ float scoreGradient(const Captures &, float s, float gradient,
+//                                                           int b, int h, int q, int kv);
+//   };
+//
+// mask() and score() may be called for positions of rows beyond the end of a tensor: they are then given the position of
+// the last row, so loads need no other check than the language's own. Results for such pairs are discarded. The score of
+// a pair that the mask forbids is computed and discarded too: whatever it is, it never reaches an output.
+//
+// A kernel function has three parameters, each `const __grid_constant__`: the arguments (ForwardArguments or
+// BackwardArguments), Program::Captures, and for the wgmma family the tensor maps (ForwardTensorMaps or
+// BackwardTensorMaps). The mma_sync family and the row kernels of backward have no third parameter.
+#pragma once
+
+namespace cpflex {
+
+/// How a score function depends on the score itself; decides what backward must recompute.
+enum class ScoreForm : unsigned char {
+  Identity, ///< the score stays as it is
+  Additive, ///< s + f(b, h, q, kv): the gradient passes unchanged
+  Scaled,   ///< s * f(b, h, q, kv): the gradient is multiplied by f
+  General,  ///< anything else: the gradient is scoreGradient() at the recomputed score
+};
+
+/// How rows of a local tensor map to the global positions that masks and scores see.
+enum class PositionMode : unsigned char {
+  Identity,      ///< row i is position i
+  AffinePerTile, ///< rows of kernel tile t are positions tiles[t].begin + tiles[t].step * (i - t * tile size)
+  Array,         ///< row i is position rows[i]
+};
+
+/// What one kernel computes.
+enum class KernelRole : unsigned char {
+  Forward,       ///< O and LSE
+  BackwardDelta, ///< the row sums of backward and LSE in base 2; runs first
+  BackwardKV,    ///< dK and dV
+  BackwardQ,     ///< dQ
+  BackwardSink,  ///< the gradient of the sinks
+};
+
+/// Which instructions multiply matrices.
+enum class KernelFamily : unsigned char {
+  Wgmma,   ///< sm_90a: tensor memory copies, warpgroup products
+  MmaSync, ///< sm_80 and newer
+};
+
+/// One tensor [b, h, s, d] in device memory. Strides count elements; the stride of d is 1. `data` and every stride are
+/// multiples of 16 bytes for Q, K, V, O, dO and their gradients.
+struct TensorArgument {
+  void *data;
+  long long strideB, strideH, strideS;
+};
+
+/// One f32 value per row, [b, h, s] with a stride of 1 in s; strides count elements. `data` may be null where stated.
+struct RowArgument {
+  float *data;
+  long long strideB, strideH;
+};
+
+/// A run of tiles as in BlockMask.h (TileRun has this layout): kv tiles [begin, end), or q tiles in transposed masks.
+struct RunArgument {
+  int begin, end;
+  unsigned char tileClass; ///< TileClass: 1 full, 2 partial
+  unsigned char residual;
+};
+
+/// The runs of every row of tiles. Row r of row set w owns runs[rowBegin[w * (numRows + 1) + r] ..
+/// rowBegin[w * (numRows + 1) + r + 1]). A null `runs` means that every tile is visited as partial when the program has
+/// a mask and as full when it has none.
+struct MaskArgument {
+  const int *rowBegin;
+  const RunArgument *runs;
+  const int *rowSetOf;   ///< [batch * qHeads], at b * qHeads + h over local indices; null: row set 0 for all
+  int numRows;           ///< rows of tiles in this orientation, counted in mask tiles
+  int rowTilesPerMaskTile; ///< mask tile size over kernel tile size along the rows of this orientation, >= 1
+  int colTilesPerMaskTile; ///< the same along its columns
+};
+
+/// The positions of one tile of rows: begin, begin + step, ...
+struct AffineTile {
+  int begin, step;
+};
+
+/// The position of each row; which member is read is the kernel's PositionMode.
+struct PositionArgument {
+  const AffineTile *tiles; ///< one per kernel tile of this axis
+  const int *rows;         ///< one per row
+};
+
+/// The order in which blocks take work. An item is one row of kernel tiles of one (b, h): items count through groups of
+/// `groupHeads` consecutive (b, h) pairs (so that their keys stay in cache), in each through rowOrder (longest rows
+/// first), and for each row through the pairs of the group. Blocks take items by adding to `counter`.
+struct WorkArgument {
+  const int *rowOrder; ///< a permutation of the rows of kernel tiles; null: last row first
+  int *counter;        ///< zero when the kernel starts
+  int numRows;         ///< rows of kernel tiles per (b, h)
+  int groupHeads;      ///< >= 1
+};
+
+/// Everything the forward kernels read besides captures. Softmax: O = sum exp(s - LSE) V.
+struct ForwardArguments {
+  TensorArgument q, k, v, o; ///< o has the element type of q, or f32 where the kernel writes partials
+  RowArgument lse;           ///< natural logarithm; -inf for rows without keys; null: not written
+  const float *sink;         ///< one logit per global query head, or null
+  int batch, qHeads, kvHeads, qLen, kvLen;
+  int batchOffset, headOffset; ///< global index of batch row 0 and of query head 0
+  float scale;
+  PositionArgument qPositions, kvPositions;
+  MaskArgument mask; ///< rows of tiles along q
+  WorkArgument work; ///< rows of tiles along q, pairs (b, query head)
+};
+
+/// Everything the backward kernels read besides captures. The row kernel BackwardDelta runs before the others and fills
+/// the two row arrays of workspace, each [batch, qHeads, rows rounded up to kRowPadding].
+struct BackwardArguments {
+  TensorArgument q, k, v, o, dO; ///< o is what forward wrote
+  TensorArgument dQ, dK, dV;     ///< element type of q, or f32 where the kernel writes partials
+  RowArgument lse;               ///< what forward wrote
+  RowArgument dLse;              ///< the gradient that arrives through LSE; null: none
+  RowArgument delta;             ///< workspace: rowsum(dO * O) - dLSE
+  RowArgument lseLog2;           ///< workspace: LSE * log2(e); +inf for rows without keys and beyond qLen
+  const float *sink;             ///< as in forward
+  float *dSink;                  ///< one per local query head; null: not wanted
+  int batch, qHeads, kvHeads, qLen, kvLen;
+  int batchOffset, headOffset;
+  float scale;
+  PositionArgument qPositions, kvPositions; ///< tiles are the tiles of the kernel launched
+  MaskArgument mask; ///< BackwardQ: rows of tiles along q; BackwardKV: the transposed mask, rows along kv
+  WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head)
+};
+
+/// Rows of BackwardArguments::delta and lseLog2 are rounded up to a multiple of this.
+constexpr int kRowPadding = 128;
+
+/// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, elements beyond the tensor read as zero,
+/// box {64, rows, 1, 1} with the number of rows stated where it is used.
+struct alignas(64) TensorMapArgument {
+  unsigned long long words[16];
+};
+
+/// Boxes: q tileQ / (number of consumer warpgroups) = 64 rows; k and v TileConfig::tileKV rows.
+struct ForwardTensorMaps {
+  TensorMapArgument q, k, v;
+};
+
+/// Boxes: q and dO TileConfig::tileQ rows; k and v TileConfig::tileKV rows.
+struct BackwardTensorMaps {
+  TensorMapArgument q, dO, k, v;
+};
+
+} // namespace cpflex

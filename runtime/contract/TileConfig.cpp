@@ -1,0 +1,169 @@
+// The table of tiles and the text of an instantiation.
+#include "runtime/contract/TileConfig.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace cpflex {
+namespace {
+
+constexpr int kElementBytes = 2;
+constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
+constexpr int kMaxHeadDim = 256;
+constexpr int kBarrierBytes = 256;   // mbarriers and the work slot of the wgmma kernels
+constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
+
+int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+/// Bytes of `rows` rows of a tensor with `columns` columns in swizzled panels.
+int panelBytes(int rows, int columns) { return rows * roundUp(columns, kPanelColumns) * kElementBytes; }
+
+bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
+
+TileConfig forwardWgmma(const KernelSpec &spec) {
+  TileConfig tiles;
+  int widest = std::max(spec.headDim, spec.vHeadDim);
+  tiles.tileQ = 128;
+  tiles.tileKV = widest <= 128 || (spec.headDim <= 192 && spec.vHeadDim <= 128) ? 128 : widest <= 192 ? 112 : 80;
+  tiles.stages = 2;
+  tiles.threads = 384;
+  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + kBarrierBytes + kAlignmentSlack +
+                      tiles.stages * (panelBytes(tiles.tileKV, spec.headDim) + panelBytes(tiles.tileKV, spec.vHeadDim));
+  return tiles;
+}
+
+TileConfig forwardMmaSync(const KernelSpec &spec, int sharedLimit) {
+  TileConfig tiles;
+  int widest = std::max(spec.headDim, spec.vHeadDim);
+  tiles.tileQ = 128;
+  tiles.tileKV = 64;
+  tiles.threads = widest <= 128 ? 128 : 256;
+  auto bytes = [&] {
+    return panelBytes(tiles.tileQ, spec.headDim) + panelBytes(tiles.tileKV, spec.headDim) +
+           panelBytes(tiles.tileKV, spec.vHeadDim) + kAlignmentSlack;
+  };
+  if (bytes() > sharedLimit) {
+    tiles.tileQ = 64;
+    tiles.tileKV = 32;
+    tiles.threads = 128;
+  }
+  tiles.sharedBytes = bytes();
+  tiles.blocksPerProcessor = widest <= 128 ? 2 : 1;
+  return tiles;
+}
+
+} // namespace
+
+int sharedMemoryLimit(int computeCapability) {
+  switch (computeCapability) {
+  case 80: case 87: return 163 * 1024;
+  case 86: case 89: case 120: case 121: return 99 * 1024;
+  default: return 227 * 1024;
+  }
+}
+
+KernelFamily kernelFamily(const KernelSpec &spec, int computeCapability) {
+  KernelSpec wgmma = spec;
+  wgmma.family = KernelFamily::Wgmma;
+  return tileConfig(wgmma, computeCapability).isOk() ? KernelFamily::Wgmma : KernelFamily::MmaSync;
+}
+
+StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
+  if (computeCapability < 80)
+    return Status::unsupported(
+        fmt::format("compute capability is {}.{}; expected 8.0 or newer", computeCapability / 10, computeCapability % 10));
+  if (spec.element != ElementType::BF16 && spec.element != ElementType::F16)
+    return Status::unsupported(fmt::format("element type is '{}'; GPU kernels exist for 'bf16' and 'f16'", toString(spec.element)));
+  for (int dim : {spec.headDim, spec.vHeadDim})
+    if (dim < 8 || dim > kMaxHeadDim || dim % 8 != 0)
+      return Status::unsupported(fmt::format("head size is {}; GPU kernels serve multiples of 8 up to {}", dim, kMaxHeadDim));
+  if (isRowKernel(spec.role)) {
+    TileConfig tiles;
+    tiles.tileQ = kRowPadding;
+    tiles.threads = 128;
+    return tiles;
+  }
+  if (spec.family == KernelFamily::Wgmma) {
+    if (computeCapability != 90)
+      return Status::unsupported(fmt::format("the 'wgmma' kernels need compute capability 9.0; this is {}.{}",
+                                             computeCapability / 10, computeCapability % 10));
+    if (spec.role == KernelRole::Forward)
+      return forwardWgmma(spec);
+    return Status::unsupported("no 'wgmma' kernel for this backward shape; 'mma_sync' serves it");
+  }
+  if (spec.role == KernelRole::Forward)
+    return forwardMmaSync(spec, sharedMemoryLimit(computeCapability));
+  return Status::unsupported("no 'mma_sync' kernel for this role");
+}
+
+std::string kernelArchitecture(const KernelSpec &spec, int computeCapability) {
+  return fmt::format("sm_{}{}", computeCapability, spec.family == KernelFamily::Wgmma ? "a" : "");
+}
+
+std::string_view kernelFile(const KernelSpec &spec) {
+  bool isWgmma = spec.family == KernelFamily::Wgmma;
+  switch (spec.role) {
+  case KernelRole::Forward: return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
+  case KernelRole::BackwardKV: return isWgmma ? "attention_backward_kv_wgmma.cuh" : "attention_backward_kv_mma_sync.cuh";
+  case KernelRole::BackwardQ: return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
+  case KernelRole::BackwardDelta: case KernelRole::BackwardSink: return "attention_backward_rows.cuh";
+  }
+  return {};
+}
+
+std::string_view kernelFunctionName(KernelRole role) {
+  switch (role) {
+  case KernelRole::Forward: return "attention_forward";
+  case KernelRole::BackwardKV: return "attention_backward_kv";
+  case KernelRole::BackwardQ: return "attention_backward_q";
+  case KernelRole::BackwardDelta: return "attention_backward_delta";
+  case KernelRole::BackwardSink: return "attention_backward_sink";
+  }
+  return {};
+}
+
+/// The function template of runtime/kernels/ that a spec instantiates.
+static std::string_view kernelTemplate(const KernelSpec &spec) {
+  bool isWgmma = spec.family == KernelFamily::Wgmma;
+  switch (spec.role) {
+  case KernelRole::Forward: return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
+  case KernelRole::BackwardKV: return isWgmma ? "attentionBackwardKVWgmma" : "attentionBackwardKVMmaSync";
+  case KernelRole::BackwardQ: return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
+  case KernelRole::BackwardDelta: return "attentionBackwardDelta";
+  case KernelRole::BackwardSink: return "attentionBackwardSink";
+  }
+  return {};
+}
+
+std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles) {
+  static constexpr const char *kPositionModes[] = {"Identity", "AffinePerTile", "Array"};
+  bool isForward = spec.role == KernelRole::Forward;
+  bool hasMaps = takesTensorMaps(spec);
+  std::string text = "struct Config {\n";
+  text += fmt::format("  using Element = cpflex::kernels::{};\n", spec.element == ElementType::BF16 ? "BFloat16" : "Float16");
+  auto constant = [&](const char *name, int value) { text += fmt::format("  static constexpr int {} = {};\n", name, value); };
+  constant("kHeadDim", spec.headDim);
+  constant("kVHeadDim", spec.vHeadDim);
+  constant("kTileQ", tiles.tileQ);
+  constant("kTileKV", tiles.tileKV);
+  constant("kStages", tiles.stages);
+  constant("kThreads", tiles.threads);
+  constant("kSharedBytes", tiles.sharedBytes);
+  text += fmt::format("  static constexpr bool kHasSoftmax = {};\n", spec.hasSoftmax);
+  text += fmt::format("  static constexpr bool kOutputIsF32 = {};\n", spec.output == OutputForm::F32);
+  text += fmt::format("  static constexpr cpflex::PositionMode kPositions = cpflex::PositionMode::{};\n",
+                      kPositionModes[static_cast<int>(spec.positions)]);
+  text += "};\n";
+  text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n", tiles.blocksPerProcessor,
+                      kernelFunctionName(spec.role));
+  text += fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n", isForward ? "Forward" : "Backward");
+  text += "    const __grid_constant__ Program::Captures captures";
+  if (hasMaps)
+    text += fmt::format(",\n    const __grid_constant__ cpflex::{}TensorMaps maps", isForward ? "Forward" : "Backward");
+  text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n", kernelTemplate(spec),
+                      hasMaps ? ", maps" : "");
+  return text;
+}
+
+} // namespace cpflex
