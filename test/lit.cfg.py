@@ -1,0 +1,40 @@
+# lit configuration: which files are tests, which tools they run, and which features this machine has.
+import os
+import shutil
+import subprocess
+
+import lit.formats
+
+config.name = "cpflex"
+config.test_format = lit.formats.ShTest(execute_external=False)
+config.suffixes = [".mlir", ".cpf", ".test"]
+config.excludes = ["Inputs", "catalogue", "CMakeLists.txt"]
+config.test_source_root = os.path.dirname(__file__)
+config.test_exec_root = os.path.join(config.cpflex_build, "test")
+
+tools = os.path.join(config.cpflex_build, "bin")
+config.environment["PATH"] = os.pathsep.join([tools, "/usr/lib/llvm-22/bin", config.environment.get("PATH", "")])
+for name in ("CPFLEX_NVRTC", "CPFLEX_FULL", "CPFLEX_CACHE_DIR", "CI"):
+    if name in os.environ:
+        config.environment[name] = os.environ[name]
+
+config.substitutions += [
+    ("%cpflexc", os.path.join(tools, "cpflexc")),
+    ("%cpflex-opt", os.path.join(tools, "cpflex-opt")),
+    ("%root", config.cpflex_source),
+    ("%build", config.cpflex_build),
+    ("%python", "/usr/bin/python3"),
+    ("%examples", os.path.join(config.cpflex_source, "examples")),
+    ("%catalogue", os.path.join(config.cpflex_source, "test", "catalogue")),
+]
+# The longer names must be replaced before their prefixes.
+config.substitutions.sort(key=lambda pair: -len(pair[0]))
+
+if os.environ.get("CPFLEX_NVRTC"):
+    config.available_features.add("nvrtc")
+if os.environ.get("CPFLEX_FULL"):
+    config.available_features.add("full")
+if shutil.which("mpirun"):
+    config.available_features.add("mpi")
+if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
+    config.available_features.add("gpu")
