@@ -33,6 +33,9 @@ namespace cpflex::mask {
 /// that of runtime/contract/Operations.h.
 mlir::OpFoldResult foldTableOperation(mlir::Operation *op, llvm::ArrayRef<mlir::Attribute> operands);
 
+/// Whether the operand types are among the table's domains and all operands and results are intervals or none is.
+llvm::LogicalResult verifyTableOperation(mlir::Operation *op);
+
 /// `i1`, or the interval of `i1` when `operandType` is an interval.
 mlir::Type comparisonResultType(mlir::Type operandType);
 
@@ -40,6 +43,12 @@ mlir::Type comparisonResultType(mlir::Type operandType);
 mlir::ParseResult parseFunction(mlir::OpAsmParser &parser, mlir::OperationState &result,
                                 mlir::StringAttr functionTypeName, mlir::StringAttr argAttrsName,
                                 mlir::StringAttr resAttrsName);
+
+/// `type`, or what an interval type is an interval of.
+mlir::Type elementTypeOf(mlir::Type type);
+
+/// `element`, or its interval when `like` is an interval.
+mlir::Type withIntervalLike(mlir::Type element, mlir::Type like);
 
 /// The value type that a load from an array of `elementType` gives: i1, i64, ui32 or f32.
 mlir::Type loadedType(mlir::Type elementType);

@@ -22,6 +22,7 @@ def Mask_Dialect : Dialect {
   }];
   let useDefaultTypePrinterParser = 1;
   let hasConstantMaterializer = 1;
+  let hasCanonicalizer = 1;
 }
 
 class Mask_Type<string name, string typeMnemonic> : TypeDef<Mask_Dialect, name> {
@@ -35,6 +36,7 @@ def Mask_IntervalType : Mask_Type<"Interval", "interval"> {
     bools whether some pair may give true and some pair may give false.
   }];
   let parameters = (ins "::mlir::Type":$element);
+  let genVerifyDecl = 1;
   let assemblyFormat = "`<` $element `>`";
 }
 

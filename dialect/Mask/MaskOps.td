@@ -26,6 +26,7 @@ def Mask_UI32 : Type<CPred<"$_self.isUnsignedInteger(32)">, "u32">, BuildableTyp
 def Mask_Bool : AnyTypeOf<[I1, Mask_BoolInterval], "bool">;
 def Mask_AnyInterval : Type<CPred<"::llvm::isa<::cpflex::mask::IntervalType>($_self)">, "interval">;
 def Mask_Int : AnyTypeOf<[I64, I32, Mask_UI32, Mask_AnyInterval], "int or u32">;
+def Mask_U32 : AnyTypeOf<[Mask_UI32, Mask_AnyInterval], "u32">;
 def Mask_Number : AnyTypeOf<[I64, I32, Mask_UI32, F32, Mask_AnyInterval], "int, u32 or float">;
 def Mask_Float : AnyTypeOf<[F32, Mask_AnyInterval], "float">;
 def Mask_BoolOrInt : AnyTypeOf<[I1, I64, I32, Mask_UI32, Mask_AnyInterval], "bool, int or u32">;
@@ -48,7 +49,9 @@ class Mask_Op<string mnemonic, list<Trait> traits = []> : Op<Mask_Dialect, mnemo
 class Mask_TableOp<string mnemonic, string enumerator, list<Trait> traits>
     : Mask_Op<mnemonic, !listconcat([Pure, DeclareOpInterfaceMethods<Mask_TableOpInterface>], traits)> {
   let hasFolder = 1;
+  let hasVerifier = 1;
   let extraClassDefinition = [{
+    ::llvm::LogicalResult $cppClass::verify() { return ::cpflex::mask::verifyTableOperation(getOperation()); }
     ::cpflex::Operation $cppClass::getTableOperation() { return ::cpflex::Operation::}] # enumerator # [{; }
     ::mlir::OpFoldResult $cppClass::fold(FoldAdaptor adaptor) {
       return ::cpflex::mask::foldTableOperation(getOperation(), adaptor.getOperands());
@@ -72,7 +75,6 @@ class Mask_Binary<string mnemonic, string enumerator, Type type, string meaning,
   let arguments = (ins type:$lhs, type:$rhs);
   let results = (outs type:$result);
   let assemblyFormat = "$lhs `,` $rhs attr-dict `:` type($result)";
-  let hasCanonicalizer = 1;
 }
 
 class Mask_Compare<string mnemonic, string enumerator, Type type, string meaning, list<Trait> traits = []>
@@ -83,8 +85,8 @@ class Mask_Compare<string mnemonic, string enumerator, Type type, string meaning
   let arguments = (ins type:$lhs, type:$rhs);
   let results = (outs Mask_Bool:$result);
   let assemblyFormat = "$lhs `,` $rhs attr-dict `:` type($lhs)";
-  let hasCanonicalizer = 1;
   let extraClassDefinition = [{
+    ::llvm::LogicalResult $cppClass::verify() { return ::cpflex::mask::verifyTableOperation(getOperation()); }
     ::cpflex::Operation $cppClass::getTableOperation() { return ::cpflex::Operation::}] # enumerator # [{; }
     ::mlir::OpFoldResult $cppClass::fold(FoldAdaptor adaptor) {
       return ::cpflex::mask::foldTableOperation(getOperation(), adaptor.getOperands());
@@ -153,25 +155,30 @@ def Mask_SelectOp : Mask_TableOp<"select", "Select", [AllTypesMatch<["trueValue"
   let arguments = (ins Mask_Bool:$condition, Mask_Value:$trueValue, Mask_Value:$falseValue);
   let results = (outs Mask_Value:$result);
   let assemblyFormat = "$condition `,` $trueValue `,` $falseValue attr-dict `:` type($condition) `,` type($result)";
-  let hasCanonicalizer = 1;
 }
 
 def Mask_ToBoolOp : Mask_Cast<"to_bool", "ToBool", Mask_Bool, "whether not zero">;
 def Mask_ToIntOp : Mask_Cast<"to_int", "ToInt", Mask_Int, "int toward zero; NaN is 0; saturates">;
-def Mask_ToU32Op : Mask_Cast<"to_u32", "ToU32", Mask_Int, "low 32 bits of the int">;
+def Mask_ToU32Op : Mask_Cast<"to_u32", "ToU32", Mask_U32, "low 32 bits of the int">;
 def Mask_ToFloatOp : Mask_Cast<"to_float", "ToFloat", Mask_Float, "nearest f32">;
 
 //===----------------------------------------------------------------------===//
 // Leaves and reductions
 //===----------------------------------------------------------------------===//
 
-def Mask_ConstantOp : Mask_Op<"constant", [Pure, ConstantLike, AllTypesMatch<["value", "result"]>]> {
-  let summary = "a literal";
-  let description = "Example: `%0 = mask.constant 7 : i64`.";
+def Mask_ConstantOp : Mask_Op<"constant", [Pure, ConstantLike]> {
+  let summary = "a literal, or the interval that holds only it";
+  let description = [{
+    Examples: `%0 = mask.constant 7 : i64` and `%1 = mask.constant interval 7 : i64`, of type `!mask.interval<i64>`.
+  }];
   let arguments = (ins TypedAttrInterface:$value);
   let results = (outs Mask_Value:$result);
-  let assemblyFormat = "attr-dict $value";
+  let assemblyFormat = "attr-dict custom<ConstantValue>($value, type($result))";
   let hasFolder = 1;
+  let hasVerifier = 1;
+  let builders = [OpBuilder<(ins "::mlir::TypedAttr":$value), [{
+    build($_builder, $_state, value.getType(), value);
+  }]>];
 }
 
 def Mask_ParamValueOp : Mask_Op<"param_value", [Pure, DeclareOpInterfaceMethods<SymbolUserOpInterface>]> {
@@ -254,6 +261,7 @@ def Mask_CaptureOp : Mask_Op<"capture", [Symbol]> {
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$element_type, StrArrayAttr:$dims);
   let assemblyFormat = "$sym_name `:` $element_type $dims attr-dict";
+  let hasVerifier = 1;
 }
 
 def Mask_ParamOp : Mask_Op<"param", [Symbol]> {
@@ -261,6 +269,7 @@ def Mask_ParamOp : Mask_Op<"param", [Symbol]> {
   let description = "Example: `mask.param @W : i64 = 1024 : i64`.";
   let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$type, OptionalAttr<TypedAttrInterface>:$default_value);
   let assemblyFormat = "$sym_name `:` $type (`=` $default_value^)? attr-dict";
+  let hasVerifier = 1;
 }
 
 class Mask_Function<string mnemonic, string meaning, string example>
