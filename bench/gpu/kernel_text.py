@@ -1,0 +1,181 @@
+"""How the harness gets machine code before the product's own API does it: tiles, instantiations, hand-written functors
+and NVRTC through ctypes. Mirrors runtime/contract/TileConfig.cpp; needs NumPy-free Python only, so it also compiles on a
+machine without a GPU."""
+import ctypes
+import os
+import re
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def round_up(value, multiple):
+    return (value + multiple - 1) // multiple * multiple
+
+
+def panel_bytes(rows, columns):
+    return rows * round_up(columns, 64) * 2
+
+
+class Tiles:
+    def __init__(self, tile_q, tile_kv, stages, threads, shared_bytes, blocks_per_processor=1):
+        self.tile_q, self.tile_kv, self.stages, self.threads = tile_q, tile_kv, stages, threads
+        self.shared_bytes, self.blocks_per_processor = shared_bytes, blocks_per_processor
+
+
+def tile_config(role, family, d, dv):
+    """The table of TileConfig.cpp for compute capability 9.0."""
+    widest = max(d, dv)
+    if role == "forward" and family == "wgmma":
+        kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
+        shared = panel_bytes(128, d) + 256 + 1024 + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv))
+        return Tiles(128, kv, 2, 384, shared)
+    if role == "forward":
+        return Tiles(128, 64, 1, 128 if widest <= 128 else 256, panel_bytes(128, d) + panel_bytes(64, d) + panel_bytes(64, dv) + 1024,
+                     2 if widest <= 128 else 1)
+    raise ValueError((role, family))
+
+
+ROLES = {
+    ("forward", "wgmma"): ("attention_forward_wgmma.cuh", "attention_forward", "attentionForwardWgmma"),
+    ("forward", "mma_sync"): ("attention_forward_mma_sync.cuh", "attention_forward", "attentionForwardMmaSync"),
+}
+
+
+def instantiation(role, family, d, dv, tiles, element="BFloat16", softmax=True, f32=False, positions="Identity"):
+    _, function, template = ROLES[role, family]
+    maps = family == "wgmma" and role in ("forward", "backward_kv", "backward_q")
+    prefix = "Forward" if role == "forward" else "Backward"
+    text = "struct Config {\n"
+    text += f"  using Element = cpflex::kernels::{element};\n"
+    for name, value in (("kHeadDim", d), ("kVHeadDim", dv), ("kTileQ", tiles.tile_q), ("kTileKV", tiles.tile_kv),
+                        ("kStages", tiles.stages), ("kThreads", tiles.threads), ("kSharedBytes", tiles.shared_bytes)):
+        text += f"  static constexpr int {name} = {value};\n"
+    text += f"  static constexpr bool kHasSoftmax = {str(softmax).lower()};\n"
+    text += f"  static constexpr bool kOutputIsF32 = {str(f32).lower()};\n"
+    text += f"  static constexpr cpflex::PositionMode kPositions = cpflex::PositionMode::{positions};\n}};\n"
+    text += f'extern "C" __global__ void __launch_bounds__(Config::kThreads, {tiles.blocks_per_processor}) {function}(\n'
+    text += f"    const __grid_constant__ cpflex::{prefix}Arguments arguments,\n"
+    text += "    const __grid_constant__ Program::Captures captures"
+    if maps:
+        text += f",\n    const __grid_constant__ cpflex::{prefix}TensorMaps maps"
+    text += f") {{\n  cpflex::kernels::{template}<Config, Program>(arguments, captures{', maps' if maps else ''});\n}}\n"
+    return text
+
+
+def program(captures="", mask=None, score=None, form="Identity", gradient=None):
+    """A functor as the compiler would print it. `c.` names captures."""
+    return f"""struct Program {{
+  struct Captures {{ {captures} }};
+  static constexpr bool kHasMask = {'true' if mask else 'false'};
+  static constexpr cpflex::ScoreForm kScoreForm = cpflex::ScoreForm::{form};
+  static __device__ __forceinline__ bool mask(const Captures &c, int b, int h, int q, int kv) {{ {mask or 'return true;'} }}
+  static __device__ __forceinline__ float score(const Captures &c, float s, int b, int h, int q, int kv) {{ {score or 'return s;'} }}
+  static __device__ __forceinline__ float scoreGradient(const Captures &c, float s, float g, int b, int h, int q, int kv) {{ {gradient or 'return g;'} }}
+}};
+"""
+
+
+DOC_LOAD = "c.doc[(long long)b * c.length + {}]"
+PROGRAMS = {
+    "dense": program(),
+    "causal": program(mask="return kv <= q;"),
+    "window": program("int width;", mask="return q >= kv & q - kv <= c.width;"),
+    "prefix_lm": program("int prefix;", mask="return kv < c.prefix | q >= kv;"),
+    "documents": program("const int *doc; long long length;",
+                         mask=f"return {DOC_LOAD.format('q')} == {DOC_LOAD.format('kv')};"),
+    "doc_causal": program("const int *doc; long long length;",
+                          mask=f"return (q >= kv) && {DOC_LOAD.format('q')} == {DOC_LOAD.format('kv')};"),
+    "sink_window": program("int width; int sink;", mask="return q >= kv & (q - kv <= c.width | kv < c.sink);"),
+    "dilated": program("int width;", mask="return q >= kv & (q - kv) % 4 == 0 & q - kv <= c.width;"),
+    "alibi_causal": program("int heads;", mask="return kv <= q;", form="Additive",
+                            score="return s + exp2f(-8.0f * (h + 1) / c.heads) * (float)(kv - q);"),
+    "softcap_causal": program("float cap;", mask="return kv <= q;", form="General",
+                              score="return c.cap * tanhf(s / c.cap);",
+                              gradient="float t = tanhf(s / c.cap); return g * (1.0f - t * t);"),
+    "relpos": program(form="Additive", score="return s + (float)(q - kv);"),
+    "per_head": program("int width;", mask="return h % 2 == 0 ? kv <= q : (q >= kv & q - kv <= c.width);"),
+}
+
+
+def kernel_text(role, family, functor, config):
+    return ('#include "runtime/contract/Operations.h"\n'
+            f'#include "runtime/kernels/{ROLES[role, family][0]}"\n{functor}{config}')
+
+
+_nvrtc = None
+
+
+def nvrtc():
+    global _nvrtc
+    if _nvrtc is None:
+        names = ["libnvrtc.so.13", "/usr/local/cuda/lib64/libnvrtc.so.13", "libnvrtc.so"]
+        try:
+            import nvidia
+            for base in nvidia.__path__:
+                names.append(os.path.join(base, "cu13/lib/libnvrtc.so.13"))
+        except ImportError:
+            pass
+        for name in names:
+            try:
+                _nvrtc = ctypes.CDLL(name)
+                break
+            except OSError:
+                continue
+        else:
+            raise RuntimeError("no libnvrtc found")
+    return _nvrtc
+
+
+def headers(patches=()):
+    """Path from the repository root to text, with textual patches (file, old, new) for experiments."""
+    result = {}
+    folder = os.path.join(ROOT, "runtime/kernels")
+    paths = [f"runtime/kernels/{name}" for name in sorted(os.listdir(folder)) if name.endswith(".cuh")]
+    for path in paths + ["runtime/contract/Operations.h", "runtime/contract/KernelArguments.h"]:
+        result[path] = open(os.path.join(ROOT, path)).read()
+    for file, old, new in patches:
+        path = f"runtime/kernels/{file}"
+        if old not in result[path]:
+            raise RuntimeError(f"patch for {file} does not apply: {old!r}")
+        result[path] = result[path].replace(old, new)
+    return result
+
+
+class CompileError(Exception):
+    pass
+
+
+def compile_text(text, arch="sm_90a", patches=()):
+    """Returns (cubin, report) where report has ms, registers, spill, stack and the log."""
+    lib = nvrtc()
+    files = headers(patches)
+    handle = ctypes.c_void_p()
+    names = (ctypes.c_char_p * len(files))(*[name.encode() for name in files])
+    texts = (ctypes.c_char_p * len(files))(*[body.encode() for body in files.values()])
+    lib.nvrtcCreateProgram(ctypes.byref(handle), text.encode(), b"kernel.cu", len(files), texts, names)
+    options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device", "--no-cache"]
+    begin = time.perf_counter()
+    result = lib.nvrtcCompileProgram(handle, len(options), (ctypes.c_char_p * len(options))(*[o.encode() for o in options]))
+    ms = (time.perf_counter() - begin) * 1e3
+    size = ctypes.c_size_t()
+    lib.nvrtcGetProgramLogSize(handle, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    lib.nvrtcGetProgramLog(handle, log)
+    log = log.value.decode()
+    if result != 0:
+        lib.nvrtcDestroyProgram(ctypes.byref(handle))
+        raise CompileError(log)
+    lib.nvrtcGetCUBINSize(handle, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    lib.nvrtcGetCUBIN(handle, cubin)
+    lib.nvrtcDestroyProgram(ctypes.byref(handle))
+
+    def number(pattern):
+        found = re.search(pattern, log)
+        return int(found.group(1)) if found else -1
+
+    report = {"ms": ms, "registers": number(r"Used (\d+) registers"), "spill": number(r"(\d+) bytes spill stores"),
+              "stack": number(r"(\d+) bytes stack frame"), "log": log,
+              "warnings": [line for line in log.splitlines() if re.search(r"C75\d\d|warning|erializ", line)]}
+    return cubin.raw, report

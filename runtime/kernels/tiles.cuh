@@ -1,0 +1,161 @@
+// Which tiles a block visits and which of a tile's pairs attend: taking work, walking the runs of a row of tiles, the
+// positions of rows, and the bits of a partial tile. Shared by every kernel.
+//
+// Accumulators of both kernel families have one layout: a warp owns 16 rows; lane l holds, in rows l/4 and l/4 + 8, the
+// columns 8g + 2(l%4) + {0, 1} of every group g of 8 columns, as registers 4g + {0, 1} (row l/4) and 4g + {2, 3}.
+#pragma once
+
+#include "runtime/contract/KernelArguments.h"
+#include "runtime/kernels/device.cuh"
+
+namespace cpflex::kernels {
+
+constexpr unsigned char kPartialTile = 2; // TileClass::Partial
+
+/// One row of kernel tiles of one (batch, head).
+struct WorkItem {
+  int row, b, h;
+};
+
+__device__ __forceinline__ int numWorkItems(const WorkArgument &work, int numPairs) { return work.numRows * numPairs; }
+
+/// The item with number `item`; see WorkArgument for the order.
+__device__ __forceinline__ WorkItem workItem(const WorkArgument &work, int item, int batch, int heads) {
+  int numPairs = batch * heads;
+  int group = item / (work.groupHeads * work.numRows);
+  int firstPair = group * work.groupHeads;
+  int pairsInGroup = min(work.groupHeads, numPairs - firstPair);
+  int rest = item - firstPair * work.numRows;
+  int position = rest / pairsInGroup;
+  int pair = firstPair + rest - position * pairsInGroup;
+  int row = work.rowOrder ? __ldg(work.rowOrder + position) : work.numRows - 1 - position;
+  return {row, pair / heads, pair % heads};
+}
+
+/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked.
+struct TileWalk {
+  int tile = 0;           ///< current tile, in kernel tiles
+  bool isPartial = false; ///< whether the mask decides pair by pair
+
+  /// Starts before the first tile. `numTiles` kernel tiles exist in the direction of the walk.
+  __device__ __forceinline__ TileWalk(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask)
+      : numTiles_(numTiles), ratio_(mask.colTilesPerMaskTile) {
+    tile = -1;
+    end_ = 0;
+    if (mask.runs) {
+      int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
+      const int *begin = mask.rowBegin + (long long)rowSet * (mask.numRows + 1) + row / mask.rowTilesPerMaskTile;
+      next_ = mask.runs + __ldg(begin);
+      last_ = mask.runs + __ldg(begin + 1);
+      fetch();
+    } else {
+      next_ = last_ = nullptr;
+      pendingBegin_ = 0;
+      pendingEnd_ = numTiles;
+      pendingIsPartial_ = hasMask;
+    }
+  }
+
+  /// Steps to the next tile; false after the last.
+  __device__ __forceinline__ bool next() {
+    if (++tile < end_)
+      return true;
+    if (pendingBegin_ >= pendingEnd_)
+      return false;
+    tile = pendingBegin_;
+    end_ = pendingEnd_;
+    isPartial = pendingIsPartial_;
+    fetch();
+    return true;
+  }
+
+private:
+  const RunArgument *next_, *last_;
+  int end_, pendingBegin_, pendingEnd_, numTiles_, ratio_;
+  bool pendingIsPartial_;
+
+  __device__ __forceinline__ void fetch() {
+    pendingBegin_ = pendingEnd_ = 0;
+    if (next_ == last_)
+      return;
+    pendingBegin_ = __ldg(&next_->begin) * ratio_;
+    pendingEnd_ = min(__ldg(&next_->end) * ratio_, numTiles_);
+    pendingIsPartial_ = __ldg(&next_->tileClass) == kPartialTile;
+    ++next_;
+  }
+};
+
+/// The global positions of the rows of one tile.
+template <PositionMode kMode, int kTileSize> struct TilePositions {
+  int begin, step, last; // last: highest row of the tensor, relative to the tile
+  const int *rows;
+
+  __device__ __forceinline__ TilePositions(const PositionArgument &positions, int tile, int length) {
+    last = length - 1 - tile * kTileSize;
+    begin = tile * kTileSize;
+    step = 1;
+    rows = nullptr;
+    if constexpr (kMode == PositionMode::AffinePerTile) {
+      begin = __ldg(&positions.tiles[tile].begin);
+      step = __ldg(&positions.tiles[tile].step);
+    } else if constexpr (kMode == PositionMode::Array) {
+      rows = positions.rows + begin;
+    }
+  }
+
+  /// The position of row i of the tile; beyond the tensor, that of its last row.
+  __device__ __forceinline__ int at(int i) const {
+    i = min(i, last);
+    if constexpr (kMode == PositionMode::Identity)
+      return begin + i;
+    else if constexpr (kMode == PositionMode::AffinePerTile)
+      return begin + step * i;
+    else
+      return __ldg(rows + i);
+  }
+};
+
+/// Bits [0, n) of a keep word: those of this lane's columns that lie below `limit`.
+__device__ __forceinline__ uint32 bitsBelowColumn(int limit) {
+  int own = limit - 2 * static_cast<int>(threadIdx.x % 4);
+  if (own <= 0)
+    return 0u;
+  int count = own / 8 * 2 + min(own % 8, 2);
+  return count >= 32 ? ~0u : (1u << count) - 1u;
+}
+
+/// The column of bit `bit` of this lane's keep words.
+__device__ __forceinline__ int columnOfBit(int bit) { return bit / 2 * 8 + 2 * static_cast<int>(threadIdx.x % 4) + bit % 2; }
+
+/// The bit of keep word `registerRow(i)` that belongs to accumulator register i.
+constexpr __host__ __device__ int registerBit(int i) { return i / 4 * 2 + i % 2; }
+/// 0 when register i belongs to row l/4, 1 when to row l/4 + 8.
+constexpr __host__ __device__ int registerRow(int i) { return i / 2 % 2; }
+/// The column of register i for the first lane of a quad.
+constexpr __host__ __device__ int registerColumn(int i) { return i / 4 * 8 + i % 2; }
+
+/// Where the accumulator's rows and columns lie in the attention matrix.
+enum class TileAxes {
+  RowsAreQ, ///< forward and dQ
+  RowsAreKV ///< dK and dV work on transposed tiles
+};
+
+/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. Evaluated in a
+/// rolled loop: the mask's code appears once, and only partial tiles pay for it.
+template <class Program, TileAxes kAxes, int kColumns, class Positions>
+__device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Program::Captures &captures, int b, int h,
+                                          const int (&rowPosition)[2], const Positions &columns) {
+  keep[0] = keep[1] = 0u;
+#pragma unroll 2
+  for (int bit = 0; bit < kColumns / 4; ++bit) {
+    int column = columns.at(columnOfBit(bit));
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      bool attends = kAxes == TileAxes::RowsAreQ ? Program::mask(captures, b, h, rowPosition[row], column)
+                                                 : Program::mask(captures, b, h, column, rowPosition[row]);
+      keep[row] |= static_cast<uint32>(attends) << bit;
+    }
+  }
+}
+
+} // namespace cpflex::kernels
