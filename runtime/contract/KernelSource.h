@@ -7,7 +7,7 @@
 //   3. struct Program { ... };                            (KernelArguments.h says what it must contain)
 //   4. the instantiation                                  (kernelInstantiation() of TileConfig.h)
 // The included files are embedded in the binary and handed to NVRTC as named headers, under their path from the
-// repository root: runtime/contract/{Operations,KernelArguments}.h and every file of runtime/kernels/.
+// repository root: runtime/contract/{Operations,KernelArguments,CaptureArgument}.h and every file of runtime/kernels/.
 #pragma once
 
 #include "runtime/contract/KernelSpec.h"
@@ -25,6 +25,7 @@ struct KernelSource {
   TileConfig tiles;
   std::string text;         ///< CUDA C++
   std::string functionName; ///< of the kernel, as in extern "C"
+  std::string architecture; ///< `sm_90a`
   std::string key;          ///< digest of everything that decides the machine code, compiler version excluded
 };
 
@@ -37,6 +38,8 @@ struct KernelImage {
   int32_t registers = 0;    ///< per thread at entry
   int32_t spillBytes = 0;   ///< stores and loads
   int32_t stackBytes = 0;
+  int32_t staticSharedBytes = 0;
+  std::vector<std::string> warnings; ///< lines of the log that cost speed: serialised wgmma, spills
   std::string log;          ///< the compiler's, with the resource report
 };
 

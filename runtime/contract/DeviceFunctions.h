@@ -1,0 +1,20 @@
+// The device code of one compiled program as plain data, so that the runtime assembles, compiles and launches kernels
+// without knowing MLIR: what HostFunctions is for the CPU.
+#pragma once
+
+#include "runtime/contract/KernelArguments.h"
+
+#include <string>
+
+namespace cpflex {
+
+/// The functor of one attention entry point. `text` is CUDA C++ that defines `struct Program` as KernelArguments.h
+/// demands, with `Program::Captures` laid out as CaptureArgument.h demands; it uses nothing but cpflex::ops and the
+/// contract headers. The other members repeat what the text says, because they decide which kernel is compiled.
+struct DeviceFunctions {
+  std::string text;
+  bool hasMask = false;
+  ScoreForm scoreForm = ScoreForm::Identity;
+};
+
+} // namespace cpflex
