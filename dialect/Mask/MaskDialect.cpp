@@ -89,6 +89,15 @@ ElementType toElementType(Type type) {
   }
 }
 
+ScalarSlot toScalarSlot(Attribute value) {
+  if (auto number = llvm::dyn_cast<FloatAttr>(value))
+    return static_cast<ScalarSlot>(number.getValue().bitcastToAPInt().getZExtValue());
+  auto integer = llvm::cast<IntegerAttr>(value);
+  // Bool is 0 or 1, u32 its value, ints keep their sign.
+  bool isSigned = !integer.getType().isInteger(1) && !integer.getType().isUnsignedInteger();
+  return isSigned ? integer.getValue().getSExtValue() : static_cast<ScalarSlot>(integer.getValue().getZExtValue());
+}
+
 Type toType(MLIRContext *ctx, ElementType type) {
   auto signless = [&](unsigned width) { return IntegerType::get(ctx, width); };
   auto unsignedOf = [&](unsigned width) { return IntegerType::get(ctx, width, IntegerType::Unsigned); };

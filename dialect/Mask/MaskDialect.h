@@ -57,6 +57,9 @@ mlir::Type loadedType(mlir::Type elementType);
 ValueType toValueType(mlir::Type type);
 ElementType toElementType(mlir::Type type);
 
+/// A constant as the slot of a runtime argument or of a tape: floats as their f32 bits.
+ScalarSlot toScalarSlot(mlir::Attribute value);
+
 /// The dialect's type for an element type of a captured array: i1, i8..i64, ui8..ui64, f16, bf16, f32.
 mlir::Type toType(mlir::MLIRContext *ctx, ElementType type);
 
