@@ -109,8 +109,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       }
       Positions columns(arguments.kvPositions, tile, arguments.kvLen);
       bool isShort = columns.last < kTileKV - 1;
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
+      unrolled<kGroups>([&](int group) {
         applyScore<Program, TileAxes::RowsAreQ>(scores[group], scale, captures, b, h, rowPosition[group], columns);
         if (isPartial || isShort) {
           uint32 keep[2] = {~0u, ~0u};
@@ -129,7 +128,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
           for (int i = 0; i < kVColumns / 2; ++i)
             output[group][i] *= rescale[registerRow(i)];
         }
-      }
+      });
 
       // 3. O += P V[j]
 #pragma unroll
@@ -156,8 +155,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
     constexpr int kOutputBytes = Config::kOutputIsF32 ? 4 : kElementBytes;
     void *slice = static_cast<unsigned char *>(arguments.o.data) +
                   (work.b * arguments.o.strideB + work.h * arguments.o.strideH) * kOutputBytes;
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
+    unrolled<kGroups>([&](int group) {
       float factor[2] = {1.0f, 1.0f}, lse[2];
       int row = work.row * kTileQ + firstRow + 16 * group + rowInGroup;
       if constexpr (Config::kHasSoftmax) {
@@ -165,7 +163,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
         writeLse(arguments.lse, work, lse, row, arguments.qLen);
       }
       writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output[group], factor, slice, arguments.o.strideS, row, arguments.qLen);
-    }
+    });
   }
 }
 

@@ -52,6 +52,15 @@ constexpr int kElementBytes = 2;
 template <class A, class B> struct IsSame { static constexpr bool value = false; };
 template <class A> struct IsSame<A, A> { static constexpr bool value = true; };
 
+/// Calls body(0), ..., body(kCount - 1) as straight-line code, for bodies that the compiler would rather keep in a loop
+/// (arrays indexed by the argument then stay in registers).
+template <int kCount, class Body> __device__ __forceinline__ void unrolled(const Body &body) {
+  if constexpr (kCount > 0) {
+    unrolled<kCount - 1>(body);
+    body(kCount - 1);
+  }
+}
+
 /// 2^x, to about 2 units in the last place; 0 for -inf.
 __device__ __forceinline__ float exp2Fast(float x) {
   float result;

@@ -1,0 +1,420 @@
+"""Checks and times the attention kernels on one GPU: small odd shapes against a float64 reference, the shapes of the
+performance tables against cuDNN (through PyTorch) and compiled flex_attention. Prints tables; needs torch.
+
+  python3 bench/gpu/attention.py check-forward [time-forward] [check-backward] [time-backward] [peers] [--out DIR]
+"""
+import argparse
+import concurrent.futures
+import ctypes as C
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import kernel_text as text  # noqa: E402
+
+# name -> (program, torch mask(b, h, q, kv, x) or None, torch score(s, b, h, q, kv, x) or None); x holds sizes and arrays.
+SEMANTICS = {
+    "dense": (None, None),
+    "causal": (lambda b, h, q, kv, x: kv <= q, None),
+    "window": (lambda b, h, q, kv, x: (q >= kv) & (q - kv <= x["width"]), None),
+    "prefix_lm": (lambda b, h, q, kv, x: (kv < x["prefix"]) | (q >= kv), None),
+    "documents": (lambda b, h, q, kv, x: x["doc"][b, q] == x["doc"][b, kv], None),
+    "doc_causal": (lambda b, h, q, kv, x: (q >= kv) & (x["doc"][b, q] == x["doc"][b, kv]), None),
+    "sink_window": (lambda b, h, q, kv, x: (q >= kv) & ((q - kv <= x["width"]) | (kv < x["sink"])), None),
+    "dilated": (lambda b, h, q, kv, x: (q >= kv) & ((q - kv) % 4 == 0) & (q - kv <= x["width"]), None),
+    "alibi_causal": (lambda b, h, q, kv, x: kv <= q, lambda s, b, h, q, kv, x: s + 2.0 ** (-8.0 * (h + 1) / x["heads"]) * (kv - q)),
+    "softcap_causal": (lambda b, h, q, kv, x: kv <= q, lambda s, b, h, q, kv, x: x["cap"] * (s / x["cap"]).tanh()),
+    "relpos": (None, lambda s, b, h, q, kv, x: s + (q - kv)),
+    "per_head": (lambda b, h, q, kv, x: (kv <= q) & ((h % 2 == 0) | (q - kv <= x["width"])), None),
+}
+BATCH_DEPENDENT = {"documents", "doc_causal"}
+HEAD_DEPENDENT = {"per_head"}
+
+
+def captures(name, x, launch):
+    P, L, I, F = C.c_void_p, C.c_longlong, C.c_int, C.c_float
+    return launch.captures_struct({
+        "window": lambda: [(I, x["width"])], "prefix_lm": lambda: [(I, x["prefix"])],
+        "documents": lambda: [(P, x["doc"].data_ptr()), (L, x["doc"].shape[1])],
+        "doc_causal": lambda: [(P, x["doc"].data_ptr()), (L, x["doc"].shape[1])],
+        "sink_window": lambda: [(I, x["width"]), (I, x["sink"])], "dilated": lambda: [(I, x["width"])],
+        "alibi_causal": lambda: [(I, x["heads"])], "softcap_causal": lambda: [(F, x["cap"])],
+        "per_head": lambda: [(I, x["width"])],
+    }.get(name, lambda: [])())
+
+
+# ---- compiling, in parallel and once per text -------------------------------------------------------------------------
+
+class Spec:
+    """One kernel to compile; hashable description of its text."""
+
+    def __init__(self, role, family, program, d, dv, patches=(), tiles=None, **options):
+        self.role, self.family, self.program, self.d, self.dv = role, family, program, d, dv
+        self.patches, self.options = tuple(patches), options
+        self.tiles = tiles or text.tile_config(role, family, d, dv)
+        functor = text.PROGRAMS[program] if isinstance(program, str) else program
+        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, **options))
+        self.arch = "sm_90a" if family == "wgmma" else "sm_90"
+        self.key = hashlib.sha256((self.text + repr(self.patches) + self.arch).encode()).hexdigest()
+
+
+def compile_one(job):
+    key, source, arch, patches = job
+    try:
+        return key, text.compile_text(source, arch, patches), None
+    except text.CompileError as error:
+        return key, None, str(error)
+
+
+IMAGES, KERNELS = {}, {}
+
+
+def compile_all(specs):
+    jobs = {s.key: (s.key, s.text, s.arch, s.patches) for s in specs if s.key not in IMAGES}
+    if not jobs:
+        return
+    begin = time.time()
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for key, image, error in pool.map(compile_one, jobs.values()):
+            if error:
+                print("COMPILE ERROR", error[:3000])
+            else:
+                IMAGES[key] = image
+    for s in specs:
+        if s.key in IMAGES:
+            r = IMAGES[s.key][1]
+            bad = [w for w in r["warnings"] if "C7519" not in w]
+            if r["spill"] > 0 or r["stack"] > 0 or bad:
+                print(f"  report {s.role}/{s.family} {s.program if isinstance(s.program, str) else 'custom'} D={s.d}: {r['registers']} regs, spill {r['spill']}, stack {r['stack']}", *bad)
+    print(f"compiled {len(jobs)} kernels in {time.time() - begin:.1f} s", flush=True)
+
+
+def kernel_of(spec):
+    import launch
+    if spec.key not in KERNELS:
+        KERNELS[spec.key] = launch.Kernel(IMAGES[spec.key][0], text.ROLES[spec.role, spec.family][1], spec.tiles)
+    return KERNELS[spec.key]
+
+
+# ---- problems ---------------------------------------------------------------------------------------------------------
+
+def documents(torch, b, s, count, seed=0, multiple=1):
+    generator = torch.Generator().manual_seed(seed)
+    out = torch.zeros(b, s, dtype=torch.int32)
+    for i in range(b):
+        cuts = torch.randperm(max(1, s // multiple - 1), generator=generator)[: count - 1].add(1).mul(multiple)
+        out[i, cuts[cuts < s]] = 1
+    return out.cumsum(1).int().cuda()
+
+
+def dense_mask(torch, name, x, b, h, qpos, kvpos, offsets=(0, 0)):
+    """[sets, sq, sk] bool and row_set_of, or (None, None)."""
+    mask = SEMANTICS[name][0]
+    if mask is None:
+        return None, None
+    nb = b if name in BATCH_DEPENDENT else 1
+    nh = h if name in HEAD_DEPENDENT else 1
+    sets = [mask(i + offsets[0], j + offsets[1], qpos[:, None].long(), kvpos[None].long(), x) for i in range(nb) for j in range(nh)]
+    row_set_of = None
+    if len(sets) > 1:
+        row_set_of = torch.tensor([(i if nb > 1 else 0) * nh + (j if nh > 1 else 0) for i in range(b) for j in range(h)],
+                                  dtype=torch.int32, device="cuda")
+    return torch.stack(sets), row_set_of
+
+
+def reference(torch, q, k, v, name, x, scale, qpos, kvpos, softmax=True, sink=None, offsets=(0, 0)):
+    """float64 O and LSE; differentiable in q, k, v, sink."""
+    b, hq, sq, _ = q.shape
+    group = hq // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    s = scale * (q @ k.transpose(-1, -2))
+    mask, score = SEMANTICS[name]
+    bi = torch.arange(b, device="cuda")[:, None, None, None] + offsets[0]
+    hi = torch.arange(hq, device="cuda")[None, :, None, None] + offsets[1]
+    qi, ki = qpos[None, None, :, None].long(), kvpos[None, None, None, :].long()
+    if score:
+        s = score(s, bi, hi, qi, ki, x)
+    keep = mask(bi, hi, qi, ki, x).expand_as(s) if mask else torch.ones_like(s, dtype=torch.bool)
+    if not softmax:
+        return torch.where(keep, s, 0.0) @ v, None
+    s = torch.where(keep, s, -math.inf)
+    m = s.detach().amax(-1, keepdim=True)
+    if sink is not None:
+        m = torch.maximum(m, sink.detach()[None, hi[0, :, 0, 0], None, None])
+    m = torch.where(m == -math.inf, 0.0, m)
+    p = (s - m).exp()
+    total = p.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + (sink[None, hi[0, :, 0, 0], None, None] - m).exp()
+    lse = torch.where(total > 0, m + total.clamp_min(1e-300).log(), -math.inf)[..., 0]
+    return (p / torch.where(total > 0, total, 1.0)) @ v, lse
+
+
+def relative_error(out, ref):
+    difference = (out.double() - ref).norm().item()
+    return difference / max(ref.norm().item(), 1e-30)
+
+
+class Case:
+    def __init__(self, program, d, dv=None, b=2, h=4, hkv=None, sq=257, sk=None, dtype="bf16", family=None, bshd=False, softmax=True,
+                 sink=False, f32=False, positions="Identity", offsets=(0, 0), scale=None, nan_key=None, mask_tile=None, width=70,
+                 count=5, prefix=100, sinks=8, d_lse=False):
+        self.__dict__.update(locals())
+        self.dv, self.hkv, self.sk = dv or d, hkv or h, sk or sq
+
+    def spec(self, role, family, **more):
+        return Spec(role, family, self.program, self.d, self.dv, element="BFloat16" if self.dtype == "bf16" else "Float16",
+                    softmax=self.softmax, f32=self.f32, positions=self.positions, **more)
+
+    def __str__(self):
+        extra = [n for n in ("bshd", "sink", "f32", "nan_key", "mask_tile", "d_lse") if getattr(self, n)]
+        extra += [] if self.softmax else ["no softmax"]
+        extra += [self.positions] if self.positions != "Identity" else []
+        return (f"{self.program} {self.dtype} D={self.d}/{self.dv} B{self.b} H{self.h}:{self.hkv} S{self.sq}x{self.sk} "
+                + " ".join(extra))
+
+    def tensors(self, torch):
+        generator = torch.Generator("cuda").manual_seed(hash(str(self)) % 2**31)
+        kind = torch.bfloat16 if self.dtype == "bf16" else torch.float16
+
+        def make(heads, s, d):
+            shape = (self.b, s, heads, d) if self.bshd else (self.b, heads, s, d)
+            t = torch.randn(shape, device="cuda", generator=generator).to(kind)
+            return t.transpose(1, 2) if self.bshd else t
+
+        q, k, v = make(self.h, self.sq, self.d), make(self.hkv, self.sk, self.d), make(self.hkv, self.sk, self.dv)
+        self.total = max(self.sq, self.sk) * 2 + 7
+        x = {"width": self.width, "prefix": self.prefix, "sink": self.sinks, "cap": 2.0, "heads": self.h,
+             "doc": documents(torch, self.b + self.offsets[0], self.total, self.count)}
+        ar = lambda n: torch.arange(n, device="cuda", dtype=torch.int32)
+        qpos, kvpos = ar(self.sq), ar(self.sk)
+        if self.positions == "Array":
+            qpos = torch.randperm(self.total, device="cuda", generator=generator)[: self.sq].sort().values.int()
+            kvpos = torch.randperm(self.total, device="cuda", generator=generator)[: self.sk].sort().values.int()
+        sink = torch.randn(self.h + self.offsets[1], device="cuda", generator=generator) if self.sink else None
+        return q, k, v, x, qpos, kvpos, sink
+
+
+def affine_positions(torch, tile, length, step):
+    """Tiles alternately near and far, as a head-tail layout gives."""
+    n = -(-length // tile)
+    begins = [(t * tile * step) if t % 2 == 0 else (t * tile * step + 3) for t in range(n)]
+    table = torch.tensor([[begin, step] for begin in begins], dtype=torch.int32, device="cuda")
+    i = torch.arange(length, device="cuda")
+    return table, (table[i // tile, 0] + step * (i % tile)).int()
+
+
+FORWARD_CASES = [
+    Case("dense", 128), Case("causal", 128, sq=1, sk=300), Case("causal", 128, sq=384), Case("causal", 64, sq=333, h=6, hkv=2),
+    Case("causal", 256, sq=300), Case("doc_causal", 128, sq=500, h=4, hkv=1), Case("documents", 64, sq=513, dtype="f16"),
+    Case("window", 128, sq=700, bshd=True), Case("window", 192, 128, sq=400), Case("sink_window", 96, sq=450, sink=True),
+    Case("dilated", 128, sq=300, width=90), Case("prefix_lm", 192, sq=390), Case("per_head", 128, sq=400, h=3, hkv=3),
+    Case("alibi_causal", 128, sq=350, offsets=(1, 2)), Case("softcap_causal", 128, sq=350), Case("relpos", 64, sq=200, sk=150),
+    Case("causal", 40, 24, sq=200), Case("causal", 72, 80, sq=260, h=8, hkv=2), Case("dense", 256, 64, sq=129, sk=1000),
+    Case("causal", 8, 8, sq=100), Case("doc_causal", 128, sq=400, softmax=False), Case("causal", 128, sq=300, f32=True, sink=True),
+    Case("doc_causal", 128, sq=400, positions="Array"), Case("window", 64, sq=400, positions="AffinePerTile"),
+    Case("causal", 128, sq=300, nan_key=299), Case("window", 128, sq=600, sk=200, width=50), Case("causal", 128, sq=200, scale=-0.1),
+    Case("causal", 128, sq=500, mask_tile=(256, 256)), Case("dense", 64, sq=130, sk=70, scale=0.0),
+    Case("causal", 248, 248, sq=200, dtype="f16"), Case("softcap_causal", 256, sq=200), Case("causal", 160, sq=500),
+]
+
+
+def bind_forward(torch, launch, case, family):
+    q, k, v, x, qpos, kvpos, sink = case.tensors(torch)
+    spec = case.spec("forward", family)
+    tiles = spec.tiles
+    kernel = kernel_of(spec)
+    q_arg = kv_arg = (None, None)
+    if case.positions == "Array":
+        q_arg, kv_arg = (None, qpos), (None, kvpos)
+    elif case.positions == "AffinePerTile":
+        qt, qpos = affine_positions(torch, tiles.tile_q, case.sq, 1)
+        kt, kvpos = affine_positions(torch, tiles.tile_kv, case.sk, 2)
+        q_arg, kv_arg = (qt, None), (kt, None)
+    if case.nan_key is not None:
+        k[:, :, case.nan_key] = math.nan
+        qpos_limit = case.nan_key
+        q = q[:, :, :qpos_limit]
+        qpos = qpos[:qpos_limit]
+    dense, row_set_of = dense_mask(torch, case.program, x, case.b, case.h, qpos, kvpos, case.offsets)
+    mask = None
+    if dense is not None:
+        tq, tk = case.mask_tile or (tiles.tile_q, tiles.tile_kv)
+        mask = launch.Mask(dense, tq, tk, row_set_of, (tq // tiles.tile_q, tk // tiles.tile_kv))
+    o_type = torch.float32 if case.f32 else q.dtype
+    shape = (case.b, q.shape[2], case.h, case.dv) if case.bshd else (case.b, case.h, q.shape[2], case.dv)
+    o = torch.full(shape, math.nan, device="cuda", dtype=o_type)
+    o = o.transpose(1, 2) if case.bshd else o
+    lse = torch.full((case.b, case.h, q.shape[2]), math.nan, device="cuda")
+    scale = case.scale if case.scale is not None else 1 / math.sqrt(case.d)
+    forward = launch.Forward(kernel, family, captures(case.program, x, launch), q, k, v, o, lse if case.softmax else None, scale, mask,
+                             sink, case.offsets, q_arg, kv_arg)
+    return forward, (q, k, v, o, lse, x, qpos, kvpos, sink, scale)
+
+
+def check_forward(torch, families):
+    import launch
+    compile_all([c.spec("forward", f) for c in FORWARD_CASES for f in families])
+    failures = 0
+    for case in FORWARD_CASES:
+        for family in families:
+            if case.spec("forward", family).key not in IMAGES:
+                failures += 1
+                continue
+            forward, (q, k, v, o, lse, x, qpos, kvpos, sink, scale) = bind_forward(torch, launch, case, family)
+            forward.run()
+            torch.cuda.synchronize()
+            first = o.clone(), lse.clone()
+            o.fill_(math.nan), lse.fill_(math.nan)
+            forward.run()
+            torch.cuda.synchronize()
+            same = torch.equal(first[0].nan_to_num(7), o.nan_to_num(7)) and torch.equal(first[1].nan_to_num(7), lse.nan_to_num(7))
+            kd = k.double()
+            if case.nan_key is not None:
+                kd[:, :, case.nan_key] = 0
+            ref, ref_lse = reference(torch, q.double(), kd, v.double(), case.program, x, scale, qpos, kvpos, case.softmax,
+                                     sink.double() if sink is not None else None, case.offsets)
+            error = relative_error(o, ref)
+            row = ((o.double() - ref).norm(dim=-1) / ref.norm(dim=-1).clamp_min(1e-6)).max().item()
+            lse_error = 0.0
+            if case.softmax:
+                empty = ref_lse == -math.inf
+                lse_error = (lse[~empty].double() - ref_lse[~empty]).abs().div(ref_lse[~empty].abs().clamp_min(1)).max().item() if (~empty).any() else 0
+                if not torch.equal(lse == -math.inf, empty) or (o[empty] != 0).any():
+                    error = math.inf
+            limit = 6e-3 if case.dtype == "bf16" else 1e-3
+            ok = error < limit and lse_error < 1e-5 and same
+            failures += not ok
+            print(f"{'ok  ' if ok else 'FAIL'} {family:8} {case} error {error:.2e} worst row {row:.1e} lse {lse_error:.1e}{'' if same else ' NOT REPEATABLE'}", flush=True)
+    print(f"check-forward: {failures} failures")
+
+
+# ---- timing -----------------------------------------------------------------------------------------------------------
+
+def milliseconds(torch, call, repeats=20, warmup=5):
+    for _ in range(warmup):
+        call()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for begin, end in events:
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(b.elapsed_time(e) for b, e in events)[repeats // 2]
+
+
+# program, B, H, Hkv, S, D: the shapes of the performance table.
+DENSE_SHAPES = [(p, b, h, h, s, d) for d, h in ((128, 16), (64, 32), (256, 8)) for b, s in ((8, 2048), (2, 8192), (1, 16384))
+                for p in ("dense", "causal")]
+FLEX_SHAPES = [(p, 2, 16, 16, 8192, 128) for p in ("window", "prefix_lm", "documents", "doc_causal", "sink_window", "dilated",
+                                                   "alibi_causal", "softcap_causal", "relpos")]
+FLEX_SHAPES += [("window", 2, 32, 32, 8192, 64), ("causal", 2, 32, 8, 8192, 128), ("doc_causal", 2, 32, 8, 8192, 128)]
+
+
+class Shape:
+    def __init__(self, torch, program, b, h, hkv, s, d):
+        self.program, self.b, self.h, self.hkv, self.s, self.d = program, b, h, hkv, s, d
+        make = lambda heads: torch.randn(b, heads, s, d, device="cuda", dtype=torch.bfloat16)
+        self.q, self.k, self.v = make(h), make(hkv), make(hkv)
+        self.x = {"width": 4096 if program == "dilated" else 1024, "prefix": s // 4, "sink": 64, "cap": 30.0, "heads": h,
+                  "doc": documents(torch, b, s, 12, multiple=16)}
+        position = torch.arange(s, device="cuda", dtype=torch.int32)
+        self.dense, self.row_set_of = dense_mask(torch, program, self.x, b, h, position, position)
+        pairs = s * s if self.dense is None else self.dense.sum().item() / self.dense.shape[0]
+        self.density = pairs / (s * s)
+        self.flop = 4.0 * b * h * d * pairs
+
+    def forward(self, torch, launch, spec):
+        t = spec.tiles
+        mask = None if self.dense is None else launch.Mask(self.dense, t.tile_q, t.tile_kv, self.row_set_of)
+        o = torch.empty(self.b, self.h, self.s, spec.dv, device="cuda", dtype=torch.bfloat16)
+        lse = torch.empty(self.b, self.h, self.s, device="cuda")
+        return launch.Forward(kernel_of(spec), spec.family, captures(self.program, self.x, launch), self.q, self.k, self.v, o, lse,
+                              mask=mask), o, lse
+
+    def __str__(self):
+        return f"{self.program} B{self.b} H{self.h}:{self.hkv} S{self.s} D{self.d}"
+
+
+def cudnn(torch, shape):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(shape.q, shape.k, shape.v, is_causal=shape.program == "causal",
+                                                                enable_gqa=shape.h != shape.hkv)
+
+
+# The forward and backward milliseconds of flex_attention in the project's baseline table, for runs without peers.
+BASELINE_FLEX = {("window", 128): 0.428, ("prefix_lm", 128): 1.459, ("documents", 128): 0.485, ("doc_causal", 128): 0.322,
+                 ("sink_window", 128): 0.459, ("dilated", 128): 1.409, ("alibi_causal", 128): 1.556, ("softcap_causal", 128): 2.866,
+                 ("relpos", 128): 2.296, ("window", 64): 0.453}
+
+
+def time_forward(torch, variants, shapes, results, peers=True):
+    """variants: name -> (family, patches, tiles by (d) or None)."""
+    import launch
+    specs = {}
+    for program, b, h, hkv, s, d in shapes:
+        for name, (family, patches, tiles) in variants.items():
+            specs[name, program, d] = Spec("forward", family, program, d, d, patches=patches, tiles=(tiles or {}).get(d))
+    compile_all(specs.values())
+    for arguments in shapes:
+        shape = Shape(torch, *arguments)
+        row = {"shape": str(shape), "density": shape.density}
+        peer_ms = None
+        if peers and shape.program in ("dense", "causal"):
+            peer = lambda: cudnn(torch, shape)
+            peer_ms = milliseconds(torch, peer)
+            row["cudnn"] = peer_ms
+        line = f"{str(shape):44}"
+        if peer_ms:
+            line += f" cudnn {peer_ms:.3f} ms {shape.flop / peer_ms * 1e-9:.0f}"
+        elif (shape.program, shape.d) in BASELINE_FLEX and shape.h == shape.hkv:
+            peer_ms = BASELINE_FLEX[shape.program, shape.d]
+            line += f" flex(table) {peer_ms:.3f}"
+        for name in variants:
+            spec = specs[name, shape.program, shape.d]
+            if spec.key not in IMAGES:
+                continue
+            forward, o, lse = shape.forward(torch, launch, spec)
+            ms = milliseconds(torch, forward.run)
+            row[name] = ms
+            line += f" | {name} {ms:.3f} ms {shape.flop / ms * 1e-9:.0f}" + (f" x{peer_ms / ms:.2f}" if peer_ms else "")
+        results.append(row)
+        print(line, flush=True)
+        del shape
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("steps", nargs="+")
+    parser.add_argument("--out", default=os.environ.get("OUT", "."))
+    parser.add_argument("--families", default="wgmma,mma_sync")
+    parser.add_argument("--variants", help="Python file that defines VARIANTS and SHAPES")
+    options = parser.parse_args()
+    import torch
+    print(torch.cuda.get_device_name(0), torch.__version__, flush=True)
+    families = options.families.split(",")
+    results = []
+    if "check-forward" in options.steps:
+        check_forward(torch, families)
+    if "time-forward" in options.steps:
+        variants = {"wgmma": ("wgmma", (), None)}
+        time_forward(torch, variants, DENSE_SHAPES + FLEX_SHAPES, results)
+        time_forward(torch, {"mma_sync": ("mma_sync", (), None)},
+                     [("dense", 2, 16, 16, 8192, 128), ("causal", 2, 16, 16, 8192, 128), ("causal", 2, 32, 32, 8192, 64),
+                      ("causal", 2, 8, 8, 8192, 256)], results)
+    if options.variants:
+        scope = {}
+        exec(open(options.variants).read(), scope)
+        time_forward(torch, scope["VARIANTS"], scope["SHAPES"], results)
+    with open(os.path.join(options.out, "attention.json"), "w") as file:
+        json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

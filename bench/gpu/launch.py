@@ -1,0 +1,192 @@
+"""Loads cubins and launches the attention kernels on torch tensors through the CUDA driver. The structs mirror
+runtime/contract/KernelArguments.h."""
+import ctypes as C
+import math
+
+import torch
+
+driver = C.CDLL("libcuda.so.1")
+
+
+def check(result, call):
+    if result != 0:
+        text = C.c_char_p()
+        driver.cuGetErrorString(result, C.byref(text))
+        raise RuntimeError(f"{call}: {text.value}")
+
+
+def structure(name, *fields):
+    return type(name, (C.Structure,), {"_fields_": [(n, t) for n, t in fields]})
+
+
+P, L, I, F = C.c_void_p, C.c_longlong, C.c_int, C.c_float
+TensorArgument = structure("TensorArgument", ("data", P), ("b", L), ("h", L), ("s", L))
+RowArgument = structure("RowArgument", ("data", P), ("b", L), ("h", L))
+PositionArgument = structure("PositionArgument", ("tiles", P), ("rows", P))
+MaskArgument = structure("MaskArgument", ("row_begin", P), ("runs", P), ("row_set_of", P), ("num_rows", I),
+                         ("row_ratio", I), ("col_ratio", I))
+WorkArgument = structure("WorkArgument", ("row_order", P), ("counter", P), ("num_rows", I), ("group_heads", I))
+SIZES = [(n, I) for n in ("batch", "q_heads", "kv_heads", "q_len", "kv_len", "batch_offset", "head_offset")]
+TAIL = [("scale", F), ("q_positions", PositionArgument), ("kv_positions", PositionArgument), ("mask", MaskArgument),
+        ("work", WorkArgument)]
+ForwardArguments = structure("ForwardArguments", *[(n, TensorArgument) for n in "qkvo"], ("lse", RowArgument), ("sink", P),
+                             *SIZES, *TAIL)
+BackwardArguments = structure("BackwardArguments", *[(n, TensorArgument) for n in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")],
+                              *[(n, RowArgument) for n in ("lse", "d_lse", "delta", "lse_log2")], ("sink", P), ("d_sink", P),
+                              *SIZES, *TAIL)
+
+
+def tensor_argument(t):
+    return TensorArgument(t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)) if t is not None else TensorArgument()
+
+
+def row_argument(t):
+    return RowArgument(t.data_ptr(), t.stride(0), t.stride(1)) if t is not None else RowArgument()
+
+
+def tensor_map(t, rows):
+    """A map over [b, h, s, d] with boxes of 64 columns x `rows` rows; see TensorMapArgument."""
+    words = (C.c_ulonglong * 16 * 2)()
+    address = (C.addressof(words) + 63) // 64 * 64
+    dims = (C.c_ulonglong * 4)(t.shape[3], t.shape[2], t.shape[1], t.shape[0])
+    strides = (C.c_ulonglong * 3)(t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2)
+    box = (C.c_uint * 4)(64, rows, 1, 1)
+    ones = (C.c_uint * 4)(1, 1, 1, 1)
+    dtype = 9 if t.dtype == torch.bfloat16 else 6
+    check(driver.cuTensorMapEncodeTiled(C.c_void_p(address), dtype, 4, C.c_void_p(t.data_ptr()), dims, strides, box, ones,
+                                        0, 3, 2, 0), "cuTensorMapEncodeTiled")
+    return C.string_at(address, 128)
+
+
+class Kernel:
+    def __init__(self, cubin, function, tiles):
+        torch.cuda.current_stream()
+        torch.zeros(1, device="cuda")
+        self.tiles = tiles
+        module, self.function = P(), P()
+        check(driver.cuModuleLoadData(C.byref(module), cubin), "cuModuleLoadData")
+        check(driver.cuModuleGetFunction(C.byref(self.function), module, function.encode()), "cuModuleGetFunction")
+        if tiles.shared_bytes:
+            check(driver.cuFuncSetAttribute(self.function, 8, tiles.shared_bytes), "cuFuncSetAttribute")
+
+    def launch(self, grid, *parameters):
+        grid = grid if isinstance(grid, tuple) else (grid, 1, 1)
+        array = (P * len(parameters))(*[C.addressof(p) for p in parameters])
+        check(driver.cuLaunchKernel(self.function, *grid, self.tiles.threads, 1, 1, self.tiles.shared_bytes,
+                                    C.c_void_p(torch.cuda.current_stream().cuda_stream), array, None), "cuLaunchKernel")
+
+
+def aligned_buffer(data, alignment=64):
+    buffer = C.create_string_buffer(len(data) + alignment)
+    offset = -C.addressof(buffer) % alignment
+    C.memmove(C.addressof(buffer) + offset, data, len(data))
+    view = (C.c_char * len(data)).from_buffer(buffer, offset)
+    view._owner = buffer
+    return view
+
+
+class Mask:
+    """Runs of tiles of one orientation on the device, made from a dense [sets, rows, columns] bool tensor."""
+
+    def __init__(self, dense, tile_row, tile_col, row_set_of=None, ratio=(1, 1), runs=None):
+        self.ratio = ratio
+        self.row_set_of = row_set_of
+        sets, rows, cols = dense.shape
+        nr, nc = -(-rows // tile_row), -(-cols // tile_col)
+        row_begin, out = [], []
+        self.counts = [0] * nr
+        for s in range(sets):
+            padded = torch.zeros(nr * tile_row, nc * tile_col, dtype=torch.bool, device=dense.device)
+            padded[:rows, :cols] = dense[s]
+            hits = padded.view(nr, tile_row, nc, tile_col).sum(dim=(1, 3), dtype=torch.int32)
+            height = torch.full((nr,), tile_row, device=dense.device)
+            height[-1] = rows - (nr - 1) * tile_row
+            width = torch.full((nc,), tile_col, device=dense.device)
+            width[-1] = cols - (nc - 1) * tile_col
+            classes = torch.where(hits == 0, 0, torch.where(hits == height[:, None] * width[None], 1, 2)).cpu().tolist()
+            for r, row in enumerate(classes):
+                row_begin.append(len(out))
+                c = 0
+                while c < nc:
+                    e = c
+                    while e < nc and row[e] == row[c]:
+                        e += 1
+                    if row[c]:
+                        out.append((c, e, row[c]))
+                        self.counts[r] += (e - c) * ratio[1]
+                    c = e
+            row_begin.append(len(out))
+        self.num_rows = nr
+        self.row_begin = torch.tensor(row_begin, dtype=torch.int32, device="cuda")
+        flat = torch.tensor([x for run in out for x in run] or [0, 0, 0], dtype=torch.int32)
+        self.runs = flat.cuda()
+
+    def argument(self):
+        return MaskArgument(self.row_begin.data_ptr(), self.runs.data_ptr(),
+                            self.row_set_of.data_ptr() if self.row_set_of is not None else None, self.num_rows, *self.ratio)
+
+    def row_order(self, num_rows):
+        """Kernel rows, longest first."""
+        lengths = [self.counts[min(r // self.ratio[0], len(self.counts) - 1)] for r in range(num_rows)]
+        return torch.tensor(sorted(range(num_rows), key=lambda r: (-lengths[r], -r)), dtype=torch.int32, device="cuda")
+
+
+def group_heads(bytes_per_pair, sharing):
+    """(b, h) pairs whose streamed tensors fit in 32 MiB of the L2 cache; `sharing` query heads read the same keys."""
+    return max(1, (32 << 20) // max(bytes_per_pair, 1)) * sharing
+
+
+PROCESSORS = None
+
+
+def processors():
+    global PROCESSORS
+    if PROCESSORS is None:
+        PROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count
+    return PROCESSORS
+
+
+class Forward:
+    """One bound forward call; run() launches it."""
+
+    def __init__(self, kernel, family, captures, q, k, v, o, lse, scale=None, mask=None, sink=None, offsets=(0, 0),
+                 q_positions=(None, None), kv_positions=(None, None)):
+        t = kernel.tiles
+        b, hq, sq, d = q.shape
+        hkv, sk, dv = k.shape[1], k.shape[2], v.shape[3]
+        self.kernel = kernel
+        self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
+        rows = -(-sq // t.tile_q)
+        order = mask.row_order(rows) if mask else None
+        self.keep = (q, k, v, o, lse, mask, sink, order, q_positions, kv_positions)
+        a = ForwardArguments()
+        a.q, a.k, a.v, a.o = map(tensor_argument, (q, k, v, o))
+        a.lse = row_argument(lse)
+        a.sink = sink.data_ptr() if sink is not None else None
+        a.batch, a.q_heads, a.kv_heads, a.q_len, a.kv_len = b, hq, hkv, sq, sk
+        a.batch_offset, a.head_offset = offsets
+        a.scale = scale if scale is not None else 1 / math.sqrt(d)
+        a.q_positions = PositionArgument(*[x.data_ptr() if x is not None else None for x in q_positions])
+        a.kv_positions = PositionArgument(*[x.data_ptr() if x is not None else None for x in kv_positions])
+        if mask:
+            a.mask = mask.argument()
+        else:
+            a.mask.row_ratio = a.mask.col_ratio = 1
+        a.work = WorkArgument(order.data_ptr() if mask else None, self.counter.data_ptr(), rows,
+                              group_heads(sk * (d + dv) * 2, hq // hkv))
+        self.parameters = [a, captures]
+        if family == "wgmma":
+            self.parameters.append(aligned_buffer(tensor_map(q, 64) + tensor_map(k, t.tile_kv) + tensor_map(v, t.tile_kv)))
+        self.grid = max(1, min(rows * b * hq, processors() * t.blocks_per_processor))
+
+    def run(self):
+        self.counter.zero_()
+        self.kernel.launch(self.grid, *self.parameters)
+
+
+def captures_struct(fields):
+    """ctypes struct of (ctype, value) pairs; an empty struct has one byte as in C++."""
+    if not fields:
+        return C.c_char(0)
+    kind = structure("Captures", *[(f"f{i}", t) for i, (t, _) in enumerate(fields)])
+    return kind(*[v for _, v in fields])
