@@ -9,9 +9,11 @@
 
 namespace cpflex::ast {
 
-/// Most levels that one expression, block nesting or chain of operators may have. Everything that walks the tree
-/// recurses at most this deep.
-inline constexpr int kMaxDepth = 500;
+/// Most levels of nesting of one expression or of blocks. What walks the tree recurses at most this deep, because it
+/// follows the left operand of a chain such as `a + b + c` in a loop.
+inline constexpr int kMaxDepth = 200;
+/// Most terms of one chain of operators, elements of a tuple or arguments of a call.
+inline constexpr int kMaxTerms = 10000;
 
 enum class ExprKind : uint8_t {
   Error,       ///< stands for text that was already reported
@@ -64,10 +66,13 @@ struct Clause {
 };
 
 struct Expr {
+  Expr() = default;
+  ~Expr();
+
   ExprKind kind = ExprKind::Error;
   OpKind op = OpKind::Add;
   bool isParenthesized = false;
-  int depth = 1; ///< levels of the subtree, at most kMaxDepth
+  int numTerms = 1; ///< of a Binary: the length of its left spine
   SourceRange range;
   SourceRange opRange; ///< the operator or the attribute's name
   std::string name;
