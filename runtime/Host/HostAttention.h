@@ -43,13 +43,13 @@ struct PartialAttention {
 /// The tensors of a forward call. Inputs and outputs are f32, bf16 or f16, q, k and v alike. A view with null data that
 /// is marked optional is not read or written.
 struct HostForwardTensors {
-  TensorView q;             ///< [batch, qHeads, qLen, headDim]
-  TensorView k;             ///< [batch, kvHeads, kvLen, headDim]
-  TensorView v;             ///< [batch, kvHeads, kvLen, vHeadDim]
-  TensorView out;           ///< [batch, qHeads, qLen, vHeadDim]; f32 where partials are kept
-  TensorView lse;           ///< optional, f32, [batch, qHeads, qLen, 1]; natural logarithm, sink included
-  TensorView rowMax;        ///< optional, f32, largest score of each row, sink excluded; -inf without keys
-  PartialAttention initial; ///< optional: the call continues from this partial; it may be the same memory as out and lse
+  TensorView q = {};             ///< [batch, qHeads, qLen, headDim]
+  TensorView k = {};             ///< [batch, kvHeads, kvLen, headDim]
+  TensorView v = {};             ///< [batch, kvHeads, kvLen, vHeadDim]
+  TensorView out = {};           ///< [batch, qHeads, qLen, vHeadDim]; f32 where partials are kept
+  TensorView lse = {};           ///< optional, f32, [batch, qHeads, qLen, 1]; natural logarithm, sink included; null without softmax
+  TensorView rowMax = {};        ///< optional, like lse: largest score of each row, sink excluded; -inf without keys
+  PartialAttention initial = {}; ///< optional: the call continues from this partial; it may be the same memory as out and lse
 };
 
 /// Computes attention. Query heads h use kv head h / (qHeads / kvHeads). Accumulates in f32 over tiles of 128 rows by
@@ -67,17 +67,17 @@ enum class GradientWrite : uint8_t { Overwrite, Add };
 
 /// The tensors of a backward call.
 struct HostBackwardTensors {
-  TensorView q, k, v; ///< as in forward
-  TensorView out;     ///< forward's output; not read when rowTerm is given or without softmax
-  TensorView lse;     ///< f32 [batch, qHeads, qLen, 1]: over all keys and the sink, even when the call sees a part of the
+  TensorView q = {}, k = {}, v = {}; ///< as in forward
+  TensorView out = {};     ///< forward's output; not read when rowTerm is given or without softmax
+  TensorView lse = {};     ///< f32 [batch, qHeads, qLen, 1]: over all keys and the sink, even when the call sees a part of the
                       ///< keys; not read without softmax
-  TensorView dOut;    ///< [batch, qHeads, qLen, vHeadDim], gradient of the loss in out; f32, bf16 or f16
-  TensorView dLse;    ///< optional, f32 [batch, qHeads, qLen, 1], gradient in lse; not read when rowTerm is given
-  TensorView rowTerm; ///< optional, f32 [batch, qHeads, qLen, 1]: dot(dOut, out) - dLse, as hostAttentionRowTerm gives it
+  TensorView dOut = {};    ///< [batch, qHeads, qLen, vHeadDim], gradient of the loss in out; f32, bf16 or f16
+  TensorView dLse = {};    ///< optional, f32 [batch, qHeads, qLen, 1], gradient in lse; not read when rowTerm is given
+  TensorView rowTerm = {}; ///< optional, f32 [batch, qHeads, qLen, 1]: dot(dOut, out) - dLse, as hostAttentionRowTerm gives it
 
-  TensorView dQ; ///< optional, like q in shape; f32, bf16 or f16
-  TensorView dK; ///< optional, like k in shape, summed over the query heads of a kv head
-  TensorView dV; ///< optional, like v in shape
+  TensorView dQ = {}; ///< optional, like q in shape; f32, bf16 or f16
+  TensorView dK = {}; ///< optional, like k in shape, summed over the query heads of a kv head
+  TensorView dV = {}; ///< optional, like v in shape
   GradientWrite write = GradientWrite::Overwrite; ///< Add needs f32 gradients; holds for the arrays below too
 
   float *const *captureGradients = nullptr; ///< null, or one dense f32 array (or null) per capture, see HostFunctions.h

@@ -20,10 +20,9 @@ struct ReferenceBackward {
   std::vector<std::vector<double>> captures;
 };
 
-/// Which pairs the reference lets attend: decided by HostFunctions::evaluateTile for every pair, whatever problem.mask
-/// says, so that a wrong BlockMask shows as a difference. Without evaluateTile, problem.mask may hold no partial tiles.
-///
-/// Scores are computed in double; a score function, being f32, sees the score rounded to f32 and its f32 value is used.
+/// Computes forward in double. Where problem.mask is given, HostFunctions::evaluateTile decides about every pair, whatever
+/// the tiles say, so that a wrong BlockMask shows as a difference; without evaluateTile the full tiles decide. Scores are
+/// computed in double; a score function, being f32, sees the score rounded to f32 and its f32 value is used.
 StatusOr<ReferenceForward> referenceAttentionForward(const AttentionProblem &problem, const TensorView &q,
                                                      const TensorView &k, const TensorView &v);
 

@@ -1,0 +1,66 @@
+// Implements what forward, backward and merging share.
+#include "runtime/Host/TileTensors.h"
+
+#include <cmath>
+#include <fmt/format.h>
+#include <limits>
+
+namespace cpflex {
+
+void multiplyBlocks(const HostKernels &kernels, const float *a, const float *b, float *c, int numRows, int numColumns,
+                    int64_t depth, float alpha) {
+  for (int64_t begin = 0; begin < depth; begin += kBlockSize) {
+    const int64_t block = begin / kBlockSize * kBlockFloats;
+    kernels.multiply({.a = a + block,
+                      .isATransposed = false,
+                      .b = b + block,
+                      .c = c,
+                      .cStride = kBlockStride,
+                      .numRows = numRows,
+                      .numColumns = paddedColumns(numColumns),
+                      .depth = int(std::min<int64_t>(kBlockSize, depth - begin)),
+                      .use = begin == 0 ? ProductUse::Replace : ProductUse::Add,
+                      .alpha = alpha,
+                      .rowScale = nullptr});
+  }
+}
+
+void addAllowedProducts(const Product &product, const uint8_t *allowed) {
+  for (int m = 0; m < product.numRows; ++m)
+    for (int k = 0; k < product.depth; ++k) {
+      const int row = product.isATransposed ? k : m, column = product.isATransposed ? m : k;
+      if (!allowed[row * kBlockSize + column])
+        continue;
+      const float factor = product.alpha * product.a[row * kBlockStride + column];
+      for (int n = 0; n < product.numColumns; ++n)
+        product.c[m * product.cStride + n] += factor * product.b[k * kBlockStride + n];
+    }
+}
+
+SoftmaxEnd endSoftmax(float largest, float sum, float sink) {
+  constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+  // A NaN sum is not "without keys": it goes through.
+  if (sum == 0.0f && sink == kNegativeInfinity)
+    return {0.0f, kNegativeInfinity};
+  const double shared = sink > largest ? sink : largest;
+  const double keys = largest == kNegativeInfinity ? double(sum) : double(sum) * std::exp(double(largest) - shared);
+  const double total = keys + (sink == kNegativeInfinity ? 0.0 : std::exp(double(sink) - shared));
+  if (largest == kNegativeInfinity && sum == 0.0f)
+    return {0.0f, sink};
+  return {float((keys / double(sum)) / total), float(shared + std::log(total))};
+}
+
+TensorArgument tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
+                              TensorArgument::Types types, TensorArgument::Role role, bool isOptional) {
+  return {name, view, {sizes[0], sizes[1], sizes[2], sizes[3]}, types, role, isOptional};
+}
+
+int numThreadsOf(const HostAttentionOptions &options) {
+  return options.threads ? options.threads->numThreads() : resolvedNumThreads(options.numThreads);
+}
+
+Status outOfMemory(int64_t neededInBytes) {
+  return {StatusCode::OutOfMemory, fmt::format("no memory for a workspace of {} bytes", neededInBytes)};
+}
+
+} // namespace cpflex

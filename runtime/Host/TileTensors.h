@@ -1,0 +1,68 @@
+// Small pieces that forward, backward and merging share: addressing of tensors by tile, products of matrices that are
+// several blocks wide, and the end of a softmax.
+#pragma once
+
+#include "runtime/Host/AttentionChecks.h"
+#include "runtime/Host/HostKernels.h"
+#include "runtime/contract/Range.h"
+
+#include <algorithm>
+#include <optional>
+
+namespace cpflex {
+
+/// The rows from `row` on of head h of batch row b.
+inline MatrixView matrixOf(const TensorView &tensor, int64_t b, int64_t h, int64_t row) {
+  int64_t element = b * tensor.strides[0] + h * tensor.strides[1] + row * tensor.strides[2];
+  return {static_cast<char *>(tensor.data) + element * sizeInBytes(tensor.type), tensor.type, tensor.strides[2],
+          tensor.strides[3]};
+}
+
+/// The element of an f32 tensor with one column.
+inline float &floatAt(const TensorView &tensor, int64_t b, int64_t h, int64_t row) {
+  return static_cast<float *>(tensor.data)[b * tensor.strides[0] + h * tensor.strides[1] + row * tensor.strides[2]];
+}
+
+inline int paddedColumns(int64_t columns) { return int(ceilDivide(columns, kColumnPadding) * kColumnPadding); }
+
+/// c = alpha * A B over all blocks of a depth that may exceed one block; c is one block.
+void multiplyBlocks(const HostKernels &kernels, const float *a, const float *b, float *c, int numRows, int numColumns,
+                    int64_t depth, float alpha);
+
+/// The product, added to C, of those A(m, k) only that `allowed` (rows of 128 bytes, laid out like A) permits. For
+/// operands with infinities and NaNs: slow and exact about who sees them.
+void addAllowedProducts(const Product &product, const uint8_t *allowed);
+
+/// How the running state of a row ends.
+struct SoftmaxEnd {
+  float outScale; ///< what the running output is multiplied by
+  float lse;
+};
+
+/// largest + log(sum + exp(sink - largest)); without keys and sink: scale 0 and lse -inf.
+SoftmaxEnd endSoftmax(float largest, float sum, float sink);
+
+TensorArgument tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
+                              TensorArgument::Types types = TensorArgument::Types::Any,
+                              TensorArgument::Role role = TensorArgument::Role::Input, bool isOptional = false);
+
+/// The threads that a call with these options uses.
+int numThreadsOf(const HostAttentionOptions &options);
+
+/// The caller's threads, or threads for the duration of a call, no more than it has tasks.
+class CallThreads {
+public:
+  CallThreads(const HostAttentionOptions &options, int64_t numTasks) : threads_(options.threads) {
+    if (!threads_)
+      threads_ = &own_.emplace(int(std::clamp<int64_t>(numTasks, 1, numThreadsOf(options))));
+  }
+  HostThreads *operator->() { return threads_; }
+
+private:
+  std::optional<HostThreads> own_;
+  HostThreads *threads_;
+};
+
+Status outOfMemory(int64_t neededInBytes);
+
+} // namespace cpflex
