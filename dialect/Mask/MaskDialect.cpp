@@ -234,6 +234,8 @@ LogicalResult ScatterAddOp::verifySymbolUses(SymbolTableCollection &symbols) {
   return success();
 }
 
+void YieldOp::build(OpBuilder &, OperationState &) {}
+
 LogicalResult ReduceOp::verify() {
   Block &body = getBody().front();
   if (body.getNumArguments() != 1 || body.getArgument(0).getType() != getCount().getType())
@@ -287,6 +289,13 @@ ParseResult parseFunction(OpAsmParser &parser, OperationState &result, StringAtt
   };
   return function_interface_impl::parseFunctionOp(parser, result, /*allowVariadic=*/false, functionTypeName,
                                                   toFunctionType, argAttrsName, resAttrsName);
+}
+
+void nameArguments(Region &body, OpAsmSetValueNameFn setName) {
+  constexpr StringRef kNames[] = {"kv", "q", "h", "b", "s", "gradient"};
+  if (!body.empty())
+    for (auto [argument, name] : llvm::zip(llvm::reverse(body.front().getArguments()), kNames))
+      setName(argument, name);
 }
 
 static bool isCoordinateType(Type type) { return type.isSignlessInteger(64) || type.isSignlessInteger(32); }

@@ -44,6 +44,9 @@ mlir::ParseResult parseFunction(mlir::OpAsmParser &parser, mlir::OperationState 
                                 mlir::StringAttr functionTypeName, mlir::StringAttr argAttrsName,
                                 mlir::StringAttr resAttrsName);
 
+/// Names the arguments of a function as the dialect's text form does: b, h, q, kv, before them s, before that gradient.
+void nameArguments(mlir::Region &body, mlir::OpAsmSetValueNameFn setName);
+
 /// `type`, or what an interval type is an interval of.
 mlir::Type elementTypeOf(mlir::Type type);
 

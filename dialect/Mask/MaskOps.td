@@ -6,6 +6,7 @@
 include "dialect/Mask/MaskDialect.td"
 include "mlir/IR/BuiltinAttributeInterfaces.td"
 include "mlir/IR/EnumAttr.td"
+include "mlir/IR/OpAsmInterface.td"
 include "mlir/Interfaces/ControlFlowInterfaces.td"
 include "mlir/IR/SymbolInterfaces.td"
 include "mlir/Interfaces/FunctionInterfaces.td"
@@ -245,7 +246,7 @@ def Mask_YieldOp : Mask_Op<"yield", [Pure, Terminator, ReturnLike]> {
   let description = "Example: `mask.yield %0 : i1`.";
   let arguments = (ins Variadic<Mask_Value>:$values);
   let assemblyFormat = "($values^ `:` type($values))? attr-dict";
-  let builders = [OpBuilder<(ins), [{}]>];
+  let builders = [OpBuilder<(ins)>];
 }
 
 //===----------------------------------------------------------------------===//
@@ -273,7 +274,8 @@ def Mask_ParamOp : Mask_Op<"param", [Symbol]> {
 }
 
 class Mask_Function<string mnemonic, string meaning, string example>
-    : Mask_Op<mnemonic, [FunctionOpInterface, IsolatedFromAbove, SingleBlock]> {
+    : Mask_Op<mnemonic, [FunctionOpInterface, IsolatedFromAbove, SingleBlock,
+                         DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmBlockArgumentNames"]>]> {
   let summary = meaning;
   let description = "Example:\n```mlir\n" # example # "\n```";
   let arguments = (ins SymbolNameAttr:$sym_name, TypeAttrOf<FunctionType>:$function_type,
@@ -296,6 +298,9 @@ class Mask_Function<string mnemonic, string meaning, string example>
     void $cppClass::print(::mlir::OpAsmPrinter &printer) {
       ::mlir::function_interface_impl::printFunctionOp(printer, *this, /*isVariadic=*/false, "function_type",
                                                        getArgAttrsAttrName(), getResAttrsAttrName());
+    }
+    void $cppClass::getAsmBlockArgumentNames(::mlir::Region &region, ::mlir::OpAsmSetValueNameFn setName) {
+      ::cpflex::mask::nameArguments(region, setName);
     }
   }];
   let builders = [OpBuilder<(ins "::llvm::StringRef":$name, "::mlir::FunctionType":$type), [{

@@ -1,0 +1,17 @@
+// The plain-data program that the runtime evaluates over tiles and points, from a predicate or its classifier. What an
+// operation means over intervals is the runtime's business.
+#pragma once
+
+#include "dialect/Mask/MaskDialect.h"
+#include "runtime/contract/Tape.h"
+
+namespace cpflex {
+
+/// The tape of a predicate: one instruction per value that the result needs, slots as in `signature`, which is that of
+/// the function's module. Fails with a located diagnostic on a name that `signature` lacks.
+mlir::FailureOr<Tape> tapeFromPredicate(mask::PredicateOp predicate, const Signature &signature);
+
+/// The same of a classifier; its tape is that of the predicate it was derived from.
+mlir::FailureOr<Tape> tapeFromPredicate(mask::ClassifierOp classifier, const Signature &signature);
+
+} // namespace cpflex
