@@ -2,6 +2,7 @@
 // without knowing MLIR: what HostFunctions is for the CPU.
 #pragma once
 
+#include "runtime/contract/Bindings.h"
 #include "runtime/contract/KernelArguments.h"
 
 #include <string>
@@ -15,6 +16,9 @@ struct DeviceFunctions {
   std::string text;
   bool hasMask = false;
   ScoreForm scoreForm = ScoreForm::Identity;
+  int numCaptures = 0;              ///< of the program's Signature, as are the next two
+  int numParams = 0;
+  int numDims = kNumBuiltinDims;
 };
 
 } // namespace cpflex

@@ -1,0 +1,53 @@
+// Attention on a GPU for callers whose arrays are on the host: `cpflexc run|bench --device cuda` and tests. Allocates,
+// copies, runs, copies back, and times on request.
+#pragma once
+
+#include "runtime/Cuda/CompileKernel.h"
+#include "runtime/Cuda/CudaDevice.h"
+#include "runtime/Cuda/CudaProgram.h"
+#include "runtime/contract/Attention.h"
+#include "runtime/contract/DeviceFunctions.h"
+
+#include <string>
+#include <vector>
+
+namespace cpflex {
+
+/// A GPU and the compiler for it.
+struct CudaMachine {
+  std::shared_ptr<const CudaDevice> device;
+  KernelToolchain toolchain;
+
+  /// The GPU with this index, NVRTC and the default cache.
+  static StatusOr<CudaMachine> open(int deviceIndex);
+};
+
+/// Host arrays of one attention call, indexed [b, h, s, d] by their strides (not negative). Q, K, V and dO have one type,
+/// bf16 or f16; outputs have that type, or are all f32. `lse` (f32) may be null. Backward runs when `dO` is not null; it
+/// then needs dQ, dK and dV, and takes what forward wrote to o.
+struct HostAttentionArrays {
+  TensorView q, k, v, o, lse;
+  TensorView dO, dLse, dQ, dK, dV;
+  float *dSink = nullptr; ///< one per local query head, or null
+};
+
+/// What a run on the GPU says besides its results.
+struct CudaRunReport {
+  std::vector<KernelImage> kernels;    ///< without machine code
+  std::vector<std::string> warnings;
+  double compileMs = 0;                ///< from functor to loaded kernels, cache included
+  std::vector<float> forwardMs, backwardMs; ///< one per repetition, from events on the GPU
+};
+
+/// How often each pass runs. The first `warmups` are not reported.
+struct CudaRepetitions {
+  int warmups = 0;
+  int timed = 1;
+};
+
+/// Runs forward and, where asked for, backward. All pointers of `problem` and `arrays` are host memory.
+StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions,
+                                         const AttentionProblem &problem, const HostAttentionArrays &arrays,
+                                         const CudaRepetitions &repetitions = {});
+
+} // namespace cpflex

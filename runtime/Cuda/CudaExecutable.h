@@ -1,0 +1,81 @@
+// A program bound to one problem on a GPU: sizes, block mask, positions, captures. Running it launches kernels on the
+// caller's stream; nothing is allocated, nothing waits, and the calls can be captured in a CUDA graph.
+#pragma once
+
+#include "runtime/Cuda/CudaDevice.h"
+#include "runtime/Cuda/CudaProgram.h"
+#include "runtime/contract/Attention.h"
+#include "runtime/contract/KernelArguments.h"
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace cpflex {
+
+/// Tensors of a forward call in device memory. `o` has the program's output type; `lse` (f32, stride 1 along s) may be
+/// null. No output may overlap an input or another output.
+struct CudaForwardTensors {
+  TensorView q, k, v, o, lse;
+};
+
+/// Tensors of a backward call in device memory: what forward read and wrote, the incoming gradients and the outgoing
+/// ones. `dLse` (f32) may be null; `dSink` (f32, one per local query head) may be null.
+struct CudaBackwardTensors {
+  TensorView q, k, v, o, lse, dO, dLse;
+  TensorView dQ, dK, dV;
+  float *dSink = nullptr;
+};
+
+/// One bound problem. forward() and backward() may be called from several threads at once, each with its own workspace.
+class CudaExecutable {
+public:
+  /// Binds `problem`: its mask, positions, sizes and scale are copied; `bindings->captures` and `sink` are device
+  /// memory that must stay valid while the executable is used; params and dims are copied from the host. `functions` of
+  /// the problem is not looked at. The tables are uploaded on `stream`; calls on other streams must wait for it.
+  static StatusOr<std::shared_ptr<CudaExecutable>> bind(std::shared_ptr<const CudaProgram> program,
+                                                        const AttentionProblem &problem, cuda::Stream stream);
+
+  /// Binds another mask, other captures and parameters for the same sizes into the same memory, on `stream`: calls that
+  /// follow on that stream see the new ones, and so does the replay of a graph for all but captures' addresses,
+  /// parameters and scale, which a graph holds by value. Waits only for the upload before the last. InvalidArgument
+  /// when the mask needs more room than bind() reserved (twice what the first mask needed): bind anew then.
+  Status update(const AttentionProblem &problem, cuda::Stream stream);
+
+  enum class Pass { Forward, Backward };
+  /// Bytes of device memory that a call needs, aligned to 256 bytes; contents need no preparation.
+  int64_t workspaceInBytes(Pass pass) const;
+
+  /// Launches. InvalidArgument when a tensor is misaligned, has the wrong type or strides, lies on another device or
+  /// overlaps another; Unavailable with the driver's reason when a launch fails.
+  Status forward(const CudaForwardTensors &tensors, void *workspace, cuda::Stream stream) const;
+  Status backward(const CudaBackwardTensors &tensors, void *workspace, cuda::Stream stream) const;
+
+  const CudaProgram &program() const { return *program_; }
+  const AttentionProblem &problem() const { return problem_; }
+
+private:
+  /// Where one kernel's arrays lie in the tables, and how many elements each has room for.
+  struct Section {
+    int64_t offset = 0;
+    int64_t capacityInBytes = 0;
+  };
+  struct KernelTables {
+    bool hasMask = false;
+    int numRows = 0;      ///< rows of kernel tiles
+    MaskArgument mask{};
+    WorkArgument work{};
+    PositionArgument qPositions{}, kvPositions{};
+    Section rowBegin, runs, rowSetOf, rowOrder, qTiles, kvTiles;
+  };
+
+  explicit CudaExecutable(std::shared_ptr<const CudaProgram> program) : program_(std::move(program)) {}
+  Status checkProblem(const AttentionProblem &problem) const;
+
+  std::shared_ptr<const CudaProgram> program_;
+  AttentionProblem problem_;
+};
+
+} // namespace cpflex

@@ -1,0 +1,96 @@
+// A compiled program on one GPU: the kernels that one attention entry point needs for one element type and pair of head
+// sizes, loaded and ready to launch. Knows no lengths, masks or captures: CudaExecutable binds those.
+#pragma once
+
+#include "runtime/Cuda/CompileKernel.h"
+#include "runtime/Cuda/CudaDevice.h"
+#include "runtime/contract/Attention.h"
+#include "runtime/contract/DeviceFunctions.h"
+#include "runtime/contract/KernelSource.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace cpflex {
+
+/// What besides the functor decides the kernels of a program.
+struct CudaProgramOptions {
+  ElementType element = ElementType::BF16; ///< of Q, K and V: BF16 or F16
+  int headDim = 64, vHeadDim = 64;
+  AttentionProblem::Normalization normalization = AttentionProblem::Normalization::Softmax;
+  PositionMode positions = PositionMode::Identity;
+  OutputForm output = OutputForm::Element;
+  enum class Passes { Forward, ForwardAndBackward } passes = Passes::Forward;
+  std::optional<KernelFamily> family; ///< none: what the table of tiles prefers; for tests and comparisons
+};
+
+/// The kernels of a program on a compute capability, in the order of launch. Needs no GPU.
+std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability);
+
+/// The sources of all kernels of a program, for `--emit=cuda|ptx|cubin` and for compiling ahead. Needs no GPU.
+StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functions, const CudaProgramOptions &options,
+                                                  int computeCapability);
+
+/// How a kernel must read the positions of a problem whose kernels have these tiles: the cheapest mode that is exact.
+PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles);
+/// The same for the kernels that a program with these options has.
+PositionMode positionMode(const AttentionProblem &problem, const DeviceFunctions &functions, CudaProgramOptions options,
+                          int computeCapability);
+
+/// One kernel on a GPU. The module is unloaded with the object.
+class LoadedKernel {
+public:
+  /// Unavailable when the driver refuses the image: too old, or the image is damaged.
+  static StatusOr<LoadedKernel> load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled);
+  ~LoadedKernel();
+  LoadedKernel(LoadedKernel &&other) noexcept;
+  LoadedKernel &operator=(LoadedKernel &&) = delete;
+
+  const KernelSpec &spec() const { return spec_; }
+  const TileConfig &tiles() const { return compiled_.image.tiles; }
+  /// The resource report and whether it came from the cache; the machine code is dropped once loaded.
+  const CompiledKernel &compiled() const { return compiled_; }
+  cuda::Function function() const { return function_; }
+
+private:
+  LoadedKernel(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled)
+      : device_(std::move(device)), spec_(spec), compiled_(std::move(compiled)) {}
+  std::shared_ptr<const CudaDevice> device_;
+  KernelSpec spec_;
+  CompiledKernel compiled_;
+  cuda::Module module_ = nullptr;
+  cuda::Function function_ = nullptr;
+};
+
+/// Immutable once created, shared freely between threads.
+class CudaProgram {
+public:
+  /// Compiles, or takes from the cache, and loads every kernel that `options` asks for.
+  static StatusOr<std::shared_ptr<const CudaProgram>> create(std::shared_ptr<const CudaDevice> device,
+                                                             const KernelToolchain &toolchain, DeviceFunctions functions,
+                                                             const CudaProgramOptions &options);
+
+  const CudaDevice &device() const { return *device_; }
+  std::shared_ptr<const CudaDevice> sharedDevice() const { return device_; }
+  const DeviceFunctions &functions() const { return functions_; }
+  const CudaProgramOptions &options() const { return options_; }
+  const std::vector<LoadedKernel> &kernels() const { return kernels_; }
+  /// The kernel of a role, null when the program was created without it.
+  const LoadedKernel *kernel(KernelRole role) const;
+  /// Size of Program::Captures in bytes.
+  int64_t capturesInBytes() const;
+  /// Everything the cache could not do, for one warning to the user.
+  std::vector<std::string> warnings() const;
+
+private:
+  CudaProgram(std::shared_ptr<const CudaDevice> device, DeviceFunctions functions, const CudaProgramOptions &options)
+      : device_(std::move(device)), functions_(std::move(functions)), options_(options) {}
+  std::shared_ptr<const CudaDevice> device_;
+  DeviceFunctions functions_;
+  CudaProgramOptions options_;
+  std::vector<LoadedKernel> kernels_;
+};
+
+} // namespace cpflex
