@@ -212,13 +212,14 @@ Status KernelCache::store(const std::string &key, const KernelSource &source, co
                              toJson(source, image).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   if (isWritten) {
     fs::rename(aside, entry, error);
-    if (error && fs::exists(entry) && !find(key)) {
+    std::error_code ignored;
+    if (error && fs::exists(entry, ignored) && !find(key)) {
       // A damaged entry is in the way.
       removeEntry(entry);
       error.clear();
       fs::rename(aside, entry, error);
     }
-    if (error && fs::exists(entry))
+    if (error && fs::exists(entry, ignored))
       error.clear(); // another process kept it first
     else if (error)
       isWritten = false;
