@@ -7,6 +7,7 @@
 #include "runtime/contract/Layout.h"
 #include "runtime/contract/Range.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 

@@ -16,6 +16,9 @@ std::string toText(const Schedule &schedule);
 /// Reads what toText writes. Errors are InvalidArgument and start with `line:column: `.
 StatusOr<Schedule> fromText(std::string_view text);
 
+/// The certificate for people, ranks that receive most first: comment lines that may stand before the text form.
+std::string toSummary(const Schedule &schedule);
+
 /// The schedule as one JSON object: everything that the text form holds, under the same names.
 std::string toJson(const Schedule &schedule);
 
