@@ -26,9 +26,10 @@ TileCounts countTiles(const BlockMask &mask, const TileRows &rows);
 /// Bytes that the mask stores (one orientation): runs, row offsets and the table of row sets.
 int64_t sizeInBytes(const BlockMask &mask);
 
-/// Pairs of one distinct row set. Rows and columns are local.
+/// Pairs of one distinct predicate over (q, kv). Rows and columns are local. Two predicates with unlike pairs may share
+/// a row set.
 struct RowSetPairs {
-  int32_t rowSet = 0;
+  int32_t rowSet = 0;                       ///< whose tiles these are
   int64_t allowed = 0;
   std::vector<Range> rowsWithoutKeys;       ///< ascending, disjoint, not adjacent
   std::vector<Range> columnsWithoutQueries; ///< ascending, disjoint, not adjacent
@@ -39,7 +40,7 @@ struct PairCounts {
   int64_t allowed = 0;
   int64_t rowsWithoutKeys = 0;
   int64_t columnsWithoutQueries = 0;
-  double density = 0; ///< allowed / (distinct row sets * qLen * kvLen); 0 for a mask without pairs
+  double density = 0; ///< allowed / (rowSets.size() * qLen * kvLen); 0 for a mask without pairs
   std::vector<RowSetPairs> rowSets;
 };
 

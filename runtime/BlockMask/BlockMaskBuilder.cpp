@@ -1,0 +1,253 @@
+// The hierarchy: one program per distinct (b, h), bands of tile rows as independent tasks, tiles of tiles cut until the
+// intervals decide, runs appended row by row in the order in which the hierarchy is walked.
+#include "runtime/BlockMask/BlockMaskBuilder.h"
+
+#include "runtime/BlockMask/MaskPrograms.h"
+#include "runtime/BlockMask/ParallelFor.h"
+#include "runtime/BlockMask/PointEvaluator.h"
+#include "runtime/BlockMask/TileSettlement.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <unordered_map>
+
+namespace cpflex {
+
+namespace {
+
+/// Tile rows per task: enough to share the coarse tiles, few enough to keep threads busy.
+constexpr int64_t kBandRows = 128;
+/// Tiles below which dropping decided arms from the program costs more than it saves.
+constexpr int64_t kMinTilesToPrune = 16;
+
+/// The runs of some tile rows while they grow at their ends, as linked lists in one array.
+class GrowingRows {
+public:
+  explicit GrowingRows(int64_t numRows) : first_(numRows, -1), last_(numRows, -1) {}
+
+  /// Appends kv tiles [begin, end) to rows [rowBegin, rowEnd); runs of a row come in ascending order.
+  void append(Range rows, Range tiles, TileClass tileClass) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      int32_t last = last_[row];
+      if (last >= 0 && links_[last].run.end == tiles.begin && links_[last].run.tileClass == tileClass) {
+        links_[last].run.end = static_cast<int32_t>(tiles.end);
+        continue;
+      }
+      int32_t added = static_cast<int32_t>(links_.size());
+      links_.push_back({{static_cast<int32_t>(tiles.begin), static_cast<int32_t>(tiles.end),
+                         tileClass, /*residual=*/0},
+                        -1});
+      (last < 0 ? first_[row] : links_[last].next) = added;
+      last_[row] = added;
+    }
+  }
+
+  int64_t numRuns() const { return static_cast<int64_t>(links_.size()); }
+
+  /// Appends the rows to `rows`, whose rowBegin holds the begin of the next row as its last entry.
+  void moveTo(TileRows &rows) const {
+    for (int32_t first : first_) {
+      for (int32_t i = first; i >= 0; i = links_[i].next)
+        rows.runs.push_back(links_[i].run);
+      rows.rowBegin.push_back(static_cast<int32_t>(rows.runs.size()));
+    }
+  }
+
+private:
+  struct Link {
+    TileRun run;
+    int32_t next;
+  };
+  std::vector<Link> links_;
+  std::vector<int32_t> first_, last_;
+};
+
+/// One band of tile rows of one row set.
+class BandBuilder {
+public:
+  BandBuilder(const MaskPositions &positions, const BlockMaskOptions &options, Range band)
+      : positions_(positions), options_(options), band_(band), rows_(band.size()) {}
+
+  void build(const TapeProgram &program) {
+    TileSettlement settlement(program, positions_);
+    visit(settlement, band_, {0, ceilDivide(options_.kvLen, options_.tileKV)});
+    addCounts(settlement);
+  }
+
+  const GrowingRows &rows() const { return rows_; }
+  int64_t pointsEvaluated() const { return pointsEvaluated_; }
+  int64_t tilesEvaluated() const { return tilesEvaluated_; }
+
+private:
+  void addCounts(const TileSettlement &settlement) {
+    pointsEvaluated_ += settlement.pointsEvaluated();
+    tilesEvaluated_ += settlement.tilesEvaluated();
+  }
+
+  void emit(Range tileRows, Range tileColumns, TileClass tileClass) {
+    if (tileClass != TileClass::Empty)
+      rows_.append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns,
+                   tileClass);
+  }
+
+  void visit(TileSettlement &settlement, Range tileRows, Range tileColumns) {
+    Range rows{tileRows.begin * options_.tileQ,
+               std::min(tileRows.end * options_.tileQ, options_.qLen)};
+    Range columns{tileColumns.begin * options_.tileKV,
+                  std::min(tileColumns.end * options_.tileKV, options_.kvLen)};
+    TileClass tileClass = settlement.classify(rows, columns);
+    if (tileClass != TileClass::Partial)
+      return emit(tileRows, tileColumns, tileClass);
+    if (tileRows.size() == 1 && tileColumns.size() == 1)
+      return emit(tileRows, tileColumns, settlement.settle(rows, columns));
+    if (tileRows.size() * tileColumns.size() >= kMinTilesToPrune)
+      if (std::optional<TapeProgram> shorter = settlement.intervals().pruned()) {
+        TileSettlement inside(*shorter, positions_);
+        visitParts(inside, tileRows, tileColumns, rows.size(), columns.size());
+        return addCounts(inside);
+      }
+    visitParts(settlement, tileRows, tileColumns, rows.size(), columns.size());
+  }
+
+  /// Cuts the longer axis, or both when they are about as long. Parts are visited so that for each row of tiles the
+  /// columns ascend.
+  void visitParts(TileSettlement &settlement, Range tileRows, Range tileColumns, int64_t numRows,
+                  int64_t numColumns) {
+    bool cutRows = tileRows.size() > 1 && (tileColumns.size() == 1 || numRows * 2 > numColumns);
+    bool cutColumns = tileColumns.size() > 1 && (tileRows.size() == 1 || numColumns * 2 > numRows);
+    // Powers of two keep the cuts where summaries have theirs.
+    auto middle = [](Range range) {
+      return range.begin + static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
+    };
+    int64_t row = cutRows ? middle(tileRows) : tileRows.end;
+    int64_t column = cutColumns ? middle(tileColumns) : tileColumns.end;
+    for (Range rowPart : {Range{tileRows.begin, row}, Range{row, tileRows.end}})
+      for (Range columnPart : {Range{tileColumns.begin, column}, Range{column, tileColumns.end}})
+        if (!rowPart.isEmpty() && !columnPart.isEmpty())
+          visit(settlement, rowPart, columnPart);
+  }
+
+  const MaskPositions &positions_;
+  const BlockMaskOptions &options_;
+  Range band_;
+  GrowingRows rows_;
+  int64_t pointsEvaluated_ = 0, tilesEvaluated_ = 0;
+};
+
+TileRows fullRows(int64_t numQTiles, int64_t numKVTiles) {
+  TileRows rows;
+  rows.rowBegin.push_back(0);
+  for (int64_t row = 0; row < numQTiles; ++row) {
+    if (numKVTiles > 0)
+      rows.runs.push_back({0, static_cast<int32_t>(numKVTiles), TileClass::Full, 0});
+    rows.rowBegin.push_back(static_cast<int32_t>(rows.runs.size()));
+  }
+  return rows;
+}
+
+uint64_t hashOf(const TileRows &rows) {
+  // FNV-1a over the numbers that tell rows apart.
+  uint64_t hash = 0xcbf29ce484222325u;
+  auto add = [&](uint64_t value) { hash = (hash ^ value) * 0x100000001b3u; };
+  for (int32_t begin : rows.rowBegin)
+    add(static_cast<uint64_t>(begin));
+  for (const TileRun &run : rows.runs)
+    add(static_cast<uint64_t>(run.begin) << 34 ^ static_cast<uint64_t>(run.end) << 2 ^
+        static_cast<uint64_t>(run.tileClass));
+  return hash;
+}
+
+/// Keeps one of equal row sets; `rowSetOf` is led to those that stay, numbered by first use.
+void shareEqualRowSets(BlockMask &mask) {
+  std::unordered_multimap<uint64_t, int32_t> known;
+  std::vector<int32_t> replacement(mask.rowSets.size(), -1);
+  std::vector<TileRows> kept;
+  for (int32_t &rowSet : mask.rowSetOf) {
+    int32_t &place = replacement[rowSet];
+    if (place < 0) {
+      uint64_t hash = hashOf(mask.rowSets[rowSet]);
+      auto [begin, end] = known.equal_range(hash);
+      for (auto it = begin; it != end && place < 0; ++it)
+        if (kept[it->second] == mask.rowSets[rowSet])
+          place = it->second;
+      if (place < 0) {
+        place = static_cast<int32_t>(kept.size());
+        known.emplace(hash, place);
+        kept.push_back(std::move(mask.rowSets[rowSet]));
+      }
+    }
+    rowSet = place;
+  }
+  mask.rowSets = std::move(kept);
+}
+
+} // namespace
+
+StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings,
+                                         const BlockMaskOptions &options) {
+  CPFLEX_RETURN_IF_ERROR(verifyOptions(options));
+  BlockMaskResult result;
+  BlockMask &mask = result.mask;
+  mask.qLen = options.qLen;
+  mask.kvLen = options.kvLen;
+  mask.tileQ = options.tileQ;
+  mask.tileKV = options.tileKV;
+  mask.batch = options.batch;
+  mask.heads = options.heads;
+  int64_t numQTiles = mask.numQTiles(), numKVTiles = mask.numKVTiles();
+  bool hasPairs = options.qLen > 0 && options.kvLen > 0 && options.batch * options.heads > 0;
+  if (tape)
+    CPFLEX_RETURN_IF_ERROR(verifyTape(*tape, bindings));
+  if (!tape || !hasPairs) {
+    mask.rowSetOf.assign(options.batch * options.heads, 0);
+    if (!mask.rowSetOf.empty())
+      mask.rowSets.push_back(fullRows(numQTiles, hasPairs ? numKVTiles : 0));
+    return result;
+  }
+
+  // 1. One program per (b, h) that can differ.
+  uint8_t read = coordinatesRead(*tape);
+  result.dependsOnBatch = read & 1;
+  result.dependsOnHead = read & 2;
+  MaskPrograms programs(*tape, bindings, options);
+  mask.rowSetOf = programs.programOf();
+
+  // 2. Bands of every row set.
+  int64_t numBands = ceilDivide(numQTiles, kBandRows);
+  int64_t numTasks = numBands * programs.size();
+  std::vector<BandBuilder> bands;
+  bands.reserve(numTasks);
+  for (int64_t task = 0; task < numTasks; ++task) {
+    int64_t begin = task % numBands * kBandRows;
+    bands.emplace_back(programs.positions(), options,
+                       Range{begin, std::min(begin + kBandRows, numQTiles)});
+  }
+  parallelFor(numTasks, options.threads,
+              [&](int64_t task) { bands[task].build(programs.program(task / numBands)); });
+
+  // 3. The bands' rows one after the other.
+  for (int64_t rowSet = 0; rowSet < programs.size(); ++rowSet) {
+    TileRows &rows = mask.rowSets.emplace_back();
+    int64_t numRuns = 0;
+    for (int64_t band = 0; band < numBands; ++band)
+      numRuns += bands[rowSet * numBands + band].rows().numRuns();
+    if (numRuns > std::numeric_limits<int32_t>::max())
+      return Status::unsupported(fmt::format(
+          "the mask has {} runs of tiles; expected at most 2147483647, choose larger tiles", numRuns));
+    rows.runs.reserve(numRuns);
+    rows.rowBegin.reserve(numQTiles + 1);
+    rows.rowBegin.push_back(0);
+    for (int64_t band = 0; band < numBands; ++band) {
+      const BandBuilder &built = bands[rowSet * numBands + band];
+      built.rows().moveTo(rows);
+      result.pointsEvaluated += built.pointsEvaluated();
+      result.tilesEvaluated += built.tilesEvaluated();
+    }
+  }
+  shareEqualRowSets(mask);
+  return result;
+}
+
+} // namespace cpflex
