@@ -42,4 +42,20 @@ def DeriveClassifier : Pass<"mask-derive-classifier", "::mlir::ModuleOp"> {
 }
 
 
+def DifferentiateScores : Pass<"mask-differentiate-scores", "::mlir::ModuleOp"> {
+  let summary = "gives each score function its gradient";
+  let description = [{
+    For each `mask.score @f` adds `mask.score_gradient @f.gradient`, by reverse accumulation: the gradient in the
+    incoming score, and a `mask.scatter_add` for each load from a capture declared with `grad`. A pair whose incoming
+    gradient is 0 contributes exactly 0, and so does an arm of a select that is not taken, whatever the values on the
+    way. Sub-gradients: `abs` has 0 at 0; of equal operands of `min` and `max` the left one takes the gradient; `min` and
+    `max` reductions pass it to the first element that attains the result; `floor`, `//`, comparisons and conversions to
+    bool, int and u32 pass none; the divisor of a float `%` takes `-floor(x / y)` of it. A derivative that divides by 0
+    is 0, as division is. Score functions are left as they are; a gradient of that name is replaced.
+
+    Before: `mask.score @f` with `mask.mul %s, %c`. After: also `mask.score_gradient @f.gradient` with
+    `mask.mul %gradient, %c`.
+  }];
+}
+
 #endif

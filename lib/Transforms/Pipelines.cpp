@@ -17,6 +17,12 @@ void addSimplification(mlir::OpPassManager &passes) {
 
 void addClassifierDerivation(mlir::OpPassManager &passes) { passes.addPass(createDeriveClassifier()); }
 
+void addScoreDifferentiation(mlir::OpPassManager &passes) {
+  passes.addPass(createDifferentiateScores());
+  passes.addPass(mlir::createCanonicalizerPass());
+  passes.addPass(mlir::createCSEPass());
+}
+
 void addIntegerNarrowing(mlir::OpPassManager &passes, const NarrowIntegersOptions &options) {
   passes.addPass(createNarrowIntegers(options));
   passes.addPass(mlir::createCanonicalizerPass());
