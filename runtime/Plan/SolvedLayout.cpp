@@ -14,6 +14,9 @@ namespace {
 constexpr double kBandThresholds[] = {0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
 /// Candidates within this factor of the fastest count as equally fast; the least traffic decides between them.
 constexpr double kEquallyFast = 1.01;
+/// Layouts beyond the balance tolerance are chosen only when all balanced ones take this many times as long: the rest of
+/// a model, and other machines, want balance.
+constexpr double kMuchFaster = 1.5;
 
 /// One band: rows in order of position, with prefix sums of rows and work at tile boundaries.
 class Band {
@@ -267,15 +270,19 @@ StatusOr<LayoutPair> chooseLayouts(const PlanRequest &request, const BlockMask &
   std::vector<LayoutScore> scores;
   for (const Layout &candidate : candidates)
     scores.push_back(scoreLayout(request, mask, candidate, kvLayoutFor(candidate)));
-  double fastest = scores[0].seconds;
+  auto isBalanced = [&](const LayoutScore &score) {
+    return score.maxWork <= (1.0 + request.balanceTolerance) * score.meanWork;
+  };
+  auto cost = [&](const LayoutScore &score) { return score.seconds * (isBalanced(score) ? 1.0 : kMuchFaster); };
+  double fastest = cost(scores[0]);
   for (const LayoutScore &score : scores)
-    fastest = std::min(fastest, score.seconds);
+    fastest = std::min(fastest, cost(score));
   auto trafficOf = [&](const LayoutScore &score) {
     return score.totalReceivedRows / worldSize + score.maxReceivedRows;
   };
   size_t best = candidates.size();
   for (size_t i = 0; i < candidates.size(); ++i)
-    if (scores[i].seconds <= kEquallyFast * fastest &&
+    if (cost(scores[i]) <= kEquallyFast * fastest &&
         (best == candidates.size() || trafficOf(scores[i]) < trafficOf(scores[best])))
       best = i;
   Layout kv = kvLayoutFor(candidates[best]);
