@@ -59,7 +59,7 @@ Status hostAttentionForward(const AttentionProblem &problem, const HostForwardTe
                             const HostAttentionOptions &options = {});
 
 /// Scratch bytes that hostAttentionForward needs with these options; grows with threads and head sizes, and with 16
-/// bytes for each (b, h, tile of rows), never with qLen * kvLen.
+/// bytes for each (b, h, tile of rows), never with qLen * kvLen. 0 for a problem that the call would reject.
 int64_t hostAttentionForwardWorkspaceInBytes(const AttentionProblem &problem, const HostAttentionOptions &options = {});
 
 /// Whether a backward call replaces or adds to its gradients.
@@ -92,7 +92,7 @@ Status hostAttentionBackward(const AttentionProblem &problem, const HostBackward
 
 /// Scratch bytes that hostAttentionBackward needs: f32 copies of dQ (at most 8, 1 when batch * kvHeads is 32 or more),
 /// copies of the capture gradients that are asked for (at most 16 and at most 256 MiB beyond the first), tile lists and
-/// buffers per thread; never qLen * kvLen elements.
+/// buffers per thread; never qLen * kvLen elements. 0 for arguments that the call would reject.
 int64_t hostAttentionBackwardWorkspaceInBytes(const AttentionProblem &problem, const HostBackwardTensors &tensors,
                                               const HostAttentionOptions &options = {});
 

@@ -230,6 +230,8 @@ void orderTasks(const AttentionProblem &problem, const TileClasses &classes, For
 } // namespace
 
 int64_t hostAttentionForwardWorkspaceInBytes(const AttentionProblem &problem, const HostAttentionOptions &options) {
+  if (!checkProblem(problem).isOk())
+    return 0;
   WorkspaceCursor cursor(nullptr);
   ForwardLayout(problem, numThreadsOf(options), cursor);
   return cursor.neededInBytes();

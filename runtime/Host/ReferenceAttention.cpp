@@ -159,14 +159,6 @@ Status checkInputs(const AttentionProblem &problem, const TensorView &q, const T
   return checkTensors(arguments);
 }
 
-/// The number of elements of a gradient array: broadcast axes count once.
-int64_t numOwnElements(const CaptureView &capture) {
-  int64_t count = 1;
-  for (int axis = 0; axis < capture.rank; ++axis)
-    count *= capture.strides[axis] == 0 ? std::min<int64_t>(capture.shape[axis], 1) : capture.shape[axis];
-  return count;
-}
-
 /// Turns gradients in the score function's result into gradients in its input, and adds those of captures.
 class ScoreDerivative {
 public:

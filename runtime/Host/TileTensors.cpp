@@ -55,6 +55,13 @@ TensorArgument tensorArgument(const char *name, const TensorView &view, const in
   return {name, view, {sizes[0], sizes[1], sizes[2], sizes[3]}, types, role, isOptional};
 }
 
+int64_t numOwnElements(const CaptureView &capture) {
+  int64_t count = 1;
+  for (int axis = 0; axis < capture.rank; ++axis)
+    count *= capture.strides[axis] == 0 ? std::min<int64_t>(capture.shape[axis], 1) : capture.shape[axis];
+  return count;
+}
+
 int numThreadsOf(const HostAttentionOptions &options) {
   return options.threads ? options.threads->numThreads() : resolvedNumThreads(options.numThreads);
 }

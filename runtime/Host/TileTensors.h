@@ -46,6 +46,9 @@ TensorArgument tensorArgument(const char *name, const TensorView &view, const in
                               TensorArgument::Types types = TensorArgument::Types::Any,
                               TensorArgument::Role role = TensorArgument::Role::Input, bool isOptional = false);
 
+/// Elements of the dense gradient of a capture: a broadcast axis counts once.
+int64_t numOwnElements(const CaptureView &capture);
+
 /// The threads that a call with these options uses.
 int numThreadsOf(const HostAttentionOptions &options);
 
@@ -57,6 +60,7 @@ public:
       threads_ = &own_.emplace(int(std::clamp<int64_t>(numTasks, 1, numThreadsOf(options))));
   }
   HostThreads *operator->() { return threads_; }
+  HostThreads &get() { return *threads_; }
 
 private:
   std::optional<HostThreads> own_;

@@ -169,4 +169,75 @@ TEST(AttentionChecks, InitialPartialNeedsItsLse) {
   expectMessage(arguments.run(), "data of 'initial.lse' is null; expected an array of 2x4x10x1 elements");
 }
 
+/// The arguments of backward, right until a test breaks them.
+struct BackwardArguments : ForwardArguments {
+  Tensor dOut, dQ, dK, dV;
+  HostBackwardTensors gradients;
+
+  BackwardArguments() : dOut(test.makeOut(ElementType::F32)), dQ(test.makeQ()), dK(test.makeK()), dV(test.makeV()) {
+    gradients = {.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view(), .dOut = dOut.view()};
+    gradients.dQ = dQ.view(), gradients.dK = dK.view(), gradients.dV = dV.view();
+  }
+  Status run() const { return hostAttentionBackward(test.problem, gradients, options); }
+};
+
+TEST(AttentionChecks, BackwardThatIsRight) {
+  BackwardArguments arguments;
+  expectMessage(arguments.run(), "");
+}
+
+TEST(AttentionChecks, BackwardWithoutLse) {
+  BackwardArguments arguments;
+  arguments.gradients.lse = {};
+  expectMessage(arguments.run(), "data of 'lse' is null; expected an array of 2x4x10x1 elements");
+  EXPECT_EQ(hostAttentionBackwardWorkspaceInBytes(arguments.test.problem, arguments.gradients), 0);
+}
+
+TEST(AttentionChecks, AddingToHalfPrecision) {
+  BackwardArguments arguments;
+  arguments.gradients.dK.type = ElementType::BF16;
+  arguments.gradients.write = GradientWrite::Add;
+  expectMessage(arguments.run(), "'dK' has element type bf16; expected f32");
+}
+
+TEST(AttentionChecks, OverlappingGradients) {
+  BackwardArguments arguments;
+  arguments.gradients.dV.data = arguments.gradients.dK.data;
+  expectMessage(arguments.run(), "'dK' overlaps 'dV'; expected separate memory");
+}
+
+TEST(AttentionChecks, CaptureGradientsWithoutCaptures) {
+  BackwardArguments arguments;
+  float *arrays[2] = {};
+  arguments.gradients.captureGradients = arrays;
+  arguments.gradients.numCaptures = 2;
+  expectMessage(arguments.run(), "'captureGradients' has 2 entries, but 'bindings' has no captures; expected the captures "
+                                 "that the functions read");
+  arguments.gradients.numCaptures = -1;
+  expectMessage(arguments.run(), "'numCaptures' is -1; expected 0 or more");
+}
+
+TEST(AttentionChecks, SinkGradientWithoutSink) {
+  BackwardArguments arguments;
+  float gradient[4];
+  arguments.gradients.sinkGradient = gradient;
+  expectMessage(arguments.run(), "'sinkGradient' is given without 'sink'; expected null");
+}
+
+TEST(AttentionChecks, WorkspaceThatTheSystemLacks) {
+  // 2^46 keys: the tile classes of one row alone take 2^39 bytes and more.
+  AttentionProblem problem = problemOf(1, 1, 1, 1, int64_t(1) << 50, 8);
+  float element = 0, outElements[8];
+  HostForwardTensors tensors;
+  tensors.q = {outElements, ElementType::F32, {}};
+  tensors.k = tensors.v = {&element, ElementType::F32, {}};
+  std::vector<float> out(8);
+  tensors.out = {out.data(), ElementType::F32, {8, 8, 8, 1}};
+  HostAttentionOptions options{.numThreads = 1024};
+  Status status = hostAttentionForward(problem, tensors, options);
+  EXPECT_EQ(status.code(), StatusCode::OutOfMemory);
+  expectMessage(status, "no memory for a workspace of " +
+                            std::to_string(hostAttentionForwardWorkspaceInBytes(problem, options)) + " bytes");
+}
+
 } // namespace
