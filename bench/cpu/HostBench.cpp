@@ -1,0 +1,282 @@
+// How fast CPU attention is, beside a plain matrix product by OpenBLAS in the same run on the same cores: dense, masked,
+// with score functions, over a sweep of densities, and backward. Prints one table.
+#include "runtime/Host/HostAttention.h"
+#include "runtime/Host/HostKernels.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace cpflex;
+
+namespace {
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Median of `repetitions` runs after one that is not counted.
+template <typename Action> double medianSeconds(int repetitions, Action action) {
+  action();
+  std::vector<double> times;
+  for (int i = 0; i < repetitions; ++i) {
+    const double begin = seconds();
+    action();
+    times.push_back(seconds() - begin);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+/// FLOP/s of OpenBLAS for two square matrices; 0 when it is not installed.
+double openBlasRate(int size, int numThreads, std::string &version) {
+  void *library = dlopen("libopenblas.so.0", RTLD_NOW);
+  if (!library)
+    return 0;
+  auto setThreads = reinterpret_cast<void (*)(int)>(dlsym(library, "openblas_set_num_threads"));
+  auto config = reinterpret_cast<const char *(*)()>(dlsym(library, "openblas_get_config"));
+  auto sgemm = reinterpret_cast<void (*)(int, int, int, int, int, int, float, const float *, int, const float *, int,
+                                         float, float *, int)>(dlsym(library, "cblas_sgemm"));
+  if (!setThreads || !config || !sgemm)
+    return 0;
+  version = config();
+  setThreads(numThreads);
+  std::vector<float> a(size_t(size) * size, 0.5f), b(a), c(a);
+  constexpr int kRowMajor = 101, kNoTranspose = 111;
+  const double time = medianSeconds(5, [&] {
+    sgemm(kRowMajor, kNoTranspose, kNoTranspose, size, size, size, 1.0f, a.data(), size, b.data(), size, 0.0f, c.data(), size);
+  });
+  return 2.0 * size * size * size / time;
+}
+
+void alibi(const Bindings *, const TileCoordinates *tile, float *scores, int64_t rowStride) {
+  const float slope = std::exp2(-float(tile->h + 1));
+  for (int64_t i = 0; i < tile->qCount; ++i) {
+    float *row = scores + i * rowStride;
+    const float first = float(tile->kvBegin - (tile->qBegin + i * tile->qStep));
+    for (int32_t j = 0; j < int32_t(tile->kvCount); ++j)
+      row[j] += slope * (first + float(j));
+  }
+}
+
+/// 30 tanh(s / 30) = 30 - 60 / (exp(s / 15) + 1).
+void softCap(const Bindings *, const TileCoordinates *tile, float *scores, int64_t rowStride) {
+  const HostKernels &kernels = *hostKernels(InstructionSet::Native);
+  for (int64_t i = 0; i < tile->qCount; ++i) {
+    float *row = scores + i * rowStride;
+    for (int64_t j = 0; j < tile->kvCount; ++j)
+      row[j] *= 1.0f / 15.0f;
+    kernels.exponential(row, tile->kvCount);
+    for (int64_t j = 0; j < tile->kvCount; ++j)
+      row[j] = 30.0f - 60.0f / (row[j] + 1.0f);
+  }
+}
+void softCapGradient(const Bindings *, const TileCoordinates *tile, const float *scores, float *gradients,
+                     int64_t rowStride, float *const *) {
+  const HostKernels &kernels = *hostKernels(InstructionSet::Native);
+  std::vector<float> t(tile->kvCount);
+  for (int64_t i = 0; i < tile->qCount; ++i) {
+    for (int64_t j = 0; j < tile->kvCount; ++j)
+      t[j] = scores[i * rowStride + j] * (1.0f / 15.0f);
+    kernels.exponential(t.data(), tile->kvCount);
+    for (int64_t j = 0; j < tile->kvCount; ++j) {
+      const float tanh = 1.0f - 2.0f / (t[j] + 1.0f);
+      gradients[i * rowStride + j] *= 1.0f - tanh * tanh;
+    }
+  }
+}
+
+/// A sliding window: 0 <= q - kv < width, width in params[0].
+void windowTile(const Bindings *bindings, const TileCoordinates *tile, uint8_t *out, int64_t rowStride) {
+  const int32_t width = int32_t(bindings->params[0]);
+  for (int64_t i = 0; i < tile->qCount; ++i) {
+    const int32_t first = int32_t(tile->qBegin + i - tile->kvBegin);
+    for (int32_t j = 0; j < int32_t(tile->kvCount); ++j)
+      out[i * rowStride + j] = uint8_t(first - j >= 0) & uint8_t(first - j < width);
+  }
+}
+
+HostFunctions functionsOf(EvaluateTileFunction evaluateTile, ScoreFunction score = nullptr,
+                          ScoreGradientFunction scoreGradient = nullptr) {
+  return {evaluateTile, score, scoreGradient, nullptr};
+}
+
+BlockMask windowMask(int64_t length, int64_t width) {
+  BlockMask mask;
+  mask.qLen = mask.kvLen = length;
+  TileRows rows;
+  rows.rowBegin.push_back(0);
+  for (int64_t q = 0; q < mask.numQTiles(); ++q) {
+    for (int64_t kv = 0; kv <= q; ++kv) {
+      const int64_t least = (q - kv) * 128 - 127, most = (q - kv) * 128 + 127;
+      if (least >= width)
+        continue;
+      const TileClass tileClass = least >= 0 && most < width ? TileClass::Full : TileClass::Partial;
+      if (int32_t(rows.runs.size()) > rows.rowBegin.back() && rows.runs.back().tileClass == tileClass)
+        ++rows.runs.back().end;
+      else
+        rows.runs.push_back({int32_t(kv), int32_t(kv + 1), tileClass, 0});
+    }
+    rows.rowBegin.push_back(int32_t(rows.runs.size()));
+  }
+  mask.rowSetOf = {0};
+  mask.rowSets = {std::move(rows)};
+  return mask;
+}
+
+int64_t numTilesOf(const BlockMask &mask) {
+  int64_t count = 0;
+  for (const TileRun &run : mask.rowSets[0].runs)
+    count += run.end - run.begin;
+  return count;
+}
+
+uint16_t toBFloat16(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return uint16_t((bits + 0x8000u) >> 16);
+}
+
+/// The tensors of one head and what is measured on them.
+class Bench {
+public:
+  Bench(int64_t length, int64_t headDim, int numThreads, double peerRate)
+      : length_(length), headDim_(headDim), threads_(numThreads), peerRate_(peerRate) {
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    for (std::vector<float> *tensor : {&q_, &k_, &v_, &dOut_}) {
+      tensor->resize(length * headDim);
+      for (float &value : *tensor)
+        value = normal(generator);
+    }
+    for (std::vector<float> *tensor : {&out_, &dQ_, &dK_, &dV_})
+      tensor->resize(length * headDim);
+    lse_.resize(length);
+    for (auto [from, to] : {std::pair{&q_, &qNarrow_}, {&k_, &kNarrow_}, {&v_, &vNarrow_}})
+      for (float value : *from)
+        to->push_back(toBFloat16(value));
+    problem_.qLen = problem_.kvLen = length;
+    problem_.headDim = problem_.vHeadDim = headDim;
+    problem_.scale = 1.0f / std::sqrt(float(headDim));
+    problem_.functions = &functions_;
+    problem_.bindings = &bindings_;
+  }
+
+  double forward(const char *name, const HostFunctions &functions, const BlockMask *mask, int64_t width, double densePairs,
+                 ElementType type = ElementType::F32) {
+    set(functions, mask, width);
+    const bool isNarrow = type != ElementType::F32;
+    HostForwardTensors tensors{.q = view(isNarrow ? (void *)qNarrow_.data() : q_.data(), type),
+                               .k = view(isNarrow ? (void *)kNarrow_.data() : k_.data(), type),
+                               .v = view(isNarrow ? (void *)vNarrow_.data() : v_.data(), type),
+                               .out = view(out_.data(), ElementType::F32),
+                               .lse = row()};
+    const double time = medianSeconds(repetitionsFor(densePairs), [&] {
+      check(hostAttentionForward(problem_, tensors, {.threads = &threads_}));
+    });
+    print(name, time, 4.0 * densePairs * double(headDim_));
+    return time;
+  }
+
+  double backward(const char *name, const HostFunctions &functions, const BlockMask *mask, int64_t width,
+                  double densePairs, double forwardTime) {
+    set(functions, mask, width);
+    HostForwardTensors forwardTensors{.q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()),
+                                      .out = view(out_.data()), .lse = row()};
+    check(hostAttentionForward(problem_, forwardTensors, {.threads = &threads_}));
+    HostBackwardTensors tensors{.q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()),
+                                .out = view(out_.data()), .lse = row(), .dOut = view(dOut_.data())};
+    tensors.dQ = view(dQ_.data()), tensors.dK = view(dK_.data()), tensors.dV = view(dV_.data());
+    const double time = medianSeconds(repetitionsFor(densePairs * 2.5), [&] {
+      check(hostAttentionBackward(problem_, tensors, {.threads = &threads_}));
+    });
+    print(name, time, 10.0 * densePairs * double(headDim_));
+    std::printf("%-34s %9s %9.2f times forward\n", "", "", time / forwardTime);
+    return time;
+  }
+
+private:
+  TensorView view(void *data, ElementType type = ElementType::F32) const {
+    return {data, type, {length_ * headDim_, length_ * headDim_, headDim_, 1}};
+  }
+  TensorView row() { return {lse_.data(), ElementType::F32, {length_, length_, 1, 1}}; }
+  void set(const HostFunctions &functions, const BlockMask *mask, int64_t width) {
+    functions_ = functions;
+    problem_.mask = mask;
+    width_ = width;
+    bindings_.params = &width_;
+  }
+  static void check(const Status &status) {
+    if (status.isOk())
+      return;
+    std::fprintf(stderr, "%s\n", status.message().c_str());
+    std::exit(3);
+  }
+  static int repetitionsFor(double pairs) { return pairs > 4e7 ? 5 : 9; }
+  void print(const char *name, double time, double flop) const {
+    std::printf("%-34s %9.2f %9.1f", name, time * 1e3, flop / time / 1e9);
+    if (peerRate_ > 0)
+      std::printf(" %8.3f", flop / time / peerRate_);
+    std::printf("\n");
+  }
+
+  int64_t length_, headDim_;
+  HostThreads threads_;
+  double peerRate_;
+  std::vector<float> q_, k_, v_, dOut_, out_, dQ_, dK_, dV_, lse_;
+  std::vector<uint16_t> qNarrow_, kNarrow_, vNarrow_;
+  AttentionProblem problem_;
+  HostFunctions functions_;
+  Bindings bindings_;
+  ScalarSlot width_ = 0;
+};
+
+} // namespace
+
+int main(int argc, char **argv) {
+  const int numThreads = argc > 1 ? std::atoi(argv[1]) : 1;
+  const int64_t length = argc > 2 ? std::atoll(argv[2]) : 8192, headDim = argc > 3 ? std::atoll(argv[3]) : 128;
+  std::string version = "not installed";
+  const double peerRate = openBlasRate(4096, numThreads, version);
+  std::printf("threads %d, S %lld, D %lld, B 1, H 1, %s kernels\n", numThreads, (long long)length, (long long)headDim,
+              toString(InstructionSet::Native));
+  std::printf("peer: %s\n", version.c_str());
+  std::printf("%-34s %9s %9s %8s\n", "what", "ms", "GFLOP/s", "of peer");
+  std::printf("%-34s %9.2f %9.1f %8.3f\n", "OpenBLAS sgemm 4096^3", 2 * std::pow(4096.0, 3) / peerRate * 1e3,
+              peerRate / 1e9, 1.0);
+
+  Bench bench(length, headDim, numThreads, peerRate);
+  const double pairs = double(length) * double(length);
+  const double dense = bench.forward("dense f32", {}, nullptr, 0, pairs);
+  bench.forward("dense bf16", {}, nullptr, 0, pairs, ElementType::BF16);
+  const double withAlibi = bench.forward("alibi", functionsOf(nullptr, alibi), nullptr, 0, pairs);
+  std::printf("%-34s %9s %9.2f times dense\n", "", "", withAlibi / dense);
+  const double withCap = bench.forward("soft-cap", functionsOf(nullptr, softCap), nullptr, 0, pairs);
+  std::printf("%-34s %9s %9.2f times dense\n", "", "", withCap / dense);
+
+  const BlockMask causal = windowMask(length, length);
+  const double causalPairs = pairs / 2 + double(length) / 2;
+  const double causalTime = bench.forward("causal", functionsOf(windowTile), &causal, length, causalPairs);
+
+  std::printf("density sweep: GFLOP/s count non-empty tiles\n");
+  const double numDenseTiles = std::pow(double(length) / 128, 2);
+  for (int64_t divisor : {1, 2, 4, 8, 16, 32}) {
+    const BlockMask mask = windowMask(length, length / divisor);
+    const double density = double(numTilesOf(mask)) / numDenseTiles;
+    char name[64];
+    std::snprintf(name, sizeof name, "window %lld, %.1f %% of the tiles", (long long)(length / divisor), 100 * density);
+    const double time = bench.forward(name, functionsOf(windowTile), &mask, length / divisor, pairs * density);
+    std::printf("%-34s %9s %9.2f times (dense time * share of tiles)\n", "", "", time / (dense * density));
+  }
+
+  bench.backward("backward dense", {}, nullptr, 0, pairs, dense);
+  bench.backward("backward causal", functionsOf(windowTile), &causal, length, causalPairs, causalTime);
+  bench.backward("backward soft-cap", functionsOf(nullptr, softCap, softCapGradient), nullptr, 0, pairs, withCap);
+  return 0;
+}
