@@ -294,18 +294,106 @@ def check_forward(torch, families):
     print(f"check-forward: {failures} failures")
 
 
+def row_spec(role, case_or_none, d, dv, element="BFloat16"):
+    return Spec(role, "mma_sync", "dense", d, dv, element=element)
+
+
+def backward_specs(case, family):
+    element = "BFloat16" if case.dtype == "bf16" else "Float16"
+    return {"backward_delta": row_spec("backward_delta", case, case.d, case.dv, element),
+            "backward_sink": row_spec("backward_sink", case, case.d, case.dv, element),
+            "backward_kv": case.spec("backward_kv", family), "backward_q": case.spec("backward_q", family)}
+
+
+BACKWARD_CASES = [c for c in FORWARD_CASES if not c.mask_tile] + [
+    Case("causal", 128, sq=300, d_lse=True), Case("window", 64, sq=500, sink=True, d_lse=True, h=6, hkv=2), Case("softcap_causal", 64, sq=300),
+    Case("softcap_causal", 128, sq=300, softmax=False), Case("causal", 256, sq=1000, h=8, hkv=2), Case("doc_causal", 192, 128, sq=700)]
+
+
+def check_backward(torch, families):
+    import launch
+    compile_all([s for c in BACKWARD_CASES for f in families for s in backward_specs(c, f).values()]
+                + [c.spec("forward", f) for c in BACKWARD_CASES for f in families])
+    failures = 0
+    for case in BACKWARD_CASES:
+        for family in families:
+            specs = backward_specs(case, family)
+            if any(s.key not in IMAGES for s in specs.values()):
+                failures += 1
+                continue
+            kernels = {role: kernel_of(s) for role, s in specs.items()}
+            generator = torch.Generator("cuda").manual_seed(5)
+            forward, (q, k, v, o, lse, x, qpos, kvpos, sink, scale) = bind_forward(torch, launch, case, family)
+            forward.run()
+            if case.positions == "AffinePerTile":
+                # The same affine map cut in the tiles of each kernel; only maps that both tilings cut alike are the same.
+                continue
+            q_args, kv_args = [(None, None)] * 2, [(None, None)] * 2
+            if case.positions == "Array":
+                q_args, kv_args = [(None, qpos)] * 2, [(None, kvpos)] * 2
+            ref_inputs = [t.double().detach().requires_grad_() for t in (q, k, v)]
+            if case.nan_key is not None:
+                with torch.no_grad():
+                    ref_inputs[1][:, :, case.nan_key] = 0
+                    k[:, :, case.nan_key] = 0
+            ref_sink = sink.double().requires_grad_() if sink is not None else None
+            ref, ref_lse = reference(torch, *ref_inputs, case.program, x, scale, qpos, kvpos, case.softmax, ref_sink, case.offsets)
+            d_o = torch.randn(ref.shape, device="cuda", generator=generator).to(q.dtype)
+            if case.bshd:
+                d_o = d_o.transpose(1, 2).contiguous().transpose(1, 2)
+            loss = (ref * d_o.double()).sum()
+            d_lse = None
+            if case.d_lse:
+                d_lse = torch.randn(lse.shape, device="cuda", generator=generator)
+                loss = loss + (torch.where(ref_lse == -math.inf, 0.0, ref_lse) * d_lse.double()).sum()
+            expected = list(torch.autograd.grad(loss, ref_inputs + ([ref_sink] if sink is not None else [])))
+            if sink is not None:
+                expected[3] = expected[3][case.offsets[1]: case.offsets[1] + case.h]
+            dense, row_set_of = dense_mask(torch, case.program, x, case.b, case.h, qpos, kvpos, case.offsets)
+            mask_q = mask_kv = None
+            if dense is not None:
+                tq, tkv = kernels["backward_q"].tiles, kernels["backward_kv"].tiles
+                mask_q = launch.Mask(dense, tq.tile_q, tq.tile_kv, row_set_of)
+                mask_kv = launch.Mask(dense.transpose(1, 2), tkv.tile_kv, tkv.tile_q, row_set_of)
+            out_type = torch.float32 if case.f32 else q.dtype
+            outs = [torch.full(t.shape, math.nan, device="cuda", dtype=out_type) for t in (q, k, v)]
+            d_sink = torch.full((case.h,), math.nan, device="cuda") if sink is not None else None
+            o_element = o if o.dtype == q.dtype else o.to(q.dtype)
+            backward = launch.Backward(kernels, {"backward_kv": family, "backward_q": family}, captures(case.program, x, launch), q, k, v,
+                                       o_element, lse if case.softmax else None, d_o, *outs, scale, mask_q, mask_kv, sink, d_sink, d_lse,
+                                       case.offsets, q_args, kv_args)
+            backward.run()
+            torch.cuda.synchronize()
+            first = [t.clone() for t in outs]
+            for t in outs:
+                t.fill_(math.nan)
+            backward.run()
+            torch.cuda.synchronize()
+            same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(first, outs))
+            errors = [relative_error(a, e) if e.norm() > 1e-9 else a.double().norm().item() for a, e in zip(outs + ([d_sink] if sink is not None else []), expected)]
+            limit = 1e-2 if case.dtype == "bf16" else 2e-3
+            ok = all(e < limit for e in errors) and same
+            failures += not ok
+            print(f"{'ok  ' if ok else 'FAIL'} {family:8} {case} dQ {errors[0]:.1e} dK {errors[1]:.1e} dV {errors[2]:.1e}"
+                  + (f" dSink {errors[3]:.1e}" if sink is not None else "") + ("" if same else " NOT REPEATABLE"), flush=True)
+    print(f"check-backward: {failures} failures")
+
+
 # ---- timing -----------------------------------------------------------------------------------------------------------
 
-def milliseconds(torch, call, repeats=20, warmup=5):
-    for _ in range(warmup):
-        call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for begin, end in events:
-        begin.record()
-        call()
-        end.record()
+def milliseconds(torch, calls, repeats=15, warmup=3):
+    """Medians of each call; the calls take turns, so that a slower clock meets all of them."""
+    events = [[] for _ in calls]
+    for i in range(warmup + repeats):
+        for call, times in zip(calls, events):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            if i >= warmup:
+                times.append((begin, end))
     torch.cuda.synchronize()
-    return sorted(b.elapsed_time(e) for b, e in events)[repeats // 2]
+    return [sorted(b.elapsed_time(e) for b, e in times)[len(times) // 2] for times in events]
 
 
 # program, B, H, Hkv, S, D: the shapes of the performance table.
@@ -365,28 +453,90 @@ def time_forward(torch, variants, shapes, results, peers=True):
     for arguments in shapes:
         shape = Shape(torch, *arguments)
         row = {"shape": str(shape), "density": shape.density}
-        peer_ms = None
+        calls = {}
         if peers and shape.program in ("dense", "causal"):
-            peer = lambda: cudnn(torch, shape)
-            peer_ms = milliseconds(torch, peer)
-            row["cudnn"] = peer_ms
-        line = f"{str(shape):44}"
-        if peer_ms:
-            line += f" cudnn {peer_ms:.3f} ms {shape.flop / peer_ms * 1e-9:.0f}"
-        elif (shape.program, shape.d) in BASELINE_FLEX and shape.h == shape.hkv:
-            peer_ms = BASELINE_FLEX[shape.program, shape.d]
-            line += f" flex(table) {peer_ms:.3f}"
+            calls["cudnn"] = lambda: cudnn(torch, shape)
         for name in variants:
             spec = specs[name, shape.program, shape.d]
-            if spec.key not in IMAGES:
-                continue
-            forward, o, lse = shape.forward(torch, launch, spec)
-            ms = milliseconds(torch, forward.run)
-            row[name] = ms
-            line += f" | {name} {ms:.3f} ms {shape.flop / ms * 1e-9:.0f}" + (f" x{peer_ms / ms:.2f}" if peer_ms else "")
+            if spec.key in IMAGES:
+                calls[name] = shape.forward(torch, launch, spec)[0].run
+        times = dict(zip(calls, milliseconds(torch, list(calls.values()))))
+        row.update(times)
+        peer_ms = times.get("cudnn") or (BASELINE_FLEX.get((shape.program, shape.d)) if shape.h == shape.hkv else None)
+        line = f"{str(shape):44}" + ("" if "cudnn" in times or not peer_ms else f" flex(table) {peer_ms:.3f}")
+        for name, ms in times.items():
+            line += f" | {name} {ms:.3f} ms {shape.flop / ms * 1e-9:.0f}" + (f" x{peer_ms / ms:.2f}" if peer_ms and name != "cudnn" else "")
         results.append(row)
         print(line, flush=True)
         del shape
+
+
+def cudnn_backward(torch, shape):
+    """Returns a call that runs only the backward of cuDNN attention."""
+    q, k, v = (t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v))
+    with torch.enable_grad():
+        proxy = Shape.__new__(Shape)
+        proxy.__dict__.update(shape.__dict__)
+        proxy.q, proxy.k, proxy.v = q, k, v
+        out = cudnn(torch, proxy)
+    d_o = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, (q, k, v), d_o, retain_graph=True)
+
+
+BASELINE_FLEX_BACKWARD = {("window", 128): 1.091, ("prefix_lm", 128): 3.933, ("documents", 128): 1.305, ("doc_causal", 128): 0.826,
+                          ("sink_window", 128): 1.439, ("dilated", 128): 3.280, ("alibi_causal", 128): 3.747,
+                          ("softcap_causal", 128): 7.099, ("relpos", 128): 6.037, ("window", 64): 1.511}
+
+
+def time_backward(torch, variants, shapes, results, peers=True):
+    """variants: name -> (families by role, patches, tiles by (role, d)). Prints each kernel's time too."""
+    import launch
+    specs = {}
+    for program, b, h, hkv, s, d in shapes:
+        specs["forward", program, d] = Spec("forward", "wgmma", program, d, d)
+        for name, (families, patches, tiles) in variants.items():
+            for role in ("backward_kv", "backward_q"):
+                specs[name, role, program, d] = Spec(role, families[role], program, d, d, tiles=(tiles or {}).get((role, d)),
+                                                     patches=[p for p in patches if p[0].startswith("attention_" + role) or not p[0].startswith("attention_")])
+        specs["delta", d] = row_spec("backward_delta", None, d, d)
+    compile_all(specs.values())
+    for arguments in shapes:
+        shape = Shape(torch, *arguments)
+        d = shape.d
+        forward, o, lse = shape.forward(torch, launch, specs["forward", shape.program, d])
+        forward.run()
+        d_o = torch.randn_like(o)
+        outs = [torch.empty_like(t) for t in (shape.q, shape.k, shape.v)]
+        flop = 2.5 * shape.flop
+        row = {"shape": str(shape), "density": shape.density}
+        calls, pieces = {}, {}
+        if peers and shape.program in ("dense", "causal"):
+            calls["cudnn"] = cudnn_backward(torch, shape)
+        for name, (families, patches, tiles) in variants.items():
+            kv, q = specs[name, "backward_kv", shape.program, d], specs[name, "backward_q", shape.program, d]
+            if kv.key not in IMAGES or q.key not in IMAGES:
+                continue
+            kernels = {"backward_delta": kernel_of(specs["delta", d]), "backward_kv": kernel_of(kv), "backward_q": kernel_of(q)}
+            mask_q = mask_kv = None
+            if shape.dense is not None:
+                mask_q = launch.Mask(shape.dense, q.tiles.tile_q, q.tiles.tile_kv, shape.row_set_of)
+                mask_kv = launch.Mask(shape.dense.transpose(1, 2), kv.tiles.tile_kv, kv.tiles.tile_q, shape.row_set_of)
+            backward = launch.Backward(kernels, families, captures(shape.program, shape.x, launch), shape.q, shape.k, shape.v, o, lse, d_o,
+                                       *outs, 1 / math.sqrt(d), mask_q, mask_kv)
+            calls[name] = backward.run
+            pieces[name] = [(lambda call=call, backward=backward: (backward.counters.zero_(), call[0].launch(call[1], *call[2])))
+                            for call in backward.calls]
+        times = dict(zip(calls, milliseconds(torch, list(calls.values()), 8, 2)))
+        row.update(times)
+        peer_ms = times.get("cudnn") or (BASELINE_FLEX_BACKWARD.get((shape.program, d)) if shape.h == shape.hkv else None)
+        line = f"{str(shape):42}" + ("" if "cudnn" in times or not peer_ms else f" flex(table) {peer_ms:.3f}")
+        for name, ms in times.items():
+            line += f" | {name} {ms:.3f} ms {flop / ms * 1e-9:.0f}" + (f" x{peer_ms / ms:.2f}" if peer_ms and name != "cudnn" else "")
+            if name in pieces:
+                line += " (" + " + ".join(f"{p:.3f}" for p in milliseconds(torch, pieces[name], 4, 1)) + ")"
+        results.append(row)
+        print(line, flush=True)
+        del shape, forward, o, lse, d_o, outs
 
 
 def main():
@@ -408,10 +558,20 @@ def main():
         time_forward(torch, {"mma_sync": ("mma_sync", (), None)},
                      [("dense", 2, 16, 16, 8192, 128), ("causal", 2, 16, 16, 8192, 128), ("causal", 2, 32, 32, 8192, 64),
                       ("causal", 2, 8, 8, 8192, 256)], results)
+    if "check-backward" in options.steps:
+        check_backward(torch, families)
+    both = lambda family: {"backward_kv": family, "backward_q": family}
+    if "time-backward" in options.steps:
+        time_backward(torch, {"wgmma": (both("wgmma"), (), None)}, DENSE_SHAPES + FLEX_SHAPES, results)
+        time_backward(torch, {"mma_sync": (both("mma_sync"), (), None)},
+                      [("causal", 2, 16, 16, 8192, 128), ("causal", 2, 32, 32, 8192, 64), ("causal", 2, 8, 8, 8192, 256)], results)
     if options.variants:
         scope = {}
         exec(open(options.variants).read(), scope)
-        time_forward(torch, scope["VARIANTS"], scope["SHAPES"], results)
+        if "VARIANTS" in scope:
+            time_forward(torch, scope["VARIANTS"], scope["SHAPES"], results)
+        if "BACKWARD_VARIANTS" in scope:
+            time_backward(torch, scope["BACKWARD_VARIANTS"], scope["BACKWARD_SHAPES"], results)
     with open(os.path.join(options.out, "attention.json"), "w") as file:
         json.dump(results, file, indent=1)
 

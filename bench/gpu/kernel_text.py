@@ -26,19 +26,40 @@ class Tiles:
 def tile_config(role, family, d, dv):
     """The table of TileConfig.cpp for compute capability 9.0."""
     widest = max(d, dv)
-    if role == "forward" and family == "wgmma":
-        kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
-        shared = panel_bytes(128, d) + 256 + 1024 + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv))
-        return Tiles(128, kv, 2, 384, shared)
+    if role in ("backward_delta", "backward_sink"):
+        return Tiles(128, 0, 1, 128, 0)
+    if family == "wgmma":
+        rest = 1024 + 256
+        if role == "forward":
+            kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
+            return Tiles(128, kv, 2, 384, panel_bytes(128, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
+        if role == "backward_kv":
+            q = 96 if widest <= 64 else 64 if widest <= 192 else 48
+            return Tiles(q, 128, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q))
+        if role == "backward_q":
+            kv = 128 if widest <= 128 else 64 if widest <= 192 else 48
+            return Tiles(128, kv, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
     if role == "forward":
         return Tiles(128, 64, 1, 128 if widest <= 128 else 256, panel_bytes(128, d) + panel_bytes(64, d) + panel_bytes(64, dv) + 1024,
                      2 if widest <= 128 else 1)
+    streamed = 64 if widest <= 128 else 32
+    shared = panel_bytes(64 + streamed, d) + panel_bytes(64 + streamed, dv) + 1024
+    if role == "backward_kv":
+        return Tiles(streamed, 64, 1, 128, shared, 2)
+    if role == "backward_q":
+        return Tiles(64, streamed, 1, 128, shared, 2)
     raise ValueError((role, family))
 
 
 ROLES = {
     ("forward", "wgmma"): ("attention_forward_wgmma.cuh", "attention_forward", "attentionForwardWgmma"),
     ("forward", "mma_sync"): ("attention_forward_mma_sync.cuh", "attention_forward", "attentionForwardMmaSync"),
+    ("backward_kv", "wgmma"): ("attention_backward_kv_wgmma.cuh", "attention_backward_kv", "attentionBackwardKVWgmma"),
+    ("backward_kv", "mma_sync"): ("attention_backward_kv_mma_sync.cuh", "attention_backward_kv", "attentionBackwardKVMmaSync"),
+    ("backward_q", "wgmma"): ("attention_backward_q_wgmma.cuh", "attention_backward_q", "attentionBackwardQWgmma"),
+    ("backward_q", "mma_sync"): ("attention_backward_q_mma_sync.cuh", "attention_backward_q", "attentionBackwardQMmaSync"),
+    ("backward_delta", "mma_sync"): ("attention_backward_rows.cuh", "attention_backward_delta", "attentionBackwardDelta"),
+    ("backward_sink", "mma_sync"): ("attention_backward_rows.cuh", "attention_backward_sink", "attentionBackwardSink"),
 }
 
 

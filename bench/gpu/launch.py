@@ -184,6 +184,75 @@ class Forward:
         self.kernel.launch(self.grid, *self.parameters)
 
 
+def parts_of(d, dv):
+    """Column parts that dK and dV are cut in; see the backward kernels."""
+    return -(-max(d, dv) // 128)
+
+
+class Backward:
+    """One bound backward call; run() launches delta, dK/dV, dQ and, with a sink, its gradient."""
+
+    def __init__(self, kernels, families, captures, q, k, v, o, lse, d_o, dq, dk, dv_, scale, mask_q=None, mask_kv=None, sink=None,
+                 d_sink=None, d_lse=None, offsets=(0, 0), q_positions=((None, None), (None, None)), kv_positions=((None, None), (None, None))):
+        b, hq, sq, d = q.shape
+        hkv, sk, dv = k.shape[1], k.shape[2], v.shape[3]
+        padded = -(-sq // 128) * 128
+        self.kernels, self.sink = kernels, sink
+        self.counters = torch.zeros(2, dtype=torch.int32, device="cuda")
+        delta = torch.full((b, hq, padded), math.nan, device="cuda")
+        lse_log2 = torch.full((b, hq, padded), math.nan, device="cuda")
+        self.keep = [q, k, v, o, lse, d_o, dq, dk, dv_, mask_q, mask_kv, sink, d_sink, d_lse, delta, lse_log2, q_positions, kv_positions]
+        self.empty = captures_struct([])
+
+        def arguments(role):
+            a = BackwardArguments()
+            a.q, a.k, a.v, a.o, a.d_o, a.dq, a.dk, a.dv = map(tensor_argument, (q, k, v, o, d_o, dq, dk, dv_))
+            a.lse, a.d_lse, a.delta, a.lse_log2 = map(row_argument, (lse, d_lse, delta, lse_log2))
+            a.sink = sink.data_ptr() if sink is not None else None
+            a.d_sink = d_sink.data_ptr() if d_sink is not None else None
+            a.batch, a.q_heads, a.kv_heads, a.q_len, a.kv_len = b, hq, hkv, sq, sk
+            a.batch_offset, a.head_offset = offsets
+            a.scale = scale
+            a.mask.row_ratio = a.mask.col_ratio = 1
+            if role not in ("backward_kv", "backward_q"):
+                return a
+            index = 0 if role == "backward_kv" else 1
+            t = kernels[role].tiles
+            a.q_positions = PositionArgument(*[x.data_ptr() if x is not None else None for x in q_positions[index]])
+            a.kv_positions = PositionArgument(*[x.data_ptr() if x is not None else None for x in kv_positions[index]])
+            mask = mask_kv if role == "backward_kv" else mask_q
+            rows = -(-sk // t.tile_kv) if role == "backward_kv" else -(-sq // t.tile_q)
+            order = None
+            if mask:
+                a.mask = mask.argument()
+                order = mask.row_order(rows)
+                self.keep.append(order)
+            streamed = (sq if role == "backward_kv" else sk) * (d + dv) * 2
+            parts = parts_of(d, dv) if role == "backward_kv" else 1
+            a.work = WorkArgument(order.data_ptr() if mask else None, self.counters.data_ptr() + 4 * index, rows,
+                                  group_heads(streamed * (hq // hkv if index == 0 else 1), parts if index == 0 else hq // hkv))
+            return a
+
+        self.calls = []
+        if lse is not None:
+            self.calls.append((kernels["backward_delta"], (padded // 128, hq, b), [arguments("backward_delta"), self.empty]))
+        for role in ("backward_kv", "backward_q"):
+            t, a = kernels[role].tiles, arguments(role)
+            parameters = [a, captures]
+            if families[role] == "wgmma":
+                parameters.append(aligned_buffer(tensor_map(q, t.tile_q) + tensor_map(d_o, t.tile_q) + tensor_map(k, t.tile_kv)
+                                                 + tensor_map(v, t.tile_kv)))
+            items = a.work.num_rows * b * (hkv * parts_of(d, dv) if role == "backward_kv" else hq)
+            self.calls.append((kernels[role], max(1, min(items, processors() * t.blocks_per_processor)), parameters))
+        if d_sink is not None:
+            self.calls.append((kernels["backward_sink"], hq, [arguments("backward_sink"), self.empty]))
+
+    def run(self):
+        self.counters.zero_()
+        for kernel, grid, parameters in self.calls:
+            kernel.launch(grid, *parameters)
+
+
 def captures_struct(fields):
     """ctypes struct of (ctype, value) pairs; an empty struct has one byte as in C++."""
     if not fields:

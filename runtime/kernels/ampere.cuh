@@ -80,6 +80,41 @@ template <class Element> __device__ __forceinline__ void warpProduct(float *d, c
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// d = A B^T for one warp's 16 rows of A from `row`: A has kRowsA rows, B kRowsB rows (the columns of d), both kColumns
+/// columns.
+template <class Element, int kRowsA, int kRowsB, int kColumns>
+__device__ __forceinline__ void multiplyTile(float (&d)[kRowsB / 2], uint32 panelsA, uint32 panelsB, int row) {
+#pragma unroll
+  for (int i = 0; i < kRowsB / 2; ++i)
+    d[i] = 0.0f;
+#pragma unroll
+  for (int column = 0; column < kColumns; column += 16) {
+    uint32 a[4];
+    loadOperandA<kRowsA>(a, panelsA, row, column);
+#pragma unroll
+    for (int rowB = 0; rowB < kRowsB; rowB += 16) {
+      uint32 b[4];
+      loadOperandB<kRowsB>(b, panelsB, rowB, column);
+      warpProduct<Element>(d + rowB / 2, a, b[0], b[1]);
+      warpProduct<Element>(d + rowB / 2 + 4, a, b[2], b[3]);
+    }
+  }
+}
+
+/// d += A B for one warp's 16 rows: A packed in registers (16 x kRowsB), B kColumns columns of panels from firstColumn.
+template <class Element, int kRowsB, int kColumns>
+__device__ __forceinline__ void accumulateTile(float (&d)[kColumns / 2], const uint32 (&a)[kRowsB / 4], uint32 panelsB, int firstColumn) {
+#pragma unroll
+  for (int rowB = 0; rowB < kRowsB; rowB += 16)
+#pragma unroll
+    for (int column = 0; column < kColumns; column += 16) {
+      uint32 b[4];
+      loadOperandBTransposed<kRowsB>(b, panelsB, rowB, firstColumn + column);
+      warpProduct<Element>(d + column / 2, a + rowB / 4, b[0], b[1]);
+      warpProduct<Element>(d + column / 2 + 4, a + rowB / 4, b[2], b[3]);
+    }
+}
+
 /// Takes the next work item for the whole block; `slot` is one int of shared memory. Negative when none is left.
 __device__ __forceinline__ int takeItem(int *counter, int *slot, int numItems) {
   __syncthreads();

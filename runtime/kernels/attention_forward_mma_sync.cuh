@@ -40,9 +40,9 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int b = work.b + arguments.batchOffset, h = work.h + arguments.headOffset;
     int kvHead = work.h / (arguments.qHeads / arguments.kvHeads);
-    const unsigned short *kSlice = static_cast<const unsigned short *>(arguments.k.data) + work.b * arguments.k.strideB + kvHead * arguments.k.strideH;
-    const unsigned short *vSlice = static_cast<const unsigned short *>(arguments.v.data) + work.b * arguments.v.strideB + kvHead * arguments.v.strideH;
-    const unsigned short *qSlice = static_cast<const unsigned short *>(arguments.q.data) + work.b * arguments.q.strideB + work.h * arguments.q.strideH;
+    const unsigned short *kSlice = elementSlice(arguments.k, work.b, kvHead);
+    const unsigned short *vSlice = elementSlice(arguments.v, work.b, kvHead);
+    const unsigned short *qSlice = elementSlice(arguments.q, work.b, work.h);
     int rowPosition[kGroups][2];
     TilePositions<Config::kPositions, kTileQ> rows(arguments.qPositions, work.row, arguments.qLen);
 #pragma unroll
@@ -108,25 +108,17 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
         copyCommit();
       }
       Positions columns(arguments.kvPositions, tile, arguments.kvLen);
-      bool isShort = columns.last < kTileKV - 1;
       unrolled<kGroups>([&](int group) {
         applyScore<Program, TileAxes::RowsAreQ>(scores[group], scale, captures, b, h, rowPosition[group], columns);
-        if (isPartial || isShort) {
-          uint32 keep[2] = {~0u, ~0u};
-          if constexpr (Program::kHasMask)
-            if (isPartial)
-              keepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, captures, b, h, rowPosition[group], columns);
-          uint32 inside = bitsBelowColumn(columns.last + 1);
-          keep[0] &= inside;
-          keep[1] &= inside;
+        uint32 keep[2];
+        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rowPosition[group], columns))
           applyKeepWords(scores[group], keep, Config::kHasSoftmax ? -infinity() : 0.0f);
-        }
         if constexpr (Config::kHasSoftmax) {
           float rescale[2];
-          softmax[group].step(scores[group], scale.toLog2, rescale);
+          if (softmax[group].step(scores[group], scale.toLog2, rescale))
 #pragma unroll
-          for (int i = 0; i < kVColumns / 2; ++i)
-            output[group][i] *= rescale[registerRow(i)];
+            for (int i = 0; i < kVColumns / 2; ++i)
+              output[group][i] *= rescale[registerRow(i)];
         }
       });
 
@@ -152,9 +144,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       }
     }
 
-    constexpr int kOutputBytes = Config::kOutputIsF32 ? 4 : kElementBytes;
-    void *slice = static_cast<unsigned char *>(arguments.o.data) +
-                  (work.b * arguments.o.strideB + work.h * arguments.o.strideH) * kOutputBytes;
+    void *slice = outputSlice<Config::kOutputIsF32>(arguments.o, work.b, work.h);
     unrolled<kGroups>([&](int group) {
       float factor[2] = {1.0f, 1.0f}, lse[2];
       int row = work.row * kTileQ + firstRow + 16 * group + rowInGroup;

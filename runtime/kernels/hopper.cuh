@@ -85,15 +85,19 @@ template <int kPending> __device__ __forceinline__ void productWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-/// Describes an operand in swizzled panels (device.cuh) to a product. Along the contracted dimension (K-major) the
-/// columns of a panel are contracted; otherwise (MN-major) its rows are, and `panelBytes` leads to the next 64 columns.
-__device__ __forceinline__ uint64 operandDescriptor(const void *panels, int panelBytes) {
-  constexpr uint64 kSwizzle128 = 1ull << 62;
-  constexpr uint64 kEightRows = 1024;
-  return kSwizzle128 | (kEightRows >> 4) << 32 | (uint64)(panelBytes >> 4) << 16 | (sharedAddress(panels) & 0x3ffff) >> 4;
+/// Describes an operand in swizzled panels (device.cuh) to a product; this is the low half of the descriptor, to which
+/// steps are added. Along the contracted dimension (K-major) the columns of a panel are contracted; otherwise (MN-major)
+/// its rows are, and `panelBytes` leads to the next 64 columns.
+__device__ __forceinline__ uint32 operandDescriptor(const void *panels, int panelBytes) {
+  return (uint32)(panelBytes >> 4) << 16 | (sharedAddress(panels) & 0x3ffff) >> 4;
 }
 /// The step of a descriptor by `bytes`.
-constexpr __host__ __device__ uint64 descriptorStep(int bytes) { return (uint64)(bytes >> 4); }
+constexpr __host__ __device__ uint32 descriptorStep(int bytes) { return (uint32)(bytes >> 4); }
+/// The whole descriptor: swizzle 128B, 1024 bytes from one group of eight rows to the next.
+__device__ __forceinline__ uint64 wholeDescriptor(uint32 low) {
+  constexpr uint64 kSwizzle128 = 1ull << 62, kEightRows = 1024;
+  return kSwizzle128 | (kEightRows >> 4) << 32 | low;
+}
 
 /// Which way an operand in shared memory lies.
 enum class Major : int { K = 0, MN = 1 };
@@ -143,21 +147,21 @@ template <class Element, int N> struct WarpgroupProduct;
 #define CPFLEX_PRODUCT(ELEMENT, TYPE, N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                             \
   template <> struct WarpgroupProduct<ELEMENT, N> {                                                                     \
     template <Major kMajorA, Major kMajorB>                                                                             \
-    static __device__ __forceinline__ void fromShared(float (&d)[COUNT], uint64 a, uint64 b, int accumulate) {          \
+    static __device__ __forceinline__ void fromShared(float (&d)[COUNT], uint32 a, uint32 b, int accumulate) {          \
       asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N                   \
                    "k16.f32." TYPE "." TYPE " {" CPFLEX_PLACES_##COUNT "}, %" #P0 ", %" #P1 ", p, 1, 1, %" #P3          \
                    ", %" #P4 "; }"                                                                                      \
                    : CPFLEX_OPERANDS_##COUNT                                                                            \
-                   : "l"(a), "l"(b), "r"(accumulate), "n"((int)kMajorA), "n"((int)kMajorB));                            \
+                   : "l"(wholeDescriptor(a)), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorA), "n"((int)kMajorB)); \
     }                                                                                                                   \
     template <Major kMajorB>                                                                                            \
     static __device__ __forceinline__ void fromRegisters(float (&d)[COUNT], uint32 a0, uint32 a1, uint32 a2, uint32 a3, \
-                                                         uint64 b, int accumulate) {                                    \
+                                                         uint32 b, int accumulate) {                                    \
       asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P5 ", 0; wgmma.mma_async.sync.aligned.m64n" #N                   \
                    "k16.f32." TYPE "." TYPE " {" CPFLEX_PLACES_##COUNT "}, {%" #P0 ", %" #P1 ", %" #P2 ", %" #P3        \
                    "}, %" #P4 ", p, 1, 1, %" #P6 "; }"                                                                  \
                    : CPFLEX_OPERANDS_##COUNT                                                                            \
-                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"((int)kMajorB));                   \
+                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorB));  \
     }                                                                                                                   \
   };
 #define CPFLEX_PRODUCTS(N, COUNT, ...)                                                                                  \

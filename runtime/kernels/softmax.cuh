@@ -58,29 +58,36 @@ template <int N> __device__ __forceinline__ void applyKeepWords(float (&scores)[
     scores[i] = keep[registerRow(i)] >> registerBit(i) & 1u ? scores[i] : forbidden;
 }
 
-/// Maximum and sum of the rows so far; `sum` is per lane until finish().
+/// Reference and sum of the rows so far; `sum` is per lane until finish(). The reference follows the maximum only when that
+/// has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2, nothing else changes, and most tiles need no
+/// rescaling (the observation of FlashAttention-4).
 struct OnlineSoftmax {
-  float maximum[2] = {-infinity(), -infinity()}; ///< of x, see ScoreScale
+  static constexpr float kSlackLog2 = 8.0f;
+  float reference[2] = {-infinity(), -infinity()}; ///< of x, see ScoreScale; -inf before the first key
   float sum[2] = {0.0f, 0.0f};
 
-  /// Turns scores into weights 2^(toLog2 * (x - maximum)) and returns in `rescale` the factor for everything summed
-  /// before.
+  /// Turns scores into weights 2^(toLog2 * (x - reference)). Returns whether any row of the warp needs everything summed
+  /// before multiplied by `rescale`.
   template <int N>
-  __device__ __forceinline__ void step(float (&scores)[N], float toLog2, float (&rescale)[2]) {
+  __device__ __forceinline__ bool step(float (&scores)[N], float toLog2, float (&rescale)[2]) {
     float bias[2];
+    bool needsRescale = false;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float tileMaximum = scores[2 * row];
+      float maximum = scores[2 * row];
 #pragma unroll
       for (int i = 0; i < N; ++i)
         if (registerRow(i) == row)
-          tileMaximum = fmaxf(tileMaximum, scores[i]);
-      float previous = maximum[row];
-      maximum[row] = fmaxf(previous, maxInQuad(tileMaximum));
+          maximum = fmaxf(maximum, scores[i]);
+      maximum = maxInQuad(maximum);
+      float previous = reference[row];
+      bool grows = (maximum - previous) * toLog2 > kSlackLog2;
+      reference[row] = grows ? maximum : previous;
+      needsRescale |= grows;
       // A row that has met no key yet must not compute -inf - -inf.
-      float reference = maximum[row] == -infinity() ? 0.0f : maximum[row];
-      bias[row] = reference * toLog2;
-      rescale[row] = exp2Fast(fmaf(previous, toLog2, -bias[row]));
+      float finite = reference[row] == -infinity() ? 0.0f : reference[row];
+      bias[row] = finite * toLog2;
+      rescale[row] = grows ? exp2Fast(fmaf(previous, toLog2, -bias[row])) : 1.0f;
       sum[row] *= rescale[row];
     }
 #pragma unroll
@@ -88,6 +95,7 @@ struct OnlineSoftmax {
       scores[i] = exp2Fast(fmaf(scores[i], toLog2, -bias[registerRow(i)]));
       sum[registerRow(i)] += scores[i];
     }
+    return __any_sync(0xffffffffu, needsRescale);
   }
 
   /// Includes the sink of head `h` and returns the factor that normalises each row of O and its LSE (natural).
@@ -96,11 +104,11 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float total = sumInQuad(sum[row]);
-      bool isEmpty = maximum[row] == -infinity();
-      float reference = isEmpty ? -infinity() : maximum[row] * toLog2;
-      float highest = fmaxf(reference, sinkLog2);
+      bool isEmpty = reference[row] == -infinity();
+      float own = isEmpty ? -infinity() : reference[row] * toLog2;
+      float highest = fmaxf(own, sinkLog2);
       bool hasNothing = highest == -infinity();
-      float weight = isEmpty ? 0.0f : exp2Fast(reference - highest);
+      float weight = isEmpty ? 0.0f : exp2Fast(own - highest);
       float all = total * weight + (hasNothing ? 0.0f : exp2Fast(sinkLog2 - highest));
       factor[row] = isEmpty ? 0.0f : weight / all;
       lse[row] = hasNothing ? -infinity() : (highest + log2f(all)) * kLn2;
@@ -109,21 +117,21 @@ struct OnlineSoftmax {
 };
 
 /// Writes rows l/4 and l/4 + 8 of a warp's accumulator, multiplied by `factor`, as rows `row` and `row + 8` of a tensor
-/// slice [s, d]; rows from `numRows` and columns from kColumns on are not written. Lanes of a quad exchange words so
-/// that each writes 16 bytes.
+/// slice [s, d], at columns from firstColumn on; rows from numRows and columns from numColumns on are not written. Lanes
+/// of a quad exchange words so that each writes 16 bytes.
 template <class Element, bool kIsF32, int kColumns, int N>
-__device__ __forceinline__ void writeRows(const float (&accumulator)[N], const float (&factor)[2], void *slice,
-                                          long long strideS, int row, int numRows) {
+__device__ __forceinline__ void writeColumns(const float (&accumulator)[N], const float (&factor)[2], void *slice,
+                                             long long strideS, int row, int numRows, int firstColumn, int numColumns) {
   int lane = threadIdx.x % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     bool isInside = row + 8 * half < numRows;
-    long long offset = (row + 8 * half) * strideS;
+    long long offset = (row + 8 * half) * strideS + firstColumn;
     if constexpr (kIsF32) {
       float *out = static_cast<float *>(slice) + offset;
 #pragma unroll
       for (int group = 0; group < kColumns / 8; ++group)
-        if (isInside)
+        if (isInside && firstColumn + 8 * group < numColumns)
           *reinterpret_cast<float2 *>(out + 8 * group + 2 * lane) = make_float2(
               accumulator[4 * group + 2 * half] * factor[half], accumulator[4 * group + 2 * half + 1] * factor[half]);
     } else {
@@ -137,11 +145,28 @@ __device__ __forceinline__ void writeRows(const float (&accumulator)[N], const f
           words[i] = first + 1 < N ? Element::pack(accumulator[first] * factor[half], accumulator[first + 1] * factor[half]) : 0u;
         }
         transposeInQuad(words);
-        if (isInside && group + lane < kColumns / 8)
+        if (isInside && group + lane < kColumns / 8 && firstColumn + 8 * (group + lane) < numColumns)
           *reinterpret_cast<uint4 *>(out + 8 * (group + lane)) = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
   }
+}
+
+/// Writes all columns of a tensor with kColumns columns.
+template <class Element, bool kIsF32, int kColumns, int N>
+__device__ __forceinline__ void writeRows(const float (&accumulator)[N], const float (&factor)[2], void *slice,
+                                          long long strideS, int row, int numRows) {
+  writeColumns<Element, kIsF32, kColumns>(accumulator, factor, slice, strideS, row, numRows, 0, kColumns);
+}
+
+/// The values of rows `row` and `row + 8` of a row array; `outside` beyond the tensor or where nothing is wanted.
+__device__ __forceinline__ void loadRowPair(float (&values)[2], const RowArgument &array, const WorkItem &work, int row,
+                                            int numRows, float outside, bool isWanted) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    values[half] = isWanted && row + 8 * half < numRows
+                       ? __ldg(array.data + work.b * array.strideB + work.h * array.strideH + row + 8 * half)
+                       : outside;
 }
 
 /// Writes the LSE of rows `row` and `row + 8` where they lie inside the tensor and LSE is wanted.

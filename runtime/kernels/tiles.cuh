@@ -12,6 +12,15 @@ namespace cpflex::kernels {
 
 constexpr unsigned char kPartialTile = 2; // TileClass::Partial
 
+/// The slice [s, d] of local batch row b and head h, of 2-byte elements.
+__device__ __forceinline__ const unsigned short *elementSlice(const TensorArgument &tensor, int b, int h) {
+  return static_cast<const unsigned short *>(tensor.data) + b * tensor.strideB + h * tensor.strideH;
+}
+/// The slice to write, of f32 or 2-byte elements.
+template <bool kIsF32> __device__ __forceinline__ void *outputSlice(const TensorArgument &tensor, int b, int h) {
+  return static_cast<unsigned char *>(tensor.data) + (b * tensor.strideB + h * tensor.strideH) * (kIsF32 ? 4 : kElementBytes);
+}
+
 /// One row of kernel tiles of one (batch, head).
 struct WorkItem {
   int row, b, h;
@@ -156,6 +165,23 @@ __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Prog
       keep[row] |= static_cast<uint32>(attends) << bit;
     }
   }
+}
+
+/// The keep words of a tile, all ones for full tiles; `isMasked` tells whether they may hold a zero.
+template <class Program, TileAxes kAxes, int kColumns, class Positions>
+__device__ __forceinline__ bool tileKeepWords(uint32 (&keep)[2], bool isPartial, const typename Program::Captures &captures,
+                                              int b, int h, const int (&rowPosition)[2], const Positions &columns) {
+  keep[0] = keep[1] = ~0u;
+  bool isMasked = isPartial || columns.last < kColumns - 1;
+  if (isMasked) {
+    if constexpr (Program::kHasMask)
+      if (isPartial)
+        keepWords<Program, kAxes, kColumns>(keep, captures, b, h, rowPosition, columns);
+    uint32 inside = bitsBelowColumn(columns.last + 1);
+    keep[0] &= inside;
+    keep[1] &= inside;
+  }
+  return isMasked;
 }
 
 } // namespace cpflex::kernels

@@ -1,0 +1,97 @@
+// The hand-over of work and tiles from the producer warpgroup to the consumers in the wgmma kernels.
+#pragma once
+
+#include "runtime/kernels/hopper.cuh"
+#include "runtime/kernels/tiles.cuh"
+
+namespace cpflex::kernels {
+
+/// Swizzled panels repeat every 1024 bytes.
+constexpr int kSharedAlignment = 1024;
+
+/// Dynamic shared memory from its first aligned byte on.
+__device__ __forceinline__ unsigned char *alignedSharedMemory() {
+  extern __shared__ unsigned char dynamicShared[];
+  uint32 misalignment = sharedAddress(dynamicShared) % kSharedAlignment;
+  return dynamicShared + (kSharedAlignment - misalignment) % kSharedAlignment;
+}
+
+/// Registers per thread of the warpgroups, of the 512 that a processor has per 128 threads. Two consumers: 56 + 2 * 224, or
+/// 24 + 2 * 240 where they hold two wide accumulators (the producer then spills, off the critical path); three: 32 + 3 * 160.
+template <int kConsumers, bool kIsWide> constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kIsWide ? 24 : 56;
+template <int kConsumers, bool kIsWide> constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kIsWide ? 240 : 224;
+
+/// A position in a ring of kSlots buffers and the parity of its current round.
+template <int kSlots> struct RingPosition {
+  int slot = 0;
+  uint32 parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// What the producer says of the tile in a slot, so that only it walks the mask: the tile, whether the mask decides pair
+/// by pair, and whether it is the item's last.
+struct TileMessage {
+  int word;
+  static __device__ __forceinline__ TileMessage of(int tile, bool isPartial, bool isLast) { return {tile << 2 | isPartial << 1 | isLast}; }
+  __device__ __forceinline__ int tile() const { return word >> 2; }
+  __device__ __forceinline__ bool isPartial() const { return word & 2; }
+  __device__ __forceinline__ bool isLast() const { return word & 1; }
+};
+
+/// How consumers learn which item is next, and whether it has any tile: a ring of two, so that the producer copies ahead.
+struct WorkQueue {
+  static constexpr int kSlots = 2;
+  static constexpr int kEnd = -1;
+  struct Shared {
+    SharedBarrier full[kSlots], empty[kSlots];
+    int message[kSlots]; ///< item * 2 + (1 when it has a tile), or kEnd
+  };
+  RingPosition<kSlots> ring;
+  bool hasTile; ///< of the item taken last
+
+  static __device__ __forceinline__ void initialize(Shared &shared, int consumerWarps) {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      shared.full[slot].initialize(1);
+      shared.empty[slot].initialize(consumerWarps);
+    }
+  }
+  /// Producer: passes an item on.
+  __device__ __forceinline__ void publish(Shared &shared, int message) {
+    shared.empty[ring.slot].wait(ring.parity ^ 1);
+    shared.message[ring.slot] = message;
+    shared.full[ring.slot].arrive();
+    ring.advance();
+  }
+  /// Consumer: the next item; negative when none is left.
+  __device__ __forceinline__ int take(Shared &shared) {
+    shared.full[ring.slot].wait(ring.parity);
+    int message = shared.message[ring.slot];
+    __syncwarp();
+    if (isElectedLane())
+      shared.empty[ring.slot].arrive();
+    ring.advance();
+    hasTile = message & 1;
+    return message >> 1;
+  }
+};
+
+/// Copies the rows of one box, panel after panel.
+template <int kPanels, int kPanelBytes>
+__device__ __forceinline__ void copyPanels(const TensorMapArgument &map, SharedBarrier &barrier, unsigned char *destination,
+                                           int row, int head, int batch, CacheHint hint) {
+#pragma unroll
+  for (int panel = 0; panel < kPanels; ++panel)
+    copyBox(map, barrier, destination + panel * kPanelBytes, panel * 64, row, head, batch, hint);
+}
+
+/// The descriptor step to columns 16 * step of a K-major operand.
+template <int kPanelBytes> constexpr __host__ __device__ uint32 panelStep(int step) {
+  return step / 4 * descriptorStep(kPanelBytes) + step % 4 * descriptorStep(32);
+}
+
+} // namespace cpflex::kernels
