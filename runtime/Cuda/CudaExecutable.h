@@ -7,10 +7,8 @@
 #include "runtime/contract/Attention.h"
 #include "runtime/contract/KernelArguments.h"
 
-#include <array>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 namespace cpflex {
@@ -39,9 +37,10 @@ public:
                                                         const AttentionProblem &problem, cuda::Stream stream);
 
   /// Binds another mask, other captures and parameters for the same sizes into the same memory, on `stream`: calls that
-  /// follow on that stream see the new ones, and so does the replay of a graph for all but captures' addresses,
-  /// parameters and scale, which a graph holds by value. Waits only for the upload before the last. InvalidArgument
-  /// when the mask needs more room than bind() reserved (twice what the first mask needed): bind anew then.
+  /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses of captures,
+  /// parameters and scale, which a graph holds by value. The host waits only until the last upload is through.
+  /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
+  /// first mask needed): bind anew then. Not beside forward() or backward() on another thread.
   Status update(const AttentionProblem &problem, cuda::Stream stream);
 
   enum class Pass { Forward, Backward };
@@ -57,25 +56,41 @@ public:
   const AttentionProblem &problem() const { return problem_; }
 
 private:
-  /// Where one kernel's arrays lie in the tables, and how many elements each has room for.
+  /// The arrays that one kernel walks, on the device, and the scalars beside them.
+  struct KernelTables {
+    const LoadedKernel *kernel = nullptr;
+    MaskArgument mask{};
+    WorkArgument work{};
+    PositionArgument qPositions{}, kvPositions{};
+  };
+  /// One array of the tables: where it lies and how much room it has.
   struct Section {
     int64_t offset = 0;
     int64_t capacityInBytes = 0;
   };
-  struct KernelTables {
-    bool hasMask = false;
-    int numRows = 0;      ///< rows of kernel tiles
-    MaskArgument mask{};
-    WorkArgument work{};
-    PositionArgument qPositions{}, kvPositions{};
-    Section rowBegin, runs, rowSetOf, rowOrder, qTiles, kvTiles;
-  };
+  struct HostTables;
+  enum class Upload { First, Again };
 
   explicit CudaExecutable(std::shared_ptr<const CudaProgram> program) : program_(std::move(program)) {}
   Status checkProblem(const AttentionProblem &problem) const;
+  Status upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind);
+  Status reserve(const HostTables &host);
+  void setTables(KernelTables &tables, size_t kernelIndex, const HostTables &host) const;
+  void packCaptures(const AttentionProblem &problem);
+  const KernelTables *tablesOf(KernelRole role) const;
+  Status launch(const LoadedKernel &kernel, unsigned gridX, unsigned gridY, unsigned gridZ, void *arguments, void *maps,
+                cuda::Stream stream) const;
+  Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps, cuda::Stream stream) const;
+  void fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors, void *workspace) const;
 
   std::shared_ptr<const CudaProgram> program_;
-  AttentionProblem problem_;
+  AttentionProblem problem_; ///< sizes, offsets, scale and sink; its pointers to mask, positions and bindings are not kept
+  std::vector<long long> captures_;
+  std::vector<KernelTables> tables_; ///< one per kernel that walks tiles
+  std::vector<Section> sections_;
+  CudaBuffer memory_;
+  PinnedBuffer staging_;
+  CudaEvent uploaded_;
 };
 
 } // namespace cpflex

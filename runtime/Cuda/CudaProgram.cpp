@@ -1,0 +1,182 @@
+// Choosing, compiling and loading the kernels of a program.
+#include "runtime/Cuda/CudaProgram.h"
+
+#include "runtime/Cuda/KernelAssembly.h"
+#include "runtime/contract/CaptureArgument.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace cpflex {
+namespace {
+
+/// What a kernel may be given at launch, in bytes, on the GPUs served.
+constexpr int64_t kParameterLimitInBytes = 32764;
+
+bool isAffineOverTiles(const PositionMap &map, int64_t tileSize) {
+  int64_t begin = 0;
+  for (size_t i = 0; i < map.pieces.size(); ++i) {
+    bool isLast = i + 1 == map.pieces.size();
+    if (!isLast && (begin + map.pieces[i].count) % tileSize != 0)
+      return false;
+    begin += map.pieces[i].count;
+  }
+  return true;
+}
+
+bool isIdentity(const PositionMap &map) {
+  int64_t begin = 0;
+  for (const AffinePiece &piece : map.pieces) {
+    if (piece.begin != begin || (piece.step != 1 && piece.count > 1))
+      return false;
+    begin += piece.count;
+  }
+  return true;
+}
+
+bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
+
+} // namespace
+
+std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
+  KernelSpec spec;
+  spec.element = options.element;
+  spec.headDim = options.headDim;
+  spec.vHeadDim = options.vHeadDim;
+  spec.hasSoftmax = options.normalization == AttentionProblem::Normalization::Softmax;
+  spec.hasMask = functions.hasMask;
+  spec.scoreForm = functions.scoreForm;
+  spec.positions = options.positions;
+  spec.output = options.output;
+
+  std::vector<KernelRole> roles = {KernelRole::Forward};
+  if (options.passes == CudaProgramOptions::Passes::ForwardAndBackward) {
+    if (spec.hasSoftmax)
+      roles.push_back(KernelRole::BackwardDelta);
+    roles.push_back(KernelRole::BackwardKV);
+    roles.push_back(KernelRole::BackwardQ);
+    if (spec.hasSoftmax)
+      roles.push_back(KernelRole::BackwardSink);
+  }
+  std::vector<KernelSpec> specs;
+  for (KernelRole role : roles) {
+    spec.role = role;
+    spec.family = isRowKernel(role) ? KernelFamily::MmaSync
+                                    : options.family.value_or(kernelFamily(spec, computeCapability));
+    specs.push_back(spec);
+  }
+  return specs;
+}
+
+StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functions, const CudaProgramOptions &options,
+                                                  int computeCapability) {
+  std::vector<KernelSource> sources;
+  for (const KernelSpec &spec : kernelSpecs(functions, options, computeCapability)) {
+    StatusOr<KernelSource> source = assembleKernel(spec, computeCapability, functions);
+    if (!source)
+      return source.status();
+    sources.push_back(std::move(*source));
+  }
+  return sources;
+}
+
+PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles) {
+  if (isIdentity(problem.qPositions) && isIdentity(problem.kvPositions))
+    return PositionMode::Identity;
+  for (const TileConfig &config : tiles)
+    if (!isAffineOverTiles(problem.qPositions, config.tileQ) || !isAffineOverTiles(problem.kvPositions, config.tileKV))
+      return PositionMode::Array;
+  return PositionMode::AffinePerTile;
+}
+
+PositionMode positionMode(const AttentionProblem &problem, const DeviceFunctions &functions, CudaProgramOptions options,
+                          int computeCapability) {
+  std::vector<TileConfig> tiles;
+  for (const KernelSpec &spec : kernelSpecs(functions, options, computeCapability))
+    if (StatusOr<TileConfig> config = tileConfig(spec, computeCapability); config && !isRowKernel(spec.role))
+      tiles.push_back(*config);
+  return positionMode(problem, tiles);
+}
+
+StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled) {
+  LoadedKernel kernel(device, spec, std::move(compiled));
+  const CudaDriver &driver = device->driver();
+  KernelImage &image = kernel.compiled_.image;
+  CurrentContext current(*device);
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  CPFLEX_RETURN_IF_ERROR(driver.status(driver.moduleLoadData(&kernel.module_, image.cubin.data()), "cuModuleLoadData"));
+  CPFLEX_RETURN_IF_ERROR(driver.status(
+      driver.moduleGetFunction(&kernel.function_, kernel.module_, image.functionName.c_str()), "cuModuleGetFunction"));
+  if (image.tiles.sharedBytes > 0)
+    CPFLEX_RETURN_IF_ERROR(driver.status(
+        driver.funcSetAttribute(kernel.function_, cuda::kMaxDynamicSharedSizeBytes, image.tiles.sharedBytes), "cuFuncSetAttribute"));
+  image.cubin = {};
+  return kernel;
+}
+
+LoadedKernel::LoadedKernel(LoadedKernel &&other) noexcept
+    : device_(std::move(other.device_)), spec_(other.spec_), compiled_(std::move(other.compiled_)),
+      module_(std::exchange(other.module_, nullptr)), function_(other.function_) {}
+
+LoadedKernel::~LoadedKernel() {
+  if (!module_)
+    return;
+  CurrentContext current(*device_);
+  if (current.status())
+    (void)device_->driver().moduleUnload(module_);
+}
+
+StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr<const CudaDevice> device,
+                                                                 const KernelToolchain &toolchain, DeviceFunctions functions,
+                                                                 const CudaProgramOptions &options) {
+  auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, std::move(functions), options));
+  int64_t parameters = program->capturesInBytes() + static_cast<int64_t>(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps));
+  if (parameters > kParameterLimitInBytes)
+    return Status::unsupported(fmt::format("the program has {} captures, {} parameters and {} dimensions, {} bytes of kernel "
+                                           "parameters; a GPU takes {}",
+                                           program->functions_.numCaptures, program->functions_.numParams,
+                                           program->functions_.numDims, parameters, kParameterLimitInBytes));
+  int capability = device->description().computeCapability;
+  int driverVersion = device->driver().version(), nvrtcVersion = toolchain.nvrtc->version();
+  if (driverVersion / 1000 < nvrtcVersion / 1000)
+    return Status::unavailable(fmt::format("the driver serves CUDA {}, but NVRTC is {} and makes code for newer drivers; update "
+                                           "the driver, or set CPFLEX_NVRTC to a libnvrtc of CUDA {}",
+                                           cudaVersionText(driverVersion), cudaVersionText(nvrtcVersion), driverVersion / 1000));
+  StatusOr<std::vector<KernelSource>> sources = kernelSources(program->functions_, options, capability);
+  if (!sources)
+    return sources.status();
+  for (const KernelSource &source : *sources) {
+    StatusOr<CompiledKernel> compiled = cachedKernel(source, toolchain);
+    if (!compiled)
+      return compiled.status();
+    StatusOr<LoadedKernel> kernel = LoadedKernel::load(device, source.spec, std::move(*compiled));
+    if (!kernel)
+      return kernel.status();
+    program->kernels_.push_back(std::move(*kernel));
+  }
+  return std::shared_ptr<const CudaProgram>(std::move(program));
+}
+
+const LoadedKernel *CudaProgram::kernel(KernelRole role) const {
+  for (const LoadedKernel &kernel : kernels_)
+    if (kernel.spec().role == role)
+      return &kernel;
+  return nullptr;
+}
+
+int64_t CudaProgram::capturesInBytes() const {
+  return static_cast<int64_t>(sizeof(CaptureArgument)) * functions_.numCaptures +
+         static_cast<int64_t>(sizeof(long long)) * (functions_.numParams + functions_.numDims);
+}
+
+std::vector<std::string> CudaProgram::warnings() const {
+  std::vector<std::string> warnings;
+  for (const LoadedKernel &kernel : kernels_)
+    for (const std::string &warning : kernel.compiled().cacheWarnings)
+      if (warnings.empty() || warnings.back() != warning)
+        warnings.push_back(warning);
+  return warnings;
+}
+
+} // namespace cpflex

@@ -1,0 +1,147 @@
+// Transposing and recutting block masks, and the order of rows, against masks written out tile by tile.
+#include "runtime/Cuda/MaskTables.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace cpflex {
+namespace {
+
+using testing::ElementsAre;
+
+/// A mask written out: kinds[q tile][kv tile], 0 empty, 1 full, 2 and more partial with residual (kind - 2).
+using Written = std::vector<std::vector<int>>;
+
+TileRows toRows(const Written &kinds) {
+  TileRows rows;
+  rows.rowBegin = {0};
+  for (const std::vector<int> &row : kinds) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (row[i] == 0)
+        continue;
+      TileClass tileClass = row[i] == 1 ? TileClass::Full : TileClass::Partial;
+      auto residual = static_cast<uint8_t>(row[i] == 1 ? 0 : row[i] - 2);
+      bool continues = i > 0 && row[i - 1] == row[i];
+      if (continues)
+        rows.runs.back().end = static_cast<int32_t>(i + 1);
+      else
+        rows.runs.push_back({static_cast<int32_t>(i), static_cast<int32_t>(i + 1), tileClass, residual});
+    }
+    rows.rowBegin.push_back(static_cast<int32_t>(rows.runs.size()));
+  }
+  return rows;
+}
+
+Written toWritten(const TileRows &rows, int64_t numRows, int64_t numColumns) {
+  Written kinds(numRows, std::vector<int>(numColumns, 0));
+  for (int64_t row = 0; row < numRows; ++row)
+    for (int32_t i = rows.rowBegin[row]; i < rows.rowBegin[row + 1]; ++i)
+      for (int32_t tile = rows.runs[i].begin; tile < rows.runs[i].end; ++tile)
+        kinds[row][tile] = rows.runs[i].tileClass == TileClass::Full ? 1 : 2 + rows.runs[i].residual;
+  return kinds;
+}
+
+BlockMask blockMask(const Written &kinds, int64_t qLen, int64_t kvLen, int64_t tileQ, int64_t tileKV) {
+  BlockMask mask;
+  mask.qLen = qLen, mask.kvLen = kvLen, mask.tileQ = tileQ, mask.tileKV = tileKV;
+  mask.rowSetOf = {0};
+  mask.rowSets = {toRows(kinds)};
+  return mask;
+}
+
+Written randomKinds(std::mt19937 &random, int rows, int columns) {
+  Written kinds(rows, std::vector<int>(columns));
+  for (auto &row : kinds)
+    for (int &kind : row)
+      kind = std::array{0, 0, 1, 1, 2, 3}[random() % 6];
+  // Long runs as well as short ones.
+  if (random() % 2)
+    for (int row = 1; row < rows; ++row)
+      if (random() % 3)
+        kinds[row] = kinds[row - 1];
+  return kinds;
+}
+
+TEST(MaskTables, TransposesEveryTile) {
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 200; ++trial) {
+    int rows = 1 + random() % 9, columns = 1 + random() % 9;
+    Written kinds = randomKinds(random, rows, columns);
+    BlockMask result = transposed(blockMask(kinds, rows * 4, columns * 8, 4, 8));
+    EXPECT_EQ(result.tileQ, 8);
+    EXPECT_EQ(result.tileKV, 4);
+    EXPECT_EQ(result.qLen, columns * 8);
+    Written expected(columns, std::vector<int>(rows));
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < columns; ++j)
+        expected[j][i] = kinds[i][j];
+    ASSERT_EQ(toWritten(result.rowSets[0], columns, rows), expected);
+    ASSERT_EQ(result.rowSets[0], toRows(expected)) << "runs are as long as they can be";
+  }
+}
+
+TEST(MaskTables, TransposesAMaskWithoutRows) {
+  BlockMask result = transposed(blockMask({}, 0, 16, 4, 8));
+  EXPECT_THAT(result.rowSets[0].rowBegin, ElementsAre(0, 0, 0));
+}
+
+TEST(MaskTables, RecutTilesKeepWhatIsKnown) {
+  std::mt19937 random(2);
+  for (int trial = 0; trial < 300; ++trial) {
+    int tileQ = 1 + random() % 6, tileKV = 1 + random() % 6, newQ = 1 + random() % 8, newKV = 1 + random() % 8;
+    int qLen = 1 + random() % 30, kvLen = 1 + random() % 30;
+    auto ceil = [](int a, int b) { return (a + b - 1) / b; };
+    Written kinds = randomKinds(random, ceil(qLen, tileQ), ceil(kvLen, tileKV));
+    BlockMask result = withTiles(blockMask(kinds, qLen, kvLen, tileQ, tileKV), newQ, newKV);
+    Written expected(ceil(qLen, newQ), std::vector<int>(ceil(kvLen, newKV)));
+    for (size_t i = 0; i < expected.size(); ++i)
+      for (size_t j = 0; j < expected[i].size(); ++j) {
+        int kind = -1;
+        for (int q = i * newQ; q < std::min<int>(qLen, (i + 1) * newQ); ++q)
+          for (int kv = j * newKV; kv < std::min<int>(kvLen, (j + 1) * newKV); ++kv) {
+            int here = kinds[q / tileQ][kv / tileKV];
+            kind = kind == -1 || kind == here ? here : 2;
+          }
+        expected[i][j] = kind;
+      }
+    ASSERT_EQ(toWritten(result.rowSets[0], expected.size(), expected[0].size()), expected)
+        << qLen << "x" << kvLen << " tiles " << tileQ << "x" << tileKV << " to " << newQ << "x" << newKV;
+  }
+}
+
+TEST(MaskTables, RowsAreOrderedLongestFirst) {
+  BlockMask mask = blockMask({{1, 0, 0}, {1, 1, 2}, {1, 1, 0}, {0, 1, 2}}, 16, 12, 4, 4);
+  MaskTables tables = maskTables(mask, KernelRows::Q, 4, 4, 1, 2);
+  EXPECT_THAT(tables.rowOrder, ElementsAre(1, 3, 2, 0));
+  EXPECT_THAT(tables.rowSetOf, ElementsAre(0, 0));
+  EXPECT_EQ(tables.numRows, 4);
+  MaskTables alongKV = maskTables(mask, KernelRows::KV, 4, 4, 1, 2);
+  EXPECT_THAT(alongKV.rowOrder, ElementsAre(1, 0, 2));
+  EXPECT_EQ(alongKV.numRows, 3);
+}
+
+TEST(MaskTables, MultiplesOfKernelTilesAreNotRecut) {
+  BlockMask mask = blockMask({{1, 2}, {0, 1}}, 15, 16, 8, 8);
+  MaskTables tables = maskTables(mask, KernelRows::KV, 4, 2, 1, 1);
+  EXPECT_EQ(tables.rowTilesPerMaskTile, 4);
+  EXPECT_EQ(tables.colTilesPerMaskTile, 2);
+  EXPECT_EQ(tables.numRows, 2);
+  EXPECT_EQ(tables.rowOrder.size(), 8u);
+}
+
+TEST(MaskTables, RowSetsFollowEachOther) {
+  BlockMask mask = blockMask({{1, 0}, {0, 2}}, 8, 8, 4, 4);
+  mask.heads = 2;
+  mask.rowSets.push_back(toRows({{1, 1}, {0, 0}}));
+  mask.rowSetOf = {1, 0};
+  MaskTables tables = maskTables(mask, KernelRows::Q, 4, 4, 2, 2);
+  EXPECT_THAT(tables.rowSetOf, ElementsAre(1, 0, 1, 0)); // batch 1 of the mask serves both rows
+  EXPECT_THAT(tables.rowBegin, ElementsAre(0, 1, 2, 2, 3, 3));
+  ASSERT_EQ(tables.runs.size(), 3u);
+  EXPECT_EQ(tables.runs[2].end, 2);
+}
+
+} // namespace
+} // namespace cpflex
