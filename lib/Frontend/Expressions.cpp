@@ -1,0 +1,512 @@
+// Evaluates expressions: names, operators, comparisons, membership, subscripts and attributes. Calls are in Calls.cpp.
+#include "lib/Frontend/ImporterState.h"
+
+#include "dialect/Mask/MaskDialect.h"
+
+#include <fmt/format.h>
+
+namespace cpflex {
+
+using namespace ast;
+
+namespace {
+
+Entity constantEntity(Constant constant) {
+  Entity entity;
+  entity.kind = EntityKind::Scalar;
+  entity.type = constant.type;
+  entity.constant = constant;
+  return entity;
+}
+
+bool hasMaskKind(const Entity &entity) {
+  return entity.kind == EntityKind::Mask ||
+         (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Mask);
+}
+
+} // namespace
+
+Entity Importer::evaluate(const Expr &expr) {
+  if (!enter(expr.range))
+    return {};
+  Entity result = evaluateUnguarded(expr);
+  --depth_;
+  return result;
+}
+
+Entity Importer::evaluateUnguarded(const Expr &expr) {
+  switch (expr.kind) {
+  case ExprKind::Error:
+    return {};
+  case ExprKind::Name:
+    return evaluateName(expr);
+  case ExprKind::Int:
+    return constantEntity(Constant::ofInt(expr.intValue));
+  case ExprKind::Float:
+    return constantEntity(Constant::ofFloat(float(expr.floatValue)));
+  case ExprKind::Bool:
+    return constantEntity(Constant::ofBool(expr.intValue != 0));
+  case ExprKind::String: {
+    Entity text;
+    text.kind = EntityKind::Text;
+    text.name = expr.name;
+    return text;
+  }
+  case ExprKind::None: {
+    Entity none;
+    none.kind = EntityKind::None;
+    return none;
+  }
+  case ExprKind::Tuple: {
+    Entity tuple;
+    tuple.kind = EntityKind::Tuple;
+    for (const ExprRef &operand : expr.operands) {
+      tuple.elements.push_back(evaluate(*operand));
+      if (tuple.elements.back().isError())
+        return {};
+    }
+    return tuple;
+  }
+  case ExprKind::Unary:
+    return evaluateUnary(expr);
+  case ExprKind::Binary:
+    return evaluateChain(expr);
+  case ExprKind::Compare:
+    return evaluateCompare(expr);
+  case ExprKind::And:
+  case ExprKind::Or:
+    return evaluateLogic(expr);
+  case ExprKind::Conditional:
+    return evaluateConditional(expr);
+  case ExprKind::Call:
+    return evaluateCall(expr);
+  case ExprKind::Attribute:
+    return evaluateAttribute(expr);
+  case ExprKind::Subscript:
+    return evaluateSubscript(expr);
+  case ExprKind::Slice:
+  case ExprKind::Generator:
+    return fail(expr.range, "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
+  }
+  return {};
+}
+
+std::optional<Constant> Importer::evaluateConstant(Module &module, const Expr &expr) {
+  Frame local;
+  local.module = &module;
+  frames_.push_back(&local);
+  bool hadBody = std::exchange(hasBody_, false);
+  Entity value = evaluate(expr);
+  hasBody_ = hadBody;
+  if (!value.isError() && !value.isConstant())
+    error(expr.range, fmt::format("{} where a constant is expected", describe(value)));
+  frames_.pop_back();
+  return value.isError() ? std::nullopt : value.constant;
+}
+
+Entity Importer::evaluateName(const Expr &expr) {
+  Frame &current = frame();
+  if (auto local = current.locals.find(expr.name); local != current.locals.end())
+    return local->second;
+  if (auto half = current.halfBound.find(expr.name); half != current.halfBound.end()) {
+    Diagnostic &diagnostic = error(expr.range, fmt::format("'{}' is bound in one arm of an 'if' only; bind it in both", expr.name));
+    addNote(diagnostic, current.module->file.source, half->second, "this 'if'");
+    return {};
+  }
+  if (std::optional<Entity> found = lookUp(*current.module, expr.name, expr.range))
+    return *found;
+  if (std::string message = foreignNameMessage(expr.name); !message.empty())
+    return fail(expr.range, std::move(message));
+  return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
+}
+
+std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {
+  if (auto symbol = module.symbols.find(name); symbol != module.symbols.end())
+    return evaluateSymbol(module, symbol->second, range);
+  Entity entity;
+  entity.name = name;
+  if (isBuiltinDimension(name)) {
+    if (!hasBody_)
+      return fail(range, fmt::format("'{}' is known when arrays are bound; expected a constant", name));
+    mlir::OperationState state(location(range), "mask.dim");
+    state.addAttribute("name", mlir::StringAttr::get(&ctx_, name));
+    return emitLeaf(state, ValueType::Int);
+  }
+  if (name == "inf" || name == "pi")
+    return constantEntity(Constant::ofFloat(name == "inf" ? __builtin_inff() : 3.14159265f));
+  if (std::optional<ValueType> type = valueTypeNamed(name)) {
+    entity.kind = EntityKind::Type;
+    entity.type = *type;
+    return entity;
+  }
+  if (isBuiltinFunction(name)) {
+    entity.kind = EntityKind::Builtin;
+    return entity;
+  }
+  if (name == "torch" || name == "math") {
+    entity.kind = EntityKind::Library;
+    return entity;
+  }
+  return std::nullopt;
+}
+
+Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange range) {
+  Entity entity;
+  if (symbol.kind == SymbolKind::Scalar && !symbol.scalar && !symbol.isBroken)
+    resolveScalar(module, symbol);
+  if (symbol.isBroken)
+    return entity;
+  switch (symbol.kind) {
+  case SymbolKind::Function:
+    entity.kind = EntityKind::Function;
+    entity.function = &symbol.function;
+    return entity;
+  case SymbolKind::Scalar: {
+    const ScalarDeclaration &scalar = *use(symbol.scalar);
+    if (scalar.isConst)
+      return constantEntity(*scalar.value);
+    if (!hasBody_)
+      return fail(range, fmt::format("'{}' is a runtime argument; expected a constant, as '{}: const[{}]' declares", scalar.name, scalar.name, typeName(scalar.type)));
+    mlir::OperationState state(location(range), "mask.param_value");
+    state.addAttribute("param", mlir::FlatSymbolRefAttr::get(&ctx_, scalar.name));
+    return emitLeaf(state, scalar.type);
+  }
+  case SymbolKind::Tensor:
+    if (!symbol.tensor)
+      return entity;
+    entity.kind = EntityKind::Tensor;
+    entity.tensor = use(symbol.tensor);
+    return entity;
+  case SymbolKind::Dimension: {
+    if (!hasBody_)
+      return fail(range, fmt::format("'{}' is a size known when arrays are bound; expected a constant", symbol.name));
+    mlir::OperationState state(location(range), "mask.dim");
+    state.addAttribute("name", mlir::StringAttr::get(&ctx_, symbol.name));
+    return emitLeaf(state, ValueType::Int);
+  }
+  case SymbolKind::Alias: {
+    if (openAliases_[&symbol])
+      return fail(range, fmt::format("'{}' is defined by itself", std::string(module.file.source->slice(symbol.range))));
+    openAliases_[&symbol] = true;
+    Frame local;
+    local.module = &module;
+    local.callerModule = frame().module;
+    local.callRange = range;
+    frames_.push_back(&local);
+    Entity value = evaluate(*symbol.expr);
+    if (symbol.element >= 0 && !value.isError()) {
+      if (value.kind != EntityKind::Tuple || size_t(symbol.element) >= value.elements.size())
+        value = fail(symbol.range, fmt::format("{} has no element {} to bind", describe(value), symbol.element + 1));
+      else
+        value = Entity(value.elements[symbol.element]);
+    }
+    frames_.pop_back();
+    openAliases_[&symbol] = false;
+    return value;
+  }
+  case SymbolKind::Imported:
+    if (symbol.module->isLoading) // a cycle of imports, which was reported
+      return entity;
+    return evaluateSymbol(*symbol.module, symbol.module->symbols.at(symbol.name), range);
+  case SymbolKind::Library: {
+    size_t dot = symbol.name.rfind('.');
+    std::string base = symbol.name.substr(0, symbol.name.find('.'));
+    if (dot == std::string::npos || symbol.statement->isWholeModule) {
+      entity.kind = EntityKind::Library;
+      entity.name = base;
+      return entity;
+    }
+    return libraryMember(base, symbol.name.substr(dot + 1), range);
+  }
+  case SymbolKind::Module:
+    entity.kind = EntityKind::Module;
+    entity.module = symbol.module;
+    return entity;
+  }
+  return entity;
+}
+
+Entity Importer::evaluateUnary(const Expr &expr) {
+  Entity operand = evaluate(*expr.operands[0]);
+  if (operand.isError())
+    return {};
+  if (hasMaskKind(operand) && (expr.op == OpKind::Invert || expr.op == OpKind::Not)) {
+    if (expr.op == OpKind::Not)
+      return fail(expr.range, "'not' works on bools; write '~' before a mask");
+    MaskValue value;
+    value.kind = MaskValueKind::Not;
+    value.operands = {asMask(operand)};
+    return maskEntity(std::move(value));
+  }
+  operand = toScalar(operand, expr.operands[0]->range);
+  if (operand.isError())
+    return {};
+  switch (expr.op) {
+  case OpKind::Not:
+    operand = toBool(operand, expr.operands[0]->range, "'not'");
+    return operand.isError() ? operand : emit(Operation::Not, {operand}, expr.range);
+  case OpKind::Invert:
+    if (operand.type == ValueType::Float)
+      return fail(expr.range, "'~' works on bools and ints; this is a float");
+    return emit(Operation::Not, {operand}, expr.range);
+  default:
+    if (operand.type == ValueType::Bool)
+      return fail(expr.range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", toString(expr.op)));
+    return expr.op == OpKind::Plus ? operand : emit(Operation::Neg, {operand}, expr.range);
+  }
+}
+
+// The left operands of a chain `a + b + c` are followed in a loop: a chain may have kMaxTerms terms.
+Entity Importer::evaluateChain(const Expr &expr) {
+  std::vector<const Expr *> spine;
+  const Expr *first = &expr;
+  for (; first->kind == ExprKind::Binary; first = first->operands[0].get())
+    spine.push_back(first);
+  Entity value = evaluate(*first);
+  bool hasFailed = value.isError();
+  for (size_t i = spine.size(); i-- > 0;) {
+    const Expr &node = *spine[i];
+    Entity rhs = evaluate(*node.operands[1]);
+    hasFailed |= rhs.isError();
+    if (hasFailed)
+      continue;
+    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[1]->range);
+    hasFailed = value.isError();
+  }
+  return hasFailed ? Entity{} : value;
+}
+
+Entity Importer::evaluateCompare(const Expr &expr) {
+  Entity result;
+  Entity lhs = evaluate(*expr.operands[0]);
+  bool hasFailed = false;
+  for (size_t i = 0; i < expr.ops.size(); ++i) {
+    const Expr &rhsExpr = *expr.operands[i + 1];
+    for (const ExprRef &side : {std::cref(expr.operands[i]), std::cref(expr.operands[i + 1])})
+      if (side->kind == ExprKind::Binary && !side->isParenthesized &&
+          (side->op == OpKind::BitAnd || side->op == OpKind::BitOr))
+        warning(side->opRange, fmt::format("'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
+                                           toString(side->op), toString(expr.ops[i]), side->op == OpKind::BitAnd ? "and" : "or"));
+    SourceRange range{expr.operands[i]->range.begin, rhsExpr.range.end};
+    Entity one;
+    if (expr.ops[i] == OpKind::In || expr.ops[i] == OpKind::NotIn) {
+      if (!lhs.isError())
+        one = evaluateMembership(lhs, rhsExpr, range);
+      if (!one.isError() && expr.ops[i] == OpKind::NotIn)
+        one = emit(Operation::Not, {one}, range);
+    } else {
+      Entity rhs = evaluate(rhsExpr);
+      if (!lhs.isError() && !rhs.isError())
+        one = compare(expr.ops[i], lhs, rhs, range);
+      lhs = std::move(rhs);
+    }
+    hasFailed |= one.isError();
+    if (hasFailed)
+      continue;
+    result = result.isError() ? one : emit(Operation::And, {result, one}, expr.range);
+  }
+  return hasFailed ? Entity{} : result;
+}
+
+Entity Importer::evaluateLogic(const Expr &expr) {
+  bool isAnd = expr.kind == ExprKind::And;
+  Entity result = constantEntity(Constant::ofBool(isAnd));
+  bool hasFailed = false;
+  for (const ExprRef &operand : expr.operands) {
+    // A constant that decides leaves the rest unevaluated, as in Python.
+    if (result.isConstant() && (result.constant->bits != 0) != isAnd)
+      break;
+    Entity value = evaluate(*operand);
+    if (hasMaskKind(value))
+      value = fail(operand->range, fmt::format("'{}' works on bools; write '{}' between masks", isAnd ? "and" : "or", isAnd ? "&" : "|"));
+    if (!value.isError())
+      value = toBool(value, operand->range, isAnd ? "'and'" : "'or'");
+    hasFailed |= value.isError();
+    if (hasFailed)
+      continue;
+    result = result.isConstant() ? value : emit(isAnd ? Operation::And : Operation::Or, {result, value}, expr.range);
+  }
+  return hasFailed ? Entity{} : result;
+}
+
+Entity Importer::evaluateConditional(const Expr &expr) {
+  Entity condition = evaluate(*expr.operands[0]);
+  if (!condition.isError())
+    condition = toBool(condition, expr.operands[0]->range, "'if'");
+  if (condition.isConstant())
+    return evaluate(*expr.operands[condition.constant->bits ? 1 : 2]);
+  Entity ifTrue = evaluate(*expr.operands[1]);
+  Entity ifFalse = evaluate(*expr.operands[2]);
+  if (condition.isError() || ifTrue.isError() || ifFalse.isError())
+    return {};
+  return select(condition, ifTrue, ifFalse, expr.range);
+}
+
+Entity Importer::evaluateAttribute(const Expr &expr) {
+  Entity base = evaluate(*expr.operands[0]);
+  if (base.isError())
+    return {};
+  if (base.kind == EntityKind::Library)
+    return libraryMember(base.name, expr.name, expr.opRange);
+  if (base.kind == EntityKind::Module) {
+    if (auto symbol = base.module->symbols.find(expr.name); symbol != base.module->symbols.end())
+      return evaluateSymbol(*base.module, symbol->second, expr.range);
+    std::vector<std::string> names;
+    for (const auto &[name, _] : base.module->symbols)
+      names.push_back(name);
+    return fail(expr.opRange, fmt::format("'{}' has no '{}'{}", base.module->file.source->path(), expr.name, suggestion(expr.name, names)));
+  }
+  if (base.kind == EntityKind::Tensor && expr.name == "shape") {
+    Entity shape;
+    shape.kind = EntityKind::Tuple;
+    for (size_t axis = base.elements.size(); axis < base.tensor->dims.size(); ++axis)
+      shape.elements.push_back(dimensionValue(*base.tensor, axis, expr.range));
+    return shape;
+  }
+  if (base.isScalar() && expr.name == "dtype") {
+    base.kind = EntityKind::Type;
+    return base;
+  }
+  if (expr.name == "T" || expr.name == "device" || expr.name == "ndim")
+    return fail(expr.opRange, fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
+  return fail(expr.opRange, fmt::format("{} has no attribute '{}'", describe(base), expr.name));
+}
+
+Entity Importer::evaluateSubscript(const Expr &expr) {
+  Entity base = evaluate(*expr.operands[0]);
+  bool hasFailed = base.isError();
+  std::vector<Entity> indices;
+  for (size_t i = 1; i < expr.operands.size(); ++i) {
+    const Expr &operand = *expr.operands[i];
+    Entity index;
+    if (operand.kind == ExprKind::Slice) {
+      index.kind = EntityKind::Slice;
+    } else {
+      index = evaluate(operand);
+      // `x[(i, j)]` and `x[i, j]` are the same in Python.
+      if (index.kind == EntityKind::Tuple && expr.operands.size() == 2) {
+        indices.insert(indices.end(), index.elements.begin(), index.elements.end());
+        continue;
+      }
+      if (!index.isError())
+        index = toInt(index, operand.range, "an index");
+    }
+    hasFailed |= index.isError();
+    indices.push_back(std::move(index));
+  }
+  if (hasFailed)
+    return {};
+  if (base.kind == EntityKind::Tuple) {
+    if (indices.size() != 1 || !indices[0].isConstant())
+      return fail(expr.range, "a tuple is indexed by one constant");
+    int64_t index = indices[0].constant->bits;
+    int64_t size = int64_t(base.elements.size());
+    if (index < -size || index >= size)
+      return fail(expr.operands[1]->range, fmt::format("index {} is outside a tuple of {}", index, size));
+    return Entity(base.elements[size_t(index < 0 ? index + size : index)]);
+  }
+  if (base.kind != EntityKind::Tensor)
+    return fail(expr.range, fmt::format("{} cannot be indexed", describe(base)));
+  size_t rank = base.tensor->dims.size();
+  for (size_t i = 0; i < indices.size(); ++i) {
+    size_t axis = base.elements.size() + i;
+    if (axis >= rank) {
+      size_t given = base.elements.size() + indices.size();
+      Diagnostic &diagnostic = error(expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name, rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
+      addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
+      return {};
+    }
+    const Dimension &dimension = base.tensor->dims[axis];
+    if (!indices[i].isConstant())
+      continue;
+    int64_t index = indices[i].constant->bits;
+    if (index >= 0 && (!dimension.constant || index < *dimension.constant))
+      continue;
+    SourceRange at = i + 1 < expr.operands.size() ? expr.operands[i + 1]->range : expr.range;
+    std::string wanted = index < 0 ? fmt::format("; negative indices do not wrap, write {} - {}", dimension.text, -uint64_t(index))
+                                   : fmt::format("; expected 0 to {}", *dimension.constant - 1);
+    Diagnostic &diagnostic = error(at, fmt::format("index {} is outside dimension '{}' of '{}'{}", index, dimension.text, base.tensor->name, wanted));
+    addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
+    return {};
+  }
+  base.elements.insert(base.elements.end(), indices.begin(), indices.end());
+  bool hasSlice = false;
+  for (const Entity &index : base.elements)
+    hasSlice |= index.kind == EntityKind::Slice;
+  return base.elements.size() == rank && !hasSlice ? load(base, expr.range) : base;
+}
+
+Entity Importer::load(const Entity &tensor, SourceRange range) {
+  if (!hasBody_)
+    return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant", tensor.tensor->name));
+  mlir::OperationState state(location(range), "mask.load");
+  state.addAttribute("capture", mlir::FlatSymbolRefAttr::get(&ctx_, tensor.tensor->name));
+  for (const Entity &index : tensor.elements)
+    state.addOperands(materialize(index, range));
+  return emitLeaf(state, loadedValueType(tensor.tensor->type));
+}
+
+Entity Importer::dimensionValue(const TensorDeclaration &tensor, size_t axis, SourceRange range) {
+  const Dimension &dimension = tensor.dims[axis];
+  if (dimension.constant)
+    return constantEntity(Constant::ofInt(*dimension.constant));
+  Frame local;
+  local.module = tensor.module;
+  frames_.push_back(&local);
+  Entity value = evaluate(*dimension.expr);
+  frames_.pop_back();
+  return value;
+}
+
+Entity Importer::evaluateMembership(const Entity &element, const Expr &container, SourceRange range) {
+  Entity needle = toScalar(element, range);
+  if (needle.isError())
+    return {};
+  if (container.kind == ExprKind::Call && container.operands[0]->name == "range" && container.keywords.empty() &&
+      container.operands.size() >= 2 && container.operands.size() <= 3) {
+    Entity begin = container.operands.size() == 3 ? evaluate(*container.operands[1]) : constantEntity(Constant::ofInt(0));
+    Entity end = evaluate(*container.operands.back());
+    if (begin.isError() || end.isError())
+      return {};
+    Entity isAfter = compare(OpKind::Le, begin, needle, range);
+    Entity isBefore = compare(OpKind::Lt, needle, end, range);
+    return isAfter.isError() || isBefore.isError() ? Entity{} : emit(Operation::And, {isAfter, isBefore}, range);
+  }
+  Entity haystack = evaluate(container);
+  if (haystack.isError())
+    return {};
+  if (haystack.kind == EntityKind::Tuple) {
+    Entity result = constantEntity(Constant::ofBool(false));
+    for (const Entity &candidate : haystack.elements) {
+      Entity isEqual = compare(OpKind::Eq, needle, candidate, range);
+      if (isEqual.isError())
+        return {};
+      result = result.isConstant() && !result.constant->bits ? isEqual : emit(Operation::Or, {result, isEqual}, range);
+    }
+    return result;
+  }
+  if (haystack.kind != EntityKind::Tensor)
+    return fail(container.range, fmt::format("'in' looks for a value in an array, a tuple or range(...); this is {}", describe(haystack)));
+  Entity slice;
+  slice.kind = EntityKind::Slice;
+  haystack.elements.resize(haystack.tensor->dims.size(), slice);
+  // One reduction per free axis, the first outermost.
+  std::function<Entity(size_t)> search = [&](size_t axis) -> Entity {
+    while (axis < haystack.elements.size() && haystack.elements[axis].kind != EntityKind::Slice)
+      ++axis;
+    if (axis == haystack.elements.size())
+      return compare(OpKind::Eq, load(haystack, container.range), needle, range);
+    Entity count = dimensionValue(*haystack.tensor, axis, container.range);
+    if (count.isError())
+      return {};
+    return reduce(int(mask::ReductionKind::Any), count, range, [&](Entity index) {
+      haystack.elements[axis] = index;
+      Entity found = search(axis + 1);
+      haystack.elements[axis] = slice;
+      return found;
+    });
+  };
+  return search(0);
+}
+
+} // namespace cpflex
