@@ -1,6 +1,6 @@
 // How long does it take to derive a BlockMask? Prints medians for the catalogue at its own sizes and for the common masks
 // from 8 thousand to 16 million tokens, one thread unless stated. Times run from bound arrays to the finished mask, fact
-// checks and summaries included.
+// checks and summaries included. An argument restricts the run to the masks whose name begins with it.
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
 #include "test/runtime/BlockMask/Catalogue.h"
@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <string_view>
 
 namespace {
 
@@ -100,10 +101,12 @@ std::vector<ScalableMask> scalableMasks() {
   };
 }
 
-void printScaling() {
+void printScaling(std::string_view wanted) {
   fmt::print("{:<34} {:>10} {:>10} {:>12} {:>12} {:>12}\n", "mask", "tokens", "ms", "KiB",
              "tiles seen", "points");
-  for (const ScalableMask &mask : scalableMasks())
+  for (const ScalableMask &mask : scalableMasks()) {
+    if (!std::string_view(mask.name).starts_with(wanted))
+      continue;
     for (int64_t length : {8192, 131072, 1048576, 16777216}) {
       TapeBuilder builder;
       builder.finish(mask.make(builder, length));
@@ -117,13 +120,16 @@ void printScaling() {
                  measured.milliseconds, static_cast<double>(sizeInBytes(measured.result.mask)) / 1024,
                  measured.result.tilesEvaluated, measured.result.pointsEvaluated);
     }
+  }
 }
 
-void printCatalogue() {
+void printCatalogue(std::string_view wanted) {
   fmt::print("\n{:<8} {:>12} {:>10} {:>12} {:>12} {:>9}\n", "case", "size", "ms", "tiles seen",
              "points", "points %");
   std::vector<double> times;
   for (const CatalogueCase &mask : catalogue()) {
+    if (!std::string_view(mask.name).starts_with(wanted))
+      continue;
     BlockMaskOptions options;
     options.qLen = mask.qLen;
     options.kvLen = mask.kvLen;
@@ -135,6 +141,8 @@ void printCatalogue() {
                100.0 * static_cast<double>(measured.result.pointsEvaluated) /
                    static_cast<double>(mask.qLen * mask.kvLen));
   }
+  if (times.empty())
+    return;
   std::sort(times.begin(), times.end());
   fmt::print("catalogue: median {:.3f} ms, longest {:.3f} ms\n", times[times.size() / 2],
              times.back());
@@ -167,9 +175,11 @@ void printHeads() {
 
 } // namespace
 
-int main() {
-  printScaling();
-  printCatalogue();
-  printHeads();
+int main(int argc, char **argv) {
+  std::string_view wanted = argc > 1 ? argv[1] : "";
+  printScaling(wanted);
+  printCatalogue(wanted);
+  if (std::string_view("64 heads").starts_with(wanted))
+    printHeads();
   return 0;
 }

@@ -10,10 +10,17 @@
 namespace cpflex {
 
 /// The values that an expression may take over a tile. Bool, Int and U32 use [lo, hi], both ends included (Bool as 0 and
-/// 1). Float uses [floatLo, floatHi] for the values that are numbers (none when floatLo > floatHi) and mayBeNaN.
+/// 1). Float uses [floatLo, floatHi] for the values that are numbers (none when floatLo > floatHi) and mayBeNaN. Which
+/// members are meant follows from the type of the expression.
 struct AbstractValue {
-  int64_t lo = 0, hi = 0;
-  float floatLo = 0, floatHi = 0;
+  union {
+    int64_t lo = 0;
+    float floatLo;
+  };
+  union {
+    int64_t hi = 0;
+    float floatHi;
+  };
   bool mayBeNaN = false;
 
   static AbstractValue integers(int64_t lo, int64_t hi) {

@@ -20,12 +20,14 @@ namespace {
 /// Tile rows per task: enough to share the coarse tiles, few enough to keep threads busy.
 constexpr int64_t kBandRows = 128;
 /// Tiles below which dropping decided arms from the program costs more than it saves.
-constexpr int64_t kMinTilesToPrune = 16;
+constexpr int64_t kMinTilesToPrune = 64;
 
 /// The runs of some tile rows while they grow at their ends, as linked lists in one array.
 class GrowingRows {
 public:
-  explicit GrowingRows(int64_t numRows) : first_(numRows, -1), last_(numRows, -1) {}
+  explicit GrowingRows(int64_t numRows) : first_(numRows, -1), last_(numRows, -1) {
+    links_.reserve(4 * numRows);
+  }
 
   /// Appends kv tiles [begin, end) to rows [rowBegin, rowEnd); runs of a row come in ascending order.
   void append(Range rows, Range tiles, TileClass tileClass) {

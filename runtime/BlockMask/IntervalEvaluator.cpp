@@ -75,6 +75,18 @@ AbstractValue IntervalEvaluator::operation(const ProgramNode &node) const {
       return AbstractValue::integers(a.lo & b.lo, a.hi & b.hi);
     if (node.operation == Operation::Or)
       return AbstractValue::integers(a.lo | b.lo, a.hi | b.hi);
+  } else if (node.operandType == ValueType::Int) {
+    // The most frequent ones, without the way through the table of rules.
+    const AbstractValue &b = values_[std::max(node.operands[1], 0)];
+    switch (node.operation) {
+    case Operation::Eq:
+      return AbstractValue::booleans(a.lo <= b.hi && b.lo <= a.hi,
+                                     a.lo != a.hi || b.lo != b.hi || a.lo != b.lo);
+    case Operation::Le: return AbstractValue::booleans(a.lo <= b.hi, a.hi > b.lo);
+    case Operation::Lt: return AbstractValue::booleans(a.lo < b.hi, a.hi >= b.lo);
+    case Operation::Ge: return AbstractValue::booleans(a.hi >= b.lo, a.lo < b.hi);
+    default: break;
+    }
   }
   AbstractValue operands[3];
   for (int i = 0; i < 3 && node.operands[i] >= 0; ++i)
@@ -85,6 +97,15 @@ AbstractValue IntervalEvaluator::operation(const ProgramNode &node) const {
 AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
   const ProgramLoad &load = (*program_->loads)[node.load];
   ValueType type = node.resultType;
+  const LineSummary *line = load.line;
+  if (line && line->isSorted() && type == ValueType::Int) {
+    // The ends of a sorted line bound everything between them.
+    const AbstractValue &at = values_[node.operands[0]];
+    if (at.lo >= 0 && at.hi < load.shape[0]) {
+      ElementBounds bounds = line->bounds(at.lo, at.hi + 1);
+      return AbstractValue::integers(bounds.lo, bounds.hi);
+    }
+  }
   // 1. The part of the array within reach; an index outside of it means 0.
   Range reach[kMaxCaptureRank];
   bool mayBeOutside = false;
@@ -109,8 +130,8 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
     view.data = load.data;
     view.type = load.type;
     result = AbstractValue::single(type, readElement(view, offset, type));
-  } else if (load.line) {
-    ElementBounds bounds = load.line->bounds(reach[0].begin, reach[0].end);
+  } else if (line) {
+    ElementBounds bounds = line->bounds(reach[0].begin, reach[0].end);
     bool hasGap = bounds.secondLo > bounds.lo + 1 && bounds.secondLo <= bounds.hi &&
                   type == ValueType::Int && !mayBeOutside;
     if (hasGap && gaps_.size() < kMaxGaps && parts_.empty())

@@ -11,6 +11,10 @@ namespace {
 
 /// Tiles up to this many pairs are looked at point by point.
 constexpr int64_t kPointArea = 16;
+/// Interval evaluations spent on one tile before one of its rows is looked at.
+constexpr int64_t kProbeEvaluations = 16;
+/// Pairs of that row.
+constexpr int64_t kProbeLength = 128;
 /// Interval evaluations spent on one tile before all its open points are evaluated.
 constexpr int64_t kMaxSplitEvaluations = 400;
 /// Tiles up to this many pairs are counted point by point.
@@ -97,12 +101,21 @@ TileClass TileSettlement::settle(Range rows, Range columns) {
   Sight sight;
   // 1. Witnesses: one true and one false pair prove a partial tile.
   lookAtCorners(tile, sight);
-  // 2. Smaller tiles, those of few pairs and those beyond the budget point by point.
+  // 2. Smaller tiles, those of few pairs and those beyond the budget point by point. Where intervals get nowhere, as
+  // with hashed ids, a row of pairs most often shows both classes.
   open_.assign(1, tile);
-  int64_t lastEvaluation = tilesEvaluated_ + kMaxSplitEvaluations;
+  int64_t firstEvaluation = tilesEvaluated_;
+  int64_t lastEvaluation = firstEvaluation + kMaxSplitEvaluations;
+  bool hasProbed = false;
   while (!sight.isPartial() && !open_.empty()) {
     Tile next = open_.back();
     open_.pop_back();
+    if (!hasProbed && tilesEvaluated_ >= firstEvaluation + kProbeEvaluations) {
+      hasProbed = true;
+      int64_t row = (next.rows.begin + next.rows.end) / 2;
+      Range probe{columns.begin, std::min(columns.end, columns.begin + kProbeLength)};
+      lookAtPoints({{row, row + 1}, probe}, sight);
+    }
     if (next.area() <= kPointArea || tilesEvaluated_ >= lastEvaluation)
       lookAtPoints(next, sight);
     else
