@@ -138,11 +138,8 @@ LogicalResult verifyTableOperation(mlir::Operation *op) {
   for (auto [index, type] : llvm::enumerate(op->getOperandTypes())) {
     if (llvm::isa<IntervalType>(type) != isInterval)
       return op->emitOpError("mixes intervals with single values");
-    if (entry == Operation::Select && index == 0) {
-      if (!elementTypeOf(type).isInteger(1))
-        return op->emitOpError("has a condition of ") << type << "; expected a bool";
+    if (entry == Operation::Select && index == 0)
       continue;
-    }
     char letter = "BIUF"[static_cast<int>(toValueType(type))];
     if (!domains.contains(letter))
       return op->emitOpError("is not defined for ") << type;
