@@ -32,7 +32,8 @@ def tile_config(role, family, d, dv):
         rest = 1024 + 256
         if role == "forward":
             kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
-            return Tiles(128, kv, 2, 384, panel_bytes(128, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
+            q = 192 if widest <= 64 else 128
+            return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
         if role == "backward_kv":
             q = 96 if widest <= 64 else 64 if widest <= 192 else 48
             return Tiles(q, 128, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q))

@@ -196,7 +196,7 @@ class Backward:
                  d_sink=None, d_lse=None, offsets=(0, 0), q_positions=((None, None), (None, None)), kv_positions=((None, None), (None, None))):
         b, hq, sq, d = q.shape
         hkv, sk, dv = k.shape[1], k.shape[2], v.shape[3]
-        padded = -(-sq // 128) * 128
+        padded = (sq + 255) // 128 * 128
         self.kernels, self.sink = kernels, sink
         self.counters = torch.zeros(2, dtype=torch.int32, device="cuda")
         delta = torch.full((b, hq, padded), math.nan, device="cuda")

@@ -124,11 +124,11 @@ struct ForwardArguments {
 };
 
 /// Everything the backward kernels read besides captures. The row kernel BackwardDelta runs before the others and fills
-/// the two row arrays of workspace, each [batch, qHeads, rows rounded up to kRowPadding].
+/// the two row arrays of workspace, each [batch, qHeads, paddedRows(qLen)].
 struct BackwardArguments {
   TensorArgument q, k, v, o, dO; ///< o is what forward wrote
   TensorArgument dQ, dK, dV;     ///< element type of q, or f32 where the kernel writes partials
-  RowArgument lse;               ///< what forward wrote
+  RowArgument lse;               ///< what forward wrote; null without softmax, then BackwardDelta is not launched
   RowArgument dLse;              ///< the gradient that arrives through LSE; null: none
   RowArgument delta;             ///< workspace: rowsum(dO * O) - dLSE
   RowArgument lseLog2;           ///< workspace: LSE * log2(e); +inf for rows without keys and beyond qLen
@@ -139,11 +139,27 @@ struct BackwardArguments {
   float scale;
   PositionArgument qPositions, kvPositions; ///< tiles are the tiles of the kernel launched
   MaskArgument mask; ///< BackwardQ: rows of tiles along q; BackwardKV: the transposed mask, rows along kv
-  WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head)
+  WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head and column part)
 };
 
-/// Rows of BackwardArguments::delta and lseLog2 are rounded up to a multiple of this.
+/// Rows that one block of BackwardDelta fills; its grid is (paddedRows(qLen) / kRowPadding, qHeads, batch).
 constexpr int kRowPadding = 128;
+/// Rows per (b, h) of BackwardArguments::delta and lseLog2: kernels copy whole tiles of them, the last of which may begin
+/// at the last row.
+constexpr int paddedRows(int qLen) { return (qLen + kRowPadding + kRowPadding - 1) / kRowPadding * kRowPadding; }
+
+/// In how many parts of columns BackwardKV cuts dK and dV; each part of each row is a work item, so items are
+/// work.numRows * batch * kvHeads * this.
+constexpr int columnParts(int headDim, int vHeadDim) { return ((headDim > vHeadDim ? headDim : vHeadDim) + 127) / 128; }
+
+/// A good WorkArgument::groupHeads: pairs whose streamed tensors stay in the L2 cache together. `bytesPerPair` is what one
+/// (b, head of the streamed tensors) streams, `sharing` how many consecutive pairs stream the same (query heads per kv head
+/// in Forward and BackwardQ, column parts in BackwardKV).
+constexpr int groupHeads(long long bytesPerPair, int sharing) {
+  constexpr long long kCacheBytes = 32ll << 20;
+  long long pairs = bytesPerPair > 0 ? kCacheBytes / bytesPerPair : 1;
+  return (int)(pairs < 1 ? 1 : pairs > 65536 ? 65536 : pairs) * sharing;
+}
 
 /// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, elements beyond the tensor read as zero,
 /// box {64, rows, 1, 1} with the number of rows stated where it is used.
@@ -151,7 +167,7 @@ struct alignas(64) TensorMapArgument {
   unsigned long long words[16];
 };
 
-/// Boxes: q tileQ / (number of consumer warpgroups) = 64 rows; k and v TileConfig::tileKV rows.
+/// Boxes: q 64 rows; k and v TileConfig::tileKV rows.
 struct ForwardTensorMaps {
   TensorMapArgument q, k, v;
 };

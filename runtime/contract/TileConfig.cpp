@@ -11,8 +11,9 @@ namespace {
 constexpr int kElementBytes = 2;
 constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
-constexpr int kBarrierBytes = 256;   // mbarriers and the work slot of the wgmma kernels
+constexpr int kBarrierBytes = 256;    // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
+constexpr int kWarpgroup = 128;       // threads; a producer and a consumer per 64 rows in the wgmma kernels
 
 int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -21,28 +22,55 @@ int panelBytes(int rows, int columns) { return rows * roundUp(columns, kPanelCol
 
 bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
 
+int widestHead(const KernelSpec &spec) { return std::max(spec.headDim, spec.vHeadDim); }
+
+/// Bytes of a tile of `rows` rows of both tensors that are as wide as Q and V.
+int pairBytes(int rows, const KernelSpec &spec) { return panelBytes(rows, spec.headDim) + panelBytes(rows, spec.vHeadDim); }
+
 TileConfig forwardWgmma(const KernelSpec &spec) {
+  int widest = widestHead(spec);
   TileConfig tiles;
-  int widest = std::max(spec.headDim, spec.vHeadDim);
-  tiles.tileQ = 128;
+  // Narrow heads are bound by exponentials: a third consumer hides them, where its registers suffice.
+  tiles.tileQ = widest <= 64 ? 192 : 128;
   tiles.tileKV = widest <= 128 || (spec.headDim <= 192 && spec.vHeadDim <= 128) ? 128 : widest <= 192 ? 112 : 80;
   tiles.stages = 2;
-  tiles.threads = 384;
-  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + kBarrierBytes + kAlignmentSlack +
-                      tiles.stages * (panelBytes(tiles.tileKV, spec.headDim) + panelBytes(tiles.tileKV, spec.vHeadDim));
+  tiles.threads = tiles.tileQ / 64 * kWarpgroup + kWarpgroup;
+  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes +
+                      kAlignmentSlack;
+  return tiles;
+}
+
+TileConfig backwardKVWgmma(const KernelSpec &spec) {
+  int widest = widestHead(spec);
+  TileConfig tiles;
+  tiles.tileQ = widest <= 64 ? 96 : widest <= 192 ? 64 : 48;
+  tiles.tileKV = 128;
+  tiles.stages = 2;
+  tiles.threads = 3 * kWarpgroup;
+  int rowBytes = tiles.tileQ * 2 * static_cast<int>(sizeof(float));
+  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) + kBarrierBytes +
+                      kAlignmentSlack;
+  return tiles;
+}
+
+TileConfig backwardQWgmma(const KernelSpec &spec) {
+  int widest = widestHead(spec);
+  TileConfig tiles;
+  tiles.tileQ = 128;
+  tiles.tileKV = widest <= 128 ? 128 : widest <= 192 ? 64 : 48;
+  tiles.stages = 2;
+  tiles.threads = 3 * kWarpgroup;
+  tiles.sharedBytes = pairBytes(tiles.tileQ, spec) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 
 TileConfig forwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   TileConfig tiles;
-  int widest = std::max(spec.headDim, spec.vHeadDim);
+  int widest = widestHead(spec);
   tiles.tileQ = 128;
   tiles.tileKV = 64;
   tiles.threads = widest <= 128 ? 128 : 256;
-  auto bytes = [&] {
-    return panelBytes(tiles.tileQ, spec.headDim) + panelBytes(tiles.tileKV, spec.headDim) +
-           panelBytes(tiles.tileKV, spec.vHeadDim) + kAlignmentSlack;
-  };
+  auto bytes = [&] { return panelBytes(tiles.tileQ, spec.headDim) + pairBytes(tiles.tileKV, spec) + kAlignmentSlack; };
   if (bytes() > sharedLimit) {
     tiles.tileQ = 64;
     tiles.tileKV = 32;
@@ -50,6 +78,20 @@ TileConfig forwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   }
   tiles.sharedBytes = bytes();
   tiles.blocksPerProcessor = widest <= 128 ? 2 : 1;
+  return tiles;
+}
+
+TileConfig backwardMmaSync(const KernelSpec &spec, int sharedLimit) {
+  TileConfig tiles;
+  int owned = 64, streamed = widestHead(spec) <= 128 ? 64 : 32;
+  auto bytes = [&] { return pairBytes(owned + streamed, spec) + kAlignmentSlack; };
+  if (bytes() > sharedLimit)
+    owned = 32;
+  tiles.tileQ = spec.role == KernelRole::BackwardKV ? streamed : owned;
+  tiles.tileKV = spec.role == KernelRole::BackwardKV ? owned : streamed;
+  tiles.threads = owned / 16 * 32; // a warp owns 16 rows
+  tiles.sharedBytes = bytes();
+  tiles.blocksPerProcessor = 2;
   return tiles;
 }
 
@@ -66,6 +108,8 @@ int sharedMemoryLimit(int computeCapability) {
 KernelFamily kernelFamily(const KernelSpec &spec, int computeCapability) {
   KernelSpec wgmma = spec;
   wgmma.family = KernelFamily::Wgmma;
+  if (isRowKernel(spec.role))
+    return KernelFamily::MmaSync;
   return tileConfig(wgmma, computeCapability).isOk() ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
 
@@ -88,13 +132,12 @@ StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
     if (computeCapability != 90)
       return Status::unsupported(fmt::format("the 'wgmma' kernels need compute capability 9.0; this is {}.{}",
                                              computeCapability / 10, computeCapability % 10));
-    if (spec.role == KernelRole::Forward)
-      return forwardWgmma(spec);
-    return Status::unsupported("no 'wgmma' kernel for this backward shape; 'mma_sync' serves it");
+    return spec.role == KernelRole::Forward      ? forwardWgmma(spec)
+           : spec.role == KernelRole::BackwardKV ? backwardKVWgmma(spec)
+                                                 : backwardQWgmma(spec);
   }
-  if (spec.role == KernelRole::Forward)
-    return forwardMmaSync(spec, sharedMemoryLimit(computeCapability));
-  return Status::unsupported("no 'mma_sync' kernel for this role");
+  int sharedLimit = sharedMemoryLimit(computeCapability);
+  return spec.role == KernelRole::Forward ? forwardMmaSync(spec, sharedLimit) : backwardMmaSync(spec, sharedLimit);
 }
 
 std::string kernelArchitecture(const KernelSpec &spec, int computeCapability) {

@@ -15,8 +15,7 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
   using Element = typename Config::Element;
   constexpr int kTileQ = Config::kTileQ, kTileKV = Config::kTileKV, kThreads = Config::kThreads;
   constexpr int kColumns = roundUp(Config::kHeadDim, 16), kVColumns = roundUp(Config::kVHeadDim, 16);
-  constexpr int kMaxPartColumns = 128;
-  constexpr int kParts = ceilDivide(kColumns > kVColumns ? kColumns : kVColumns, kMaxPartColumns);
+  constexpr int kParts = columnParts(Config::kHeadDim, Config::kVHeadDim);
   constexpr int kPartColumns = roundUp(ceilDivide(kColumns, kParts), 16);
   constexpr int kVPartColumns = roundUp(ceilDivide(kVColumns, kParts), 16);
   constexpr int kPanels = ceilDivide(Config::kHeadDim, 64), kVPanels = ceilDivide(Config::kVHeadDim, 64);

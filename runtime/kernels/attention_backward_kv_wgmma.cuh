@@ -17,9 +17,10 @@ namespace cpflex::kernels {
 template <class Config> struct BackwardKVWgmmaShared {
   static constexpr int kMaxPartColumns = 128;
   static constexpr int kColumns = roundUp(Config::kHeadDim, 16), kVColumns = roundUp(Config::kVHeadDim, 16);
-  static constexpr int kParts = ceilDivide(kColumns > kVColumns ? kColumns : kVColumns, kMaxPartColumns);
+  static constexpr int kParts = columnParts(Config::kHeadDim, Config::kVHeadDim);
   static constexpr int kPartColumns = kColumns < kMaxPartColumns ? kColumns : kMaxPartColumns;
   static constexpr int kVPartColumns = kVColumns < kMaxPartColumns ? kVColumns : kMaxPartColumns;
+  static constexpr int kRowBytes = Config::kHasSoftmax ? Config::kTileQ * (int)sizeof(float) : 0;
   static constexpr int kPartPanels = kMaxPartColumns / 64;
   static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64), kVPanels = ceilDivide(Config::kVHeadDim, 64);
   static constexpr int kRowsPerConsumer = 64;
@@ -40,7 +41,7 @@ template <class Config> struct BackwardKVWgmmaShared {
     int head[Config::kStages]; ///< query head of the tile
     WorkQueue::Shared work;
   };
-  static_assert(Config::kTileKV % kRowsPerConsumer == 0 && Config::kTileQ % 16 == 0);
+  static_assert(Config::kTileKV % kRowsPerConsumer == 0 && Config::kTileQ % 16 == 0 && Config::kTileQ <= kRowPadding);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
   static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes, "the table of tiles is out of date");
 
@@ -67,7 +68,6 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVWgmmaShared<Co
   uint32 kvParity = 0;
   int numItems = numWorkItems(arguments.work, arguments.batch * arguments.kvHeads * Shared::kParts);
   int numTiles = ceilDivide(arguments.qLen, Config::kTileQ), headsPerKV = arguments.qHeads / arguments.kvHeads;
-  int paddedRows = roundUp(arguments.qLen, kRowPadding);
   WorkQueue queue;
   while (true) {
     int item = atomicAdd(arguments.work.counter, 1);
@@ -99,20 +99,19 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVWgmmaShared<Co
       int tile = walk.tile, row = tile * Config::kTileQ, tileHead = head;
       bool isPartial = walk.isPartial;
       hasTile = next();
-      int rowBytes = Config::kHasSoftmax ? min(Config::kTileQ, paddedRows - row) * (int)sizeof(float) : 0;
       SharedBarrier &qFull = rest.qFull[ring.slot], &dOFull = rest.dOFull[ring.slot];
       rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
       rest.message[ring.slot] = TileMessage::of(tile, isPartial, !hasTile);
       rest.head[ring.slot] = tileHead;
-      qFull.arriveExpecting(Shared::kQBytes + rowBytes);
+      qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
       copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, qFull, shared.q(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.lseLog2[ring.slot], arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + tileHead * arguments.lseLog2.strideH + row, rowBytes, qFull);
+        copyBytes(rest.lseLog2[ring.slot], arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + tileHead * arguments.lseLog2.strideH + row, Shared::kRowBytes, qFull);
       rest.dOEmpty[ring.slot].wait(ring.parity ^ 1);
-      dOFull.arriveExpecting(Shared::kDOBytes + rowBytes);
+      dOFull.arriveExpecting(Shared::kDOBytes + Shared::kRowBytes);
       copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.delta[ring.slot], arguments.delta.data + work.b * arguments.delta.strideB + tileHead * arguments.delta.strideH + row, rowBytes, dOFull);
+        copyBytes(rest.delta[ring.slot], arguments.delta.data + work.b * arguments.delta.strideB + tileHead * arguments.delta.strideH + row, Shared::kRowBytes, dOFull);
       ring.advance();
     }
   }

@@ -7,7 +7,7 @@
 namespace cpflex::kernels {
 
 /// delta = rowsum(dO * O) - dLSE and lseLog2 = LSE * log2(e), or 0 and +inf for rows that weigh nothing: rows without
-/// keys and the padding. Grid: (rows rounded up to kRowPadding) / kRowPadding, query heads, batch.
+/// keys and the padding. Grid: see kRowPadding.
 template <class Config, class Program>
 __device__ __forceinline__ void attentionBackwardDelta(const BackwardArguments &arguments, const typename Program::Captures &) {
   using Element = typename Config::Element;
