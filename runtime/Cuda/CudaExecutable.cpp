@@ -33,7 +33,7 @@ struct BackwardWorkspace {
 };
 BackwardWorkspace backwardWorkspace(const AttentionProblem &problem) {
   BackwardWorkspace layout;
-  layout.rows = roundUp(problem.qLen, kRowPadding);
+  layout.rows = paddedRows(static_cast<int>(problem.qLen));
   int64_t bytes = roundUp(problem.batch * problem.qHeads * layout.rows * int64_t(sizeof(float)), kWorkspaceAlignment);
   layout.deltaOffset = kWorkspaceAlignment;
   layout.lseOffset = layout.deltaOffset + bytes;
@@ -491,7 +491,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
 
   // 1. delta and LSE in base 2.
   if (const LoadedKernel *delta = program_->kernel(KernelRole::BackwardDelta); delta && p.qLen > 0)
-    CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(ceilDivide(p.qLen, kRowPadding)), static_cast<unsigned>(p.qHeads),
+    CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(paddedRows(static_cast<int>(p.qLen)) / kRowPadding), static_cast<unsigned>(p.qHeads),
                                   static_cast<unsigned>(p.batch), &arguments, nullptr, stream));
   // 2. dK and dV, dQ.
   for (const KernelTables *tables : {kvTables, qTables}) {

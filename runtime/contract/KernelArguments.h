@@ -152,15 +152,6 @@ constexpr int paddedRows(int qLen) { return (qLen + kRowPadding + kRowPadding - 
 /// work.numRows * batch * kvHeads * this.
 constexpr int columnParts(int headDim, int vHeadDim) { return ((headDim > vHeadDim ? headDim : vHeadDim) + 127) / 128; }
 
-/// A good WorkArgument::groupHeads: pairs whose streamed tensors stay in the L2 cache together. `bytesPerPair` is what one
-/// (b, head of the streamed tensors) streams, `sharing` how many consecutive pairs stream the same (query heads per kv head
-/// in Forward and BackwardQ, column parts in BackwardKV).
-constexpr int groupHeads(long long bytesPerPair, int sharing) {
-  constexpr long long kCacheBytes = 32ll << 20;
-  long long pairs = bytesPerPair > 0 ? kCacheBytes / bytesPerPair : 1;
-  return (int)(pairs < 1 ? 1 : pairs > 65536 ? 65536 : pairs) * sharing;
-}
-
 /// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, elements beyond the tensor read as zero,
 /// box {64, rows, 1, 1} with the number of rows stated where it is used.
 struct alignas(64) TensorMapArgument {
