@@ -1,0 +1,493 @@
+// Programs, bindings and launches against a driver in host memory: what kernels are given, and what is refused.
+#include "runtime/Cuda/CudaExecutable.h"
+
+#include "runtime/Cuda/CudaAttention.h"
+#include "runtime/contract/CaptureArgument.h"
+#include "test/runtime/Cuda/FakeGpu.h"
+#include "test/runtime/Cuda/TestFunctors.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <unistd.h>
+
+namespace cpflex {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+/// A mask of `rows` x `columns` tiles of 128 with every tile of one class.
+BlockMask uniformMask(int64_t qLen, int64_t kvLen, TileClass tileClass) {
+  BlockMask mask;
+  mask.qLen = qLen, mask.kvLen = kvLen;
+  mask.rowSetOf = {0};
+  TileRows rows;
+  for (int64_t row = 0; row < mask.numQTiles(); ++row) {
+    rows.rowBegin.push_back(static_cast<int32_t>(row));
+    rows.runs.push_back({0, static_cast<int32_t>(mask.numKVTiles()), tileClass, 0});
+  }
+  rows.rowBegin.push_back(static_cast<int32_t>(rows.runs.size()));
+  mask.rowSets = {rows};
+  return mask;
+}
+
+class CudaExecutableTest : public testing::Test {
+protected:
+  test::FakeGpu gpu;
+  fs::path folder = fs::temp_directory_path() / ("cpflex-executable-" + std::to_string(getpid()));
+  std::vector<char> memory = std::vector<char>(8 << 20);
+  int64_t used = 0;
+  AttentionProblem problem;
+  std::shared_ptr<const CudaProgram> program;
+  static constexpr cuda::Stream kStream = nullptr;
+
+  void SetUp() override {
+    problem.batch = 2, problem.qHeads = 4, problem.kvHeads = 2;
+    problem.qLen = 300, problem.kvLen = 200;
+    problem.headDim = problem.vHeadDim = 64;
+    problem.scale = 0.125f;
+  }
+  void TearDown() override {
+    program.reset();
+    fs::remove_all(folder);
+  }
+
+  StatusOr<std::shared_ptr<const CudaProgram>> create(const DeviceFunctions &functions, CudaProgramOptions options = {}) {
+    auto device = gpu.device();
+    return CudaProgram::create(device, test::FakeGpu::toolchain(folder, functions, options, gpu.capability), functions, options);
+  }
+  /// Creates `program`, or fails the test.
+  void compile(const DeviceFunctions &functions, const CudaProgramOptions &options = {}) {
+    auto created = create(functions, options);
+    ASSERT_TRUE(created) << created.status().message();
+    program = *created;
+  }
+  TensorView dense(int64_t b, int64_t h, int64_t s, int64_t d, ElementType type = ElementType::BF16) {
+    auto begin = (reinterpret_cast<uintptr_t>(memory.data()) + used + 15) / 16 * 16;
+    used = static_cast<int64_t>(begin - reinterpret_cast<uintptr_t>(memory.data())) + b * h * s * d * sizeInBytes(type);
+    return {reinterpret_cast<void *>(begin), type, {h * s * d, s * d, d, 1}};
+  }
+  CudaForwardTensors forwardTensors() {
+    used = 0;
+    return {dense(2, 4, 300, 64), dense(2, 2, 200, 64), dense(2, 2, 200, 64), dense(2, 4, 300, 64), dense(2, 4, 300, 1, ElementType::F32)};
+  }
+  std::string whyNotBound(const AttentionProblem &wrong) {
+    auto executable = CudaExecutable::bind(program, wrong, kStream);
+    return executable ? "" : executable.status().message();
+  }
+};
+
+TEST_F(CudaExecutableTest, ForwardFillsItsArguments) {
+  compile(test::causal());
+  BlockMask mask = uniformMask(300, 200, TileClass::Partial);
+  problem.mask = &mask;
+  problem.batchOffset = 5, problem.headOffset = 8;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  CudaForwardTensors tensors = forwardTensors();
+  std::vector<int> workspace((*executable)->workspaceInBytes(CudaExecutable::Pass::Forward) / sizeof(int), 77);
+  ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
+  ASSERT_EQ(gpu.launches.size(), 1u);
+  const test::Launch &launch = gpu.launches[0];
+  EXPECT_EQ(launch.function, "attention_forward");
+  TileConfig tiles = program->kernels()[0].tiles();
+  EXPECT_EQ(launch.blockX, static_cast<unsigned>(tiles.threads));
+  EXPECT_EQ(launch.sharedBytes, static_cast<unsigned>(tiles.sharedBytes));
+  EXPECT_EQ(launch.gridX, 24u) << "3 rows of tiles, 2 batch rows, 4 heads";
+  auto arguments = launch.argumentsAs<ForwardArguments>();
+  EXPECT_EQ(arguments.q.data, tensors.q.data);
+  EXPECT_EQ(arguments.k.strideB, 2 * 200 * 64);
+  EXPECT_EQ(arguments.o.strideH, 300 * 64);
+  EXPECT_EQ(arguments.lse.strideH, 300);
+  EXPECT_EQ(arguments.qLen, 300);
+  EXPECT_EQ(arguments.kvLen, 200);
+  EXPECT_EQ(arguments.batchOffset, 5);
+  EXPECT_EQ(arguments.headOffset, 8);
+  EXPECT_EQ(arguments.scale, 0.125f);
+  EXPECT_EQ(*arguments.work.counter, 0);
+  EXPECT_EQ(arguments.work.numRows, 3);
+  EXPECT_EQ(arguments.work.groupHeads % 2, 0) << "query heads of one key head stay together";
+  EXPECT_THAT(std::vector<int>(arguments.work.rowOrder, arguments.work.rowOrder + 3), ElementsAre(2, 1, 0));
+  EXPECT_EQ(arguments.mask.numRows, 3);
+  EXPECT_THAT(std::vector<int>(arguments.mask.rowBegin, arguments.mask.rowBegin + 4), ElementsAre(0, 1, 2, 3));
+  EXPECT_EQ(arguments.mask.runs[1].end, 2);
+  EXPECT_EQ(arguments.mask.runs[1].tileClass, 2);
+  EXPECT_EQ(arguments.mask.rowSetOf[7], 0);
+}
+
+TEST_F(CudaExecutableTest, TensorMapsCoverTheTensors) {
+  compile(test::causal());
+  ASSERT_TRUE(takesTensorMaps(program->kernels()[0].spec()));
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  CudaForwardTensors tensors = forwardTensors();
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
+  ASSERT_EQ(gpu.maps.size(), 3u);
+  EXPECT_EQ(gpu.maps[0].address, tensors.q.data);
+  EXPECT_THAT(gpu.maps[0].sizes, ElementsAre(64, 300, 4, 2));
+  EXPECT_THAT(gpu.maps[0].strides, ElementsAre(128, 300 * 128, 4 * 300 * 128));
+  EXPECT_THAT(gpu.maps[0].box, ElementsAre(64, 64, 1, 1));
+  EXPECT_THAT(gpu.maps[1].sizes, ElementsAre(64, 200, 2, 2));
+  EXPECT_THAT(gpu.maps[1].box, ElementsAre(64, 128, 1, 1));
+}
+
+TEST_F(CudaExecutableTest, NoKeysStillWritesOutputs) {
+  compile(test::causal());
+  problem.kvLen = 0;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  CudaForwardTensors tensors = forwardTensors();
+  tensors.k = tensors.v = {};
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
+  EXPECT_EQ(gpu.launches.size(), 1u);
+}
+
+TEST_F(CudaExecutableTest, NoQueriesLaunchesNothing) {
+  compile(test::causal());
+  problem.qLen = 0;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  std::vector<int> workspace(64);
+  CudaForwardTensors tensors = forwardTensors();
+  tensors.q = tensors.o = tensors.lse = {};
+  ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
+  EXPECT_TRUE(gpu.launches.empty());
+}
+
+TEST_F(CudaExecutableTest, CallsNeitherAllocateNorWait) {
+  compile(test::causal());
+  BlockMask mask = uniformMask(300, 200, TileClass::Full);
+  problem.mask = &mask;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  gpu.numAllocations = gpu.numSynchronizations = 0;
+  CudaForwardTensors tensors = forwardTensors();
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
+  EXPECT_EQ(gpu.numAllocations, 0);
+  EXPECT_EQ(gpu.numSynchronizations, 0);
+}
+
+TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
+  DeviceFunctions functions = test::large();
+  functions.numCaptures = 3;
+  functions.numParams = 3;
+  compile(functions);
+  gpu.captureBytes = program->capturesInBytes();
+  EXPECT_EQ(gpu.captureBytes, 3 * sizeof(CaptureArgument) + 8 * 8);
+  int doc = 0;
+  CaptureView views[3] = {};
+  views[0] = {.data = &doc, .shape = {2, 200}, .strides = {200, 1}, .type = ElementType::I32, .rank = 2};
+  ScalarSlot params[3] = {11, 22, 33};
+  Bindings bindings{.captures = views, .params = params, .dims = nullptr};
+  problem.bindings = &bindings;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  params[0] = 99; // copied at bind
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  struct Captures {
+    CaptureArgument doc, bias, slope;
+    long long W, sinks, cap, B, H, HKV, Q_LEN, KV_LEN;
+  } captures;
+  ASSERT_EQ(sizeof(captures), gpu.captureBytes);
+  std::memcpy(&captures, gpu.launches[0].captures.data(), sizeof(captures));
+  EXPECT_EQ(captures.doc.data, &doc);
+  EXPECT_EQ(captures.doc.shape[1], 200);
+  EXPECT_EQ(captures.doc.strides[0], 200);
+  EXPECT_EQ(captures.W, 11);
+  EXPECT_EQ(captures.cap, 33);
+  EXPECT_EQ(captures.B, 2);
+  EXPECT_EQ(captures.H, 4);
+  EXPECT_EQ(captures.HKV, 2);
+  EXPECT_EQ(captures.Q_LEN, 300);
+  EXPECT_EQ(captures.KV_LEN, 200);
+}
+
+TEST_F(CudaExecutableTest, PositionsBecomeTiles) {
+  problem.qPositions.pieces = {{1024, 128, 1}, {4096, 172, 2}};
+  problem.kvPositions.pieces = {{0, 200, 1}};
+  CudaProgramOptions options;
+  EXPECT_EQ(positionMode(problem, test::causal(), options, 90), PositionMode::AffinePerTile);
+  options.positions = PositionMode::AffinePerTile;
+  compile(test::causal(), options);
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  auto arguments = gpu.launches[0].argumentsAs<ForwardArguments>();
+  EXPECT_EQ(arguments.qPositions.tiles[0].begin, 1024);
+  EXPECT_EQ(arguments.qPositions.tiles[1].begin, 4096);
+  EXPECT_EQ(arguments.qPositions.tiles[2].begin, 4096 + 256);
+  EXPECT_EQ(arguments.qPositions.tiles[2].step, 2);
+  EXPECT_EQ(arguments.kvPositions.tiles[1].begin, 128);
+}
+
+TEST_F(CudaExecutableTest, IrregularPositionsBecomeRows) {
+  problem.qPositions.pieces = {{1024, 100, 1}, {4096, 200, 1}};
+  CudaProgramOptions options;
+  EXPECT_EQ(positionMode(problem, test::causal(), options, 90), PositionMode::Array);
+  compile(test::causal(), options);
+  EXPECT_EQ(whyNotBound(problem), "the positions of the rows are less regular than the program was compiled for; compile it "
+                                  "with the mode that positionMode() gives");
+  options.positions = PositionMode::Array;
+  compile(test::causal(), options);
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  auto arguments = gpu.launches[0].argumentsAs<ForwardArguments>();
+  EXPECT_EQ(arguments.qPositions.rows[99], 1123);
+  EXPECT_EQ(arguments.qPositions.rows[100], 4096);
+  EXPECT_EQ(arguments.kvPositions.rows[199], 199);
+}
+
+TEST_F(CudaExecutableTest, UpdateKeepsAddresses) {
+  compile(test::causal());
+  BlockMask first = uniformMask(300, 200, TileClass::Partial), second = uniformMask(300, 200, TileClass::Full);
+  problem.mask = &first;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  std::vector<int> workspace(64);
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  gpu.numAllocations = 0;
+  problem.mask = &second;
+  ASSERT_TRUE((*executable)->update(problem, kStream));
+  auto arguments = gpu.launches[0].argumentsAs<ForwardArguments>();
+  EXPECT_EQ(arguments.mask.runs[0].tileClass, 1) << "a launch recorded before sees the mask bound after";
+  EXPECT_EQ(gpu.numAllocations, 0);
+}
+
+TEST_F(CudaExecutableTest, UpdateRefusesWhatDoesNotFit) {
+  compile(test::causal());
+  problem.kvLen = 12800;
+  BlockMask first = uniformMask(300, 12800, TileClass::Partial), second = first, third = first;
+  TileRows scattered{.rowBegin = {0, 100, 200, 300}, .runs = {}};
+  for (int row = 0; row < 3; ++row)
+    for (int tile = 0; tile < 100; ++tile)
+      scattered.runs.push_back({tile, tile + 1, tile % 2 ? TileClass::Full : TileClass::Partial, 0});
+  second.rowSets = {scattered};
+  third.tileKV = 256;
+  problem.mask = &first;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  problem.mask = &second;
+  EXPECT_THAT((*executable)->update(problem, kStream).message(), HasSubstr("bytes where 512 were reserved; bind anew"));
+  problem.mask = &third;
+  EXPECT_EQ((*executable)->update(problem, kStream).message(), "the block mask has other tiles than the one bound first; bind anew");
+  problem.mask = nullptr;
+  problem.kvLen = 128;
+  EXPECT_EQ((*executable)->update(problem, kStream).message(), "the problem has other sizes than the one bound first; bind anew");
+}
+
+TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {
+  DeviceFunctions functions = test::noFunctor();
+  compile(functions);
+  auto with = [&](auto change) {
+    AttentionProblem wrong = problem;
+    change(wrong);
+    return whyNotBound(wrong);
+  };
+  EXPECT_EQ(with([](auto &p) { p.batch = 0; }), "batch is 0; expected 1 to 65535");
+  EXPECT_EQ(with([](auto &p) { p.qHeads = 70000; }), "number of query heads is 70000; expected 1 to 65535");
+  EXPECT_EQ(with([](auto &p) { p.kvHeads = 3; }), "4 query heads over 3 key heads; expected a multiple");
+  EXPECT_EQ(with([](auto &p) { p.kvLen = int64_t(1) << 31; }), "length of 'kv' is 2147483648; expected 0 to 2147482623");
+  EXPECT_EQ(with([](auto &p) { p.headDim = 128; }), "head sizes are 128 and 64; the program was compiled for 64 and 64");
+  EXPECT_EQ(with([](auto &p) { p.normalization = AttentionProblem::Normalization::None; }),
+            "the problem and the compiled program differ in whether there is a softmax");
+  EXPECT_EQ(with([](auto &p) { p.qPositions.pieces = {{0, 10, 1}}; }), "positions of 'q' cover 10 rows; expected 300");
+  EXPECT_EQ(with([](auto &p) { p.kvPositions.pieces = {{-5, 200, 1}}; }),
+            "positions of 'kv' begin at -5 and step by 1; expected positions from 0 to 2147482623");
+  EXPECT_EQ(with([](auto &p) { p.qLen = 2000000000, p.batch = 100; }),
+            "the problem has 6250000000 rows of tiles; expected at most 2147482623");
+}
+
+TEST_F(CudaExecutableTest, WrongMasksAreNamed) {
+  compile(test::noFunctor());
+  BlockMask mask = uniformMask(300, 100, TileClass::Full);
+  problem.mask = &mask;
+  EXPECT_EQ(whyNotBound(problem), "the block mask is for 300 x 100 rows; expected 300 x 200");
+  mask = uniformMask(300, 200, TileClass::Full);
+  mask.heads = 3;
+  EXPECT_EQ(whyNotBound(problem), "the block mask has batch 1 and 3 heads; expected 1 or 2, and 1 or 4");
+  mask = uniformMask(300, 200, TileClass::Partial);
+  EXPECT_EQ(whyNotBound(problem), "the block mask has partial tiles, but the program has no mask to decide them");
+}
+
+TEST_F(CudaExecutableTest, MissingBindingsAreNamed) {
+  DeviceFunctions functions = test::documentCausal();
+  functions.numCaptures = 1;
+  compile(functions);
+  EXPECT_EQ(whyNotBound(problem), "the program has 1 captures and 0 parameters; none are bound");
+}
+
+TEST_F(CudaExecutableTest, ProgramWithoutSoftmaxHasNeitherSinkNorLse) {
+  CudaProgramOptions options;
+  options.normalization = problem.normalization = AttentionProblem::Normalization::None;
+  compile(test::causal(), options);
+  float sink = 0;
+  problem.sink = &sink;
+  EXPECT_EQ(whyNotBound(problem), "a sink was given; a program without softmax has none");
+  problem.sink = nullptr;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  std::vector<int> workspace(64);
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
+            "'lse' was given; a program without softmax has none");
+}
+
+TEST_F(CudaExecutableTest, WrongPlacesAreNamed) {
+  compile(test::causal());
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  std::vector<int> workspace(64);
+  gpu.pointerDevice = 3;
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(), "'q' is on GPU 3; expected GPU 0");
+  gpu.pointersAreOnHost = true;
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(), "'q' is not in GPU memory");
+  EXPECT_TRUE(gpu.launches.empty());
+}
+
+TEST_F(CudaExecutableTest, ForwardOnlyProgramRefusesBackward) {
+  compile(test::causal());
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  std::vector<int> workspace(64);
+  EXPECT_EQ((*executable)->backward({}, workspace.data(), kStream).message(), "the program was created without backward kernels");
+}
+
+TEST_F(CudaExecutableTest, FailedLaunchIsNamedAndTheNextWorks) {
+  compile(test::causal());
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  std::vector<int> workspace(64);
+  gpu.nextLaunch = cuda::kLaunchOutOfResources;
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
+            "cuLaunchKernel of 'attention_forward' failed with CUDA_ERROR_FAKE");
+  gpu.nextLaunch = cuda::kSuccess;
+  EXPECT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+}
+
+TEST_F(CudaExecutableTest, TooLittleMemorySaysHowMuch) {
+  compile(test::causal());
+  BlockMask mask = uniformMask(300, 200, TileClass::Full);
+  problem.mask = &mask;
+  gpu.nextAllocation = cuda::kOutOfMemory;
+  EXPECT_THAT(whyNotBound(problem), HasSubstr("bytes of GPU memory were asked for, 1000 of 2000 are free; make the problem "
+                                              "smaller or free memory"));
+}
+
+TEST_F(CudaExecutableTest, DevicesThatCannotServeAreNamed) {
+  auto open = [&](int index) { return CudaDevice::open(gpu.driver(), index); };
+  EXPECT_EQ(open(1).status().message(), "GPU 1 was asked for; this machine has 1");
+  gpu.capability = 75;
+  EXPECT_EQ(open(0).status().message(), "GPU 0 'Fake GPU' cannot be used: compute capability 7.5; expected 8.0 or newer");
+}
+
+TEST_F(CudaExecutableTest, DriverOlderThanNvrtcIsNamed) {
+  gpu.version = 12040;
+  auto nvrtc = Nvrtc::load();
+  if (!nvrtc || (*nvrtc)->version() < 13000)
+    GTEST_SKIP() << "needs NVRTC 13";
+  auto created = CudaProgram::create(gpu.device(), {.nvrtc = *nvrtc, .cache = {}}, test::causal(), {});
+  EXPECT_THAT(created.status().message(), HasSubstr("the driver serves CUDA 12.4, but NVRTC is 13"));
+  EXPECT_THAT(created.status().message(), HasSubstr("update the driver, or set CPFLEX_NVRTC to a libnvrtc of CUDA 12"));
+}
+
+TEST_F(CudaExecutableTest, ImageThatTheDriverRefusesIsNamed) {
+  gpu.nextModule = cuda::kNoBinaryForGpu;
+  auto created = create(test::causal());
+  EXPECT_EQ(created.status().message(), "cuModuleLoadData failed with CUDA_ERROR_FAKE; the driver is too old for the compiled "
+                                        "kernel; update it, or name an older NVRTC in CPFLEX_NVRTC");
+}
+
+TEST_F(CudaExecutableTest, TooManyCapturesAreRefused) {
+  DeviceFunctions functions = test::causal();
+  functions.numCaptures = 500;
+  auto created = create(functions);
+  EXPECT_THAT(created.status().message(), HasSubstr("the program has 500 captures, 0 parameters and 5 dimensions"));
+  EXPECT_THAT(created.status().message(), HasSubstr("bytes of kernel parameters; a GPU takes 32764"));
+}
+
+TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
+  CudaProgramOptions options;
+  options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  if (auto sources = kernelSources(test::causal(), options, gpu.capability); !sources)
+    GTEST_SKIP() << sources.status().message();
+  compile(test::causal(), options);
+  BlockMask mask = uniformMask(300, 200, TileClass::Partial);
+  problem.mask = &mask;
+  float sinks[4] = {}, dSinks[4] = {};
+  problem.sink = sinks;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  CudaForwardTensors forward = forwardTensors();
+  CudaBackwardTensors tensors{forward.q, forward.k, forward.v, forward.o, forward.lse, dense(2, 4, 300, 64), {},
+                              dense(2, 4, 300, 64), dense(2, 2, 200, 64), dense(2, 2, 200, 64), dSinks};
+  std::vector<int> workspace((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward) / sizeof(int));
+  ASSERT_TRUE((*executable)->backward(tensors, workspace.data(), kStream));
+  std::vector<std::string> names;
+  for (const test::Launch &launch : gpu.launches)
+    names.push_back(launch.function);
+  EXPECT_THAT(names, ElementsAre("attention_backward_delta", "attention_backward_kv", "attention_backward_q", "attention_backward_sink"));
+  EXPECT_EQ(gpu.launches[0].gridX, 3u);
+  EXPECT_EQ(gpu.launches[0].gridY, 4u);
+  EXPECT_EQ(gpu.launches[0].gridZ, 2u);
+  auto kv = gpu.launches[1].argumentsAs<BackwardArguments>(), q = gpu.launches[2].argumentsAs<BackwardArguments>();
+  EXPECT_NE(kv.work.counter, q.work.counter);
+  EXPECT_EQ(kv.mask.numRows * kv.mask.rowTilesPerMaskTile >= kv.work.numRows, true);
+  EXPECT_EQ(kv.mask.runs[0].end * kv.mask.colTilesPerMaskTile * program->kernel(KernelRole::BackwardKV)->tiles().tileQ >= 300, true);
+  EXPECT_EQ(kv.lseLog2.data, kv.delta.data + 2 * 4 * 384);
+  EXPECT_EQ(kv.delta.strideB, 4 * 384);
+  EXPECT_EQ(gpu.launches[3].gridX, 4u);
+  tensors.dK.data = tensors.dV.data;
+  EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "output 'dK' overlaps 'dV'");
+  problem.sink = nullptr;
+  ASSERT_TRUE((*executable)->update(problem, kStream));
+  tensors.dK = dense(2, 2, 200, 64);
+  EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "'dSink' was given; the problem has no sink");
+}
+
+TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
+  DeviceFunctions functions = test::causal();
+  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, {}, gpu.capability)};
+  CudaForwardTensors tensors = forwardTensors();
+  HostAttentionArrays arrays;
+  arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o, arrays.lse = tensors.lse;
+  auto report = runAttentionCuda(machine, functions, problem, arrays, {.warmups = 1, .timed = 3});
+  ASSERT_TRUE(report) << report.status().message();
+  EXPECT_EQ(gpu.launches.size(), 4u);
+  EXPECT_THAT(report->forwardMs, ElementsAre(1.5f, 1.5f, 1.5f));
+  EXPECT_EQ(report->kernels.size(), 1u);
+  machine = {};
+  EXPECT_EQ(gpu.numLive, 0) << "everything was given back";
+}
+
+TEST_F(CudaExecutableTest, HostArraysThatCannotTravelAreNamed) {
+  DeviceFunctions functions = test::causal();
+  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, {}, gpu.capability)};
+  CudaForwardTensors tensors = forwardTensors();
+  HostAttentionArrays arrays;
+  arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o;
+  arrays.k.strides[2] = -64;
+  EXPECT_EQ(runAttentionCuda(machine, functions, problem, arrays).status().message(),
+            "array 'k' has a negative stride; expected 0 or more");
+  arrays.o.type = ElementType::F32;
+  arrays.dO = tensors.q;
+  EXPECT_EQ(runAttentionCuda(machine, functions, problem, arrays).status().message(),
+            "'o' is f32 and 'dO' was given; backward reads 'o' in the type of 'q'");
+}
+
+TEST(CudaDevices, MachineWithoutDriverSaysWhy) {
+  CudaDeviceList list = listCudaDevices({.libraryName = "CUDA driver", .candidates = {}, .remedy = "r"});
+  EXPECT_TRUE(list.devices.empty());
+  EXPECT_THAT(list.whyNone, HasSubstr("no CUDA driver library found"));
+}
+
+} // namespace
+} // namespace cpflex
