@@ -19,8 +19,6 @@ constexpr int64_t kWorkspaceAlignment = 256;
 /// Positions, rows and work items are 32-bit in kernels; a tile beyond the last row must not wrap.
 constexpr int64_t kLengthLimit = std::numeric_limits<int32_t>::max() - 1024;
 constexpr int64_t kGridLimit = 65535;
-/// Columns of dK and dV that one work item of the backward kernel for keys computes.
-constexpr int kBackwardPartColumns = 128;
 
 int64_t roundUp(int64_t value, int64_t multiple) { return ceilDivide(value, multiple) * multiple; }
 
@@ -46,9 +44,7 @@ KernelRows rowsOf(KernelRole role) { return role == KernelRole::BackwardKV ? Ker
 
 /// How many parts of columns the backward kernel for keys cuts a head into, each a work item.
 int64_t numParts(const KernelSpec &spec) {
-  return spec.role == KernelRole::BackwardKV && spec.family == KernelFamily::MmaSync
-             ? ceilDivide(roundUp(std::max(spec.headDim, spec.vHeadDim), 16), kBackwardPartColumns)
-             : 1;
+  return spec.role == KernelRole::BackwardKV ? columnParts(spec.headDim, spec.vHeadDim) : 1;
 }
 
 std::vector<AffineTile> affineTiles(const PositionMap &map, int64_t length, int64_t tileSize) {
