@@ -42,7 +42,7 @@ BackwardWorkspace backwardWorkspace(const AttentionProblem &problem) {
 /// Whether a kernel's rows of tiles run along q or kv, and over how many (b, head) pairs.
 KernelRows rowsOf(KernelRole role) { return role == KernelRole::BackwardKV ? KernelRows::KV : KernelRows::Q; }
 
-/// How many parts of columns the backward kernel for keys cuts a head into, each a work item.
+/// Work items per row of tiles and head.
 int64_t numParts(const KernelSpec &spec) {
   return spec.role == KernelRole::BackwardKV ? columnParts(spec.headDim, spec.vHeadDim) : 1;
 }
@@ -487,8 +487,8 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
 
   // 1. delta and LSE in base 2.
   if (const LoadedKernel *delta = program_->kernel(KernelRole::BackwardDelta); delta && p.qLen > 0)
-    CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(paddedRows(static_cast<int>(p.qLen)) / kRowPadding), static_cast<unsigned>(p.qHeads),
-                                  static_cast<unsigned>(p.batch), &arguments, nullptr, stream));
+    CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(paddedRows(static_cast<int>(p.qLen)) / kRowPadding),
+                                  static_cast<unsigned>(p.qHeads), static_cast<unsigned>(p.batch), &arguments, nullptr, stream));
   // 2. dK and dV, dQ.
   for (const KernelTables *tables : {kvTables, qTables}) {
     const KernelSpec &spec = tables->kernel->spec();

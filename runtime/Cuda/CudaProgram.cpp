@@ -81,6 +81,11 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
   return sources;
 }
 
+MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
+  StatusOr<TileConfig> tiles = tileConfig(kernelSpecs(functions, options, computeCapability).front(), computeCapability);
+  return tiles ? MaskTile{tiles->tileQ, tiles->tileKV} : MaskTile{};
+}
+
 PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles) {
   if (isIdentity(problem.qPositions) && isIdentity(problem.kvPositions))
     return PositionMode::Identity;

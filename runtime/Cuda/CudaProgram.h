@@ -33,6 +33,13 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
 StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functions, const CudaProgramOptions &options,
                                                   int computeCapability);
 
+/// The tile to ask of the classifier for a program: that of its forward kernel. Any other tile works too; one that is
+/// no multiple of it makes some full tiles partial.
+struct MaskTile {
+  int64_t q = 128, kv = 128;
+};
+MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability);
+
 /// How a kernel must read the positions of a problem whose kernels have these tiles: the cheapest mode that is exact.
 PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles);
 /// The same for the kernels that a program with these options has.

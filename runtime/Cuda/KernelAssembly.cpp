@@ -20,7 +20,8 @@ std::vector<KernelHeader> kernelHeaders() {
 }
 
 std::span<const char *const> kernelCompileOptions() {
-  static constexpr const char *kOptions[] = {"--std=c++20", "--ptxas-options=-v", "--generate-line-info"};
+  static constexpr const char *kOptions[] = {"--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v",
+                                            "--generate-line-info"};
   return kOptions;
 }
 

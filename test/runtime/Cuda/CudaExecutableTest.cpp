@@ -38,7 +38,7 @@ class CudaExecutableTest : public testing::Test {
 protected:
   test::FakeGpu gpu;
   fs::path folder = fs::temp_directory_path() / ("cpflex-executable-" + std::to_string(getpid()));
-  std::vector<char> memory = std::vector<char>(8 << 20);
+  std::vector<char> memory = std::vector<char>(16 << 20);
   int64_t used = 0;
   AttentionProblem problem;
   std::shared_ptr<const CudaProgram> program;
@@ -47,7 +47,7 @@ protected:
   void SetUp() override {
     problem.batch = 2, problem.qHeads = 4, problem.kvHeads = 2;
     problem.qLen = 300, problem.kvLen = 200;
-    problem.headDim = problem.vHeadDim = 64;
+    problem.headDim = problem.vHeadDim = 128;
     problem.scale = 0.125f;
   }
   void TearDown() override {
@@ -55,12 +55,18 @@ protected:
     fs::remove_all(folder);
   }
 
-  StatusOr<std::shared_ptr<const CudaProgram>> create(const DeviceFunctions &functions, CudaProgramOptions options = {}) {
+  StatusOr<std::shared_ptr<const CudaProgram>> create(const DeviceFunctions &functions, const CudaProgramOptions &options = wide()) {
     auto device = gpu.device();
     return CudaProgram::create(device, test::FakeGpu::toolchain(folder, functions, options, gpu.capability), functions, options);
   }
+  /// Head size 128, whose forward tiles are 128 x 128.
+  static CudaProgramOptions wide() {
+    CudaProgramOptions options;
+    options.headDim = options.vHeadDim = 128;
+    return options;
+  }
   /// Creates `program`, or fails the test.
-  void compile(const DeviceFunctions &functions, const CudaProgramOptions &options = {}) {
+  void compile(const DeviceFunctions &functions, const CudaProgramOptions &options = wide()) {
     auto created = create(functions, options);
     ASSERT_TRUE(created) << created.status().message();
     program = *created;
@@ -72,7 +78,7 @@ protected:
   }
   CudaForwardTensors forwardTensors() {
     used = 0;
-    return {dense(2, 4, 300, 64), dense(2, 2, 200, 64), dense(2, 2, 200, 64), dense(2, 4, 300, 64), dense(2, 4, 300, 1, ElementType::F32)};
+    return {dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dense(2, 4, 300, 128), dense(2, 4, 300, 1, ElementType::F32)};
   }
   std::string whyNotBound(const AttentionProblem &wrong) {
     auto executable = CudaExecutable::bind(program, wrong, kStream);
@@ -99,8 +105,8 @@ TEST_F(CudaExecutableTest, ForwardFillsItsArguments) {
   EXPECT_EQ(launch.gridX, 24u) << "3 rows of tiles, 2 batch rows, 4 heads";
   auto arguments = launch.argumentsAs<ForwardArguments>();
   EXPECT_EQ(arguments.q.data, tensors.q.data);
-  EXPECT_EQ(arguments.k.strideB, 2 * 200 * 64);
-  EXPECT_EQ(arguments.o.strideH, 300 * 64);
+  EXPECT_EQ(arguments.k.strideB, 2 * 200 * 128);
+  EXPECT_EQ(arguments.o.strideH, 300 * 128);
   EXPECT_EQ(arguments.lse.strideH, 300);
   EXPECT_EQ(arguments.qLen, 300);
   EXPECT_EQ(arguments.kvLen, 200);
@@ -128,10 +134,10 @@ TEST_F(CudaExecutableTest, TensorMapsCoverTheTensors) {
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
   ASSERT_EQ(gpu.maps.size(), 3u);
   EXPECT_EQ(gpu.maps[0].address, tensors.q.data);
-  EXPECT_THAT(gpu.maps[0].sizes, ElementsAre(64, 300, 4, 2));
-  EXPECT_THAT(gpu.maps[0].strides, ElementsAre(128, 300 * 128, 4 * 300 * 128));
+  EXPECT_THAT(gpu.maps[0].sizes, ElementsAre(128, 300, 4, 2));
+  EXPECT_THAT(gpu.maps[0].strides, ElementsAre(256, 300 * 256, 4 * 300 * 256));
   EXPECT_THAT(gpu.maps[0].box, ElementsAre(64, 64, 1, 1));
-  EXPECT_THAT(gpu.maps[1].sizes, ElementsAre(64, 200, 2, 2));
+  EXPECT_THAT(gpu.maps[1].sizes, ElementsAre(128, 200, 2, 2));
   EXPECT_THAT(gpu.maps[1].box, ElementsAre(64, 128, 1, 1));
 }
 
@@ -212,7 +218,7 @@ TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
 TEST_F(CudaExecutableTest, PositionsBecomeTiles) {
   problem.qPositions.pieces = {{1024, 128, 1}, {4096, 172, 2}};
   problem.kvPositions.pieces = {{0, 200, 1}};
-  CudaProgramOptions options;
+  CudaProgramOptions options = wide();
   EXPECT_EQ(positionMode(problem, test::causal(), options, 90), PositionMode::AffinePerTile);
   options.positions = PositionMode::AffinePerTile;
   compile(test::causal(), options);
@@ -230,7 +236,7 @@ TEST_F(CudaExecutableTest, PositionsBecomeTiles) {
 
 TEST_F(CudaExecutableTest, IrregularPositionsBecomeRows) {
   problem.qPositions.pieces = {{1024, 100, 1}, {4096, 200, 1}};
-  CudaProgramOptions options;
+  CudaProgramOptions options = wide();
   EXPECT_EQ(positionMode(problem, test::causal(), options, 90), PositionMode::Array);
   compile(test::causal(), options);
   EXPECT_EQ(whyNotBound(problem), "the positions of the rows are less regular than the program was compiled for; compile it "
@@ -297,7 +303,7 @@ TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {
   EXPECT_EQ(with([](auto &p) { p.qHeads = 70000; }), "number of query heads is 70000; expected 1 to 65535");
   EXPECT_EQ(with([](auto &p) { p.kvHeads = 3; }), "4 query heads over 3 key heads; expected a multiple");
   EXPECT_EQ(with([](auto &p) { p.kvLen = int64_t(1) << 31; }), "length of 'kv' is 2147483648; expected 0 to 2147482623");
-  EXPECT_EQ(with([](auto &p) { p.headDim = 128; }), "head sizes are 128 and 64; the program was compiled for 64 and 64");
+  EXPECT_EQ(with([](auto &p) { p.headDim = 64; }), "head sizes are 64 and 128; the program was compiled for 128 and 128");
   EXPECT_EQ(with([](auto &p) { p.normalization = AttentionProblem::Normalization::None; }),
             "the problem and the compiled program differ in whether there is a softmax");
   EXPECT_EQ(with([](auto &p) { p.qPositions.pieces = {{0, 10, 1}}; }), "positions of 'q' cover 10 rows; expected 300");
@@ -327,7 +333,7 @@ TEST_F(CudaExecutableTest, MissingBindingsAreNamed) {
 }
 
 TEST_F(CudaExecutableTest, ProgramWithoutSoftmaxHasNeitherSinkNorLse) {
-  CudaProgramOptions options;
+  CudaProgramOptions options = wide();
   options.normalization = problem.normalization = AttentionProblem::Normalization::None;
   compile(test::causal(), options);
   float sink = 0;
@@ -415,7 +421,7 @@ TEST_F(CudaExecutableTest, TooManyCapturesAreRefused) {
 }
 
 TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
-  CudaProgramOptions options;
+  CudaProgramOptions options = wide();
   options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
   if (auto sources = kernelSources(test::causal(), options, gpu.capability); !sources)
     GTEST_SKIP() << sources.status().message();
@@ -427,35 +433,35 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   CudaForwardTensors forward = forwardTensors();
-  CudaBackwardTensors tensors{forward.q, forward.k, forward.v, forward.o, forward.lse, dense(2, 4, 300, 64), {},
-                              dense(2, 4, 300, 64), dense(2, 2, 200, 64), dense(2, 2, 200, 64), dSinks};
+  CudaBackwardTensors tensors{forward.q, forward.k, forward.v, forward.o, forward.lse, dense(2, 4, 300, 128), {},
+                              dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dSinks};
   std::vector<int> workspace((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward) / sizeof(int));
   ASSERT_TRUE((*executable)->backward(tensors, workspace.data(), kStream));
   std::vector<std::string> names;
   for (const test::Launch &launch : gpu.launches)
     names.push_back(launch.function);
   EXPECT_THAT(names, ElementsAre("attention_backward_delta", "attention_backward_kv", "attention_backward_q", "attention_backward_sink"));
-  EXPECT_EQ(gpu.launches[0].gridX, 3u);
+  EXPECT_EQ(gpu.launches[0].gridX, unsigned(paddedRows(300) / kRowPadding));
   EXPECT_EQ(gpu.launches[0].gridY, 4u);
   EXPECT_EQ(gpu.launches[0].gridZ, 2u);
   auto kv = gpu.launches[1].argumentsAs<BackwardArguments>(), q = gpu.launches[2].argumentsAs<BackwardArguments>();
   EXPECT_NE(kv.work.counter, q.work.counter);
   EXPECT_EQ(kv.mask.numRows * kv.mask.rowTilesPerMaskTile >= kv.work.numRows, true);
   EXPECT_EQ(kv.mask.runs[0].end * kv.mask.colTilesPerMaskTile * program->kernel(KernelRole::BackwardKV)->tiles().tileQ >= 300, true);
-  EXPECT_EQ(kv.lseLog2.data, kv.delta.data + 2 * 4 * 384);
-  EXPECT_EQ(kv.delta.strideB, 4 * 384);
+  EXPECT_EQ(kv.lseLog2.data, kv.delta.data + 2 * 4 * paddedRows(300));
+  EXPECT_EQ(kv.delta.strideB, 4 * paddedRows(300));
   EXPECT_EQ(gpu.launches[3].gridX, 4u);
   tensors.dK.data = tensors.dV.data;
   EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "output 'dK' overlaps 'dV'");
   problem.sink = nullptr;
   ASSERT_TRUE((*executable)->update(problem, kStream));
-  tensors.dK = dense(2, 2, 200, 64);
+  tensors.dK = dense(2, 2, 200, 128);
   EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "'dSink' was given; the problem has no sink");
 }
 
 TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
   DeviceFunctions functions = test::causal();
-  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, {}, gpu.capability)};
+  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
   CudaForwardTensors tensors = forwardTensors();
   HostAttentionArrays arrays;
   arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o, arrays.lse = tensors.lse;
@@ -470,7 +476,7 @@ TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
 
 TEST_F(CudaExecutableTest, HostArraysThatCannotTravelAreNamed) {
   DeviceFunctions functions = test::causal();
-  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, {}, gpu.capability)};
+  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
   CudaForwardTensors tensors = forwardTensors();
   HostAttentionArrays arrays;
   arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o;
