@@ -132,15 +132,16 @@ void multiplyRows(const Product &product, const float *b, float *c) {
   auto rowsFrom = [&](int row) {
     return isATransposed ? product.a + row : product.a + int64_t(row) * kBlockStride;
   };
+  auto scalesFrom = [&](int row) { return product.rowScale ? product.rowScale + row : nullptr; };
   for (; m + numRows <= product.numRows; m += numRows)
     multiplyPanel<numRows, numVectors, isATransposed>(product, rowsFrom(m), b, c + m * product.cStride,
-                                                      product.rowScale + m);
+                                                      scalesFrom(m));
   if constexpr (numRows > 1) {
     if (m < product.numRows) {
       Product rest = product;
       rest.a = rowsFrom(m);
       rest.numRows = product.numRows - m;
-      rest.rowScale = product.rowScale + m;
+      rest.rowScale = scalesFrom(m);
       multiplyRows<numRows - 1, numVectors, isATransposed>(rest, b, c + m * product.cStride);
     }
   }
@@ -264,9 +265,8 @@ inline void transposeSquare(Vector *rows) {
 
 bool packColumns(const MatrixView &from, int rows, int columns, float *blocks) {
   Vector poison[2] = {};
-  for (int c = 0; c < columns; c += kWidth) {
-    float *block = blocks + int64_t(c / kBlockSize) * kBlockFloats + c % kBlockSize * kBlockStride;
-    for (int r = 0; r < paddedColumns(rows); r += kWidth) {
+  for (int r = 0; r < paddedColumns(rows); r += kWidth)
+    for (int c = 0; c < columns; c += kWidth) {
       Vector square[kWidth];
       for (int i = 0; i < kWidth; ++i) {
         square[i] = r + i < rows
@@ -275,10 +275,10 @@ bool packColumns(const MatrixView &from, int rows, int columns, float *blocks) {
         poison[i % 2] += square[i] * 0.0f;
       }
       transposeSquare(square);
+      float *block = blocks + int64_t(c / kBlockSize) * kBlockFloats + c % kBlockSize * kBlockStride + r;
       for (int i = 0; i < smaller(kWidth, columns - c); ++i)
-        store(block + i * kBlockStride + r, square[i]);
+        store(block + i * kBlockStride, square[i]);
     }
-  }
   return !isAnyNaN(poison[0] + poison[1]);
 }
 

@@ -1,5 +1,6 @@
-// Forward attention on the CPU: one task per (b, h, 128 rows of Q), each an online softmax over the tiles of keys that
-// the mask leaves, in ascending order. A task reads nothing that another writes, so threads cannot change a bit.
+// Forward attention on the CPU: an online softmax for each tile of 128 rows over the tiles of keys that the mask leaves, in
+// ascending order. A task takes a few such tiles that share keys, packs the keys once for all, and reads nothing that
+// another task writes, so neither threads nor the cut into tasks can change a bit.
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/HostKernels.h"
 #include "runtime/Host/TileClasses.h"
@@ -17,51 +18,89 @@ namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
+/// Most tiles of rows that a task takes.
+constexpr int64_t kMaxRowsPerTask = 4;
+/// Bytes of blocks that a task may use: most of the second-level cache of a core.
+constexpr int64_t kCacheBytes = 800 * 1024;
+/// Tasks wanted for each thread, so that the last ones to end do not leave the others waiting long.
+constexpr int64_t kTasksPerThread = 4;
+
+/// How a problem is cut. The tiles of rows of one (b, kv head) are numbered tile * headsPerGroup + head, so that
+/// neighbours see the same keys; a task takes rowsPerTask of them.
+struct ForwardCut {
+  ForwardCut(const AttentionProblem &problem, int numThreads) {
+    headsPerGroup = problem.kvHeads > 0 ? problem.qHeads / problem.kvHeads : 0;
+    numRows = headsPerGroup * ceilDivide(problem.qLen, kBlockSize);
+    const int64_t numGroups = problem.batch * problem.kvHeads;
+    const int64_t blocks = ceilDivide(problem.headDim, kBlockSize) + ceilDivide(problem.vHeadDim, kBlockSize);
+    rowsPerTask = kMaxRowsPerTask;
+    auto isTooMuch = [&] {
+      const int64_t bytes = ((rowsPerTask + 1) * blocks + 1) * kBlockFloats * int64_t(sizeof(float));
+      return bytes > kCacheBytes || numGroups * ceilDivide(numRows, rowsPerTask) < kTasksPerThread * numThreads;
+    };
+    while (rowsPerTask > 1 && isTooMuch())
+      rowsPerTask /= 2;
+    tasksPerGroup = ceilDivide(numRows, rowsPerTask);
+    numTasks = numGroups * tasksPerGroup;
+  }
+  int64_t headsPerGroup, numRows, rowsPerTask, tasksPerGroup, numTasks;
+};
+
 /// One task and how many tiles it has to visit.
-struct RowTask {
-  int64_t index; ///< (b * qHeads + h) * numQTiles + qTile
+struct ForwardTask {
+  int64_t index; ///< (b * kvHeads + kvHead) * tasksPerGroup + number within the group
   int64_t numTiles;
+};
+
+/// The running state of one tile of rows.
+struct RowState {
+  int64_t b, h, qTile;
+  Range q;
+  float *packedQ, *out, *rowMax, *rowSum;
+  TileClass *classes;
+  int numRows() const { return int(q.size()); }
 };
 
 /// The buffers of one thread.
 struct ForwardBuffers {
-  ForwardBuffers(const AttentionProblem &problem, WorkspaceCursor &cursor) {
+  ForwardBuffers(const AttentionProblem &problem, int64_t rowsPerTask, WorkspaceCursor &cursor) {
     const int64_t headBlocks = ceilDivide(problem.headDim, kBlockSize);
     const int64_t valueBlocks = ceilDivide(problem.vHeadDim, kBlockSize);
     const int64_t numKVTiles = ceilDivide(problem.kvLen, kBlockSize);
-    q = cursor.take<float>(headBlocks * kBlockFloats);
+    for (int64_t i = 0; i < rowsPerTask; ++i) {
+      rows[i].packedQ = cursor.take<float>(headBlocks * kBlockFloats);
+      rows[i].out = cursor.take<float>(valueBlocks * kBlockFloats);
+      rows[i].rowMax = cursor.take<float>(kBlockSize);
+      rows[i].rowSum = cursor.take<float>(kBlockSize);
+      rows[i].classes = cursor.take<TileClass>(numKVTiles);
+    }
     k = cursor.take<float>(headBlocks * kBlockFloats);
     v = cursor.take<float>(valueBlocks * kBlockFloats);
-    out = cursor.take<float>(valueBlocks * kBlockFloats);
     scores = cursor.take<float>(kBlockFloats);
-    rowMax = cursor.take<float>(kBlockSize);
-    rowSum = cursor.take<float>(kBlockSize);
     rowScale = cursor.take<float>(kBlockSize);
     mask = cursor.take<uint8_t>(kBlockSize * kBlockSize);
     allowed = cursor.take<uint8_t>(kBlockSize * kBlockSize);
-    classes = cursor.take<TileClass>(numKVTiles);
     coverage = cursor.take<int32_t>(numKVTiles);
   }
 
-  float *q, *k, *v, *out, *scores;
-  float *rowMax, *rowSum, *rowScale;
+  RowState rows[kMaxRowsPerTask] = {};
+  float *k, *v, *scores, *rowScale;
   uint8_t *mask, *allowed;
-  TileClass *classes;
   int32_t *coverage;
 };
 
 /// All that a call keeps in its workspace.
 struct ForwardLayout {
-  ForwardLayout(const AttentionProblem &problem, int numThreads, WorkspaceCursor &cursor) {
+  ForwardLayout(const AttentionProblem &problem, const ForwardCut &cut, int numThreads, WorkspaceCursor &cursor) {
     const int64_t numQTiles = ceilDivide(problem.qLen, kBlockSize);
-    tasks = cursor.take<RowTask>(problem.batch * problem.qHeads * numQTiles);
+    tasks = cursor.take<ForwardTask>(cut.numTasks);
     rowCosts = cursor.take<int64_t>((problem.mask ? int64_t(problem.mask->rowSets.size()) : 1) * numQTiles);
     threadBuffers.reserve(numThreads);
     for (int thread = 0; thread < numThreads; ++thread)
-      threadBuffers.emplace_back(problem, cursor);
+      threadBuffers.emplace_back(problem, cut.rowsPerTask, cursor);
   }
 
-  RowTask *tasks;
+  ForwardTask *tasks;
   int64_t *rowCosts; ///< non-empty tiles of each row of each row set
   std::vector<ForwardBuffers> threadBuffers;
 };
@@ -69,78 +108,94 @@ struct ForwardLayout {
 class ForwardCall {
 public:
   ForwardCall(const AttentionProblem &problem, const HostForwardTensors &tensors, const HostKernels &kernels,
-              const TileClasses &classes)
-      : problem_(problem), tensors_(tensors), kernels_(kernels), classes_(classes),
+              const TileClasses &classes, const ForwardCut &cut)
+      : problem_(problem), tensors_(tensors), kernels_(kernels), classes_(classes), cut_(cut),
         isSoftmax_(problem.normalization == AttentionProblem::Normalization::Softmax) {}
 
   void run(int64_t task, ForwardBuffers &buffers) const;
 
 private:
-  struct Row {
-    int64_t b, h, qTile;
-    Range q;
-    int numRows() const { return int(q.size()); }
-  };
-
-  void start(const Row &row, ForwardBuffers &buffers) const;
-  void visitTile(const Row &row, int64_t kvTile, TileClass tileClass, ForwardBuffers &buffers) const;
-  void addValues(const Row &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const;
-  void finish(const Row &row, ForwardBuffers &buffers) const;
+  void start(RowState &row, int32_t *coverage) const;
+  bool packKeys(int64_t b, int64_t kvHead, Range keys, ForwardBuffers &buffers) const;
+  void visitTile(const RowState &row, int64_t kvTile, bool isFinite, ForwardBuffers &buffers) const;
+  void addValues(const RowState &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const;
+  void finish(const RowState &row, ForwardBuffers &buffers) const;
 
   const AttentionProblem &problem_;
   const HostForwardTensors &tensors_;
   const HostKernels &kernels_;
   const TileClasses &classes_;
+  const ForwardCut &cut_;
   const bool isSoftmax_;
 };
 
 void ForwardCall::run(int64_t task, ForwardBuffers &buffers) const {
-  const int64_t numQTiles = classes_.numQTiles();
-  Row row = {task / numQTiles / problem_.qHeads, task / numQTiles % problem_.qHeads, task % numQTiles, {}};
-  row.q = classes_.area(row.qTile, 0).q;
-  start(row, buffers);
-  classes_.classifyRow(classes_.rowSetOf(row.b, row.h), row.qTile, buffers.classes, buffers.coverage);
-  for (int64_t kvTile = 0; kvTile < classes_.numKVTiles(); ++kvTile)
-    if (buffers.classes[kvTile] != TileClass::Empty)
-      visitTile(row, kvTile, buffers.classes[kvTile], buffers);
-  finish(row, buffers);
+  const int64_t group = task / cut_.tasksPerGroup, b = group / problem_.kvHeads, kvHead = group % problem_.kvHeads;
+  const int64_t begin = task % cut_.tasksPerGroup * cut_.rowsPerTask;
+  const int64_t numRowTiles = std::min(cut_.rowsPerTask, cut_.numRows - begin);
+  for (int64_t i = 0; i < numRowTiles; ++i) {
+    RowState &row = buffers.rows[i];
+    row.b = b;
+    row.h = kvHead * cut_.headsPerGroup + (begin + i) % cut_.headsPerGroup;
+    row.qTile = (begin + i) / cut_.headsPerGroup;
+    row.q = classes_.area(row.qTile, 0).q;
+    start(row, buffers.coverage);
+  }
+  for (int64_t kvTile = 0; kvTile < classes_.numKVTiles(); ++kvTile) {
+    bool isPacked = false, isFinite = true;
+    for (int64_t i = 0; i < numRowTiles; ++i) {
+      const RowState &row = buffers.rows[i];
+      if (row.classes[kvTile] == TileClass::Empty)
+        continue;
+      if (!isPacked)
+        isFinite = packKeys(b, kvHead, classes_.area(0, kvTile).kv, buffers);
+      isPacked = true;
+      visitTile(row, kvTile, isFinite, buffers);
+    }
+  }
+  for (int64_t i = 0; i < numRowTiles; ++i)
+    finish(buffers.rows[i], buffers);
 }
 
-/// Packs Q and sets the running maximum, sum and output: empty, or what the initial partial holds.
-void ForwardCall::start(const Row &row, ForwardBuffers &buffers) const {
+/// Packs a tile of K transposed and of V; returns whether V is finite.
+bool ForwardCall::packKeys(int64_t b, int64_t kvHead, Range keys, ForwardBuffers &buffers) const {
+  const int numKeys = int(keys.size());
+  kernels_.packColumns(matrixOf(tensors_.k, b, kvHead, keys.begin), numKeys, int(problem_.headDim), buffers.k);
+  return kernels_.packRows(matrixOf(tensors_.v, b, kvHead, keys.begin), numKeys, int(problem_.vHeadDim), buffers.v);
+}
+
+/// Packs Q, classifies the row's tiles and sets the running maximum, sum and output: empty, or what the initial partial
+/// holds.
+void ForwardCall::start(RowState &row, int32_t *coverage) const {
   const int numRows = row.numRows();
-  kernels_.packRows(matrixOf(tensors_.q, row.b, row.h, row.q.begin), numRows, int(problem_.headDim), buffers.q);
-  std::fill(buffers.rowMax, buffers.rowMax + numRows, kNegativeInfinity);
-  std::fill(buffers.rowSum, buffers.rowSum + numRows, 0.0f);
+  classes_.classifyRow(classes_.rowSetOf(row.b, row.h), row.qTile, row.classes, coverage);
+  kernels_.packRows(matrixOf(tensors_.q, row.b, row.h, row.q.begin), numRows, int(problem_.headDim), row.packedQ);
+  std::fill(row.rowMax, row.rowMax + numRows, kNegativeInfinity);
+  std::fill(row.rowSum, row.rowSum + numRows, 0.0f);
   if (!tensors_.initial.out.data) {
-    std::fill(buffers.out, buffers.out + ceilDivide(problem_.vHeadDim, kBlockSize) * kBlockFloats, 0.0f);
+    std::fill(row.out, row.out + ceilDivide(problem_.vHeadDim, kBlockSize) * kBlockFloats, 0.0f);
     return;
   }
   // A partial is a running state with sum 1 and its LSE as the maximum.
-  kernels_.packRows(matrixOf(tensors_.initial.out, row.b, row.h, row.q.begin), numRows, int(problem_.vHeadDim),
-                    buffers.out);
+  kernels_.packRows(matrixOf(tensors_.initial.out, row.b, row.h, row.q.begin), numRows, int(problem_.vHeadDim), row.out);
   for (int r = 0; r < numRows && isSoftmax_; ++r) {
-    buffers.rowMax[r] = floatAt(tensors_.initial.lse, row.b, row.h, row.q.begin + r);
-    buffers.rowSum[r] = buffers.rowMax[r] == kNegativeInfinity ? 0.0f : 1.0f;
+    row.rowMax[r] = floatAt(tensors_.initial.lse, row.b, row.h, row.q.begin + r);
+    row.rowSum[r] = row.rowMax[r] == kNegativeInfinity ? 0.0f : 1.0f;
   }
 }
 
-void ForwardCall::visitTile(const Row &row, int64_t kvTile, TileClass tileClass, ForwardBuffers &buffers) const {
+void ForwardCall::visitTile(const RowState &row, int64_t kvTile, bool isFinite, ForwardBuffers &buffers) const {
   const TileArea area = classes_.area(row.qTile, kvTile);
   const uint8_t *mask = nullptr;
-  if (tileClass == TileClass::Partial) {
+  if (row.classes[kvTile] == TileClass::Partial) {
     if (!classes_.fillMask(row.b, row.h, area, buffers.mask))
       return;
     mask = buffers.mask;
   }
-  const int64_t kvHead = row.h / (problem_.qHeads / problem_.kvHeads);
   const int numRows = row.numRows(), numKeys = int(area.kv.size());
-  kernels_.packColumns(matrixOf(tensors_.k, row.b, kvHead, area.kv.begin), numKeys, int(problem_.headDim), buffers.k);
-  const bool isFinite =
-      kernels_.packRows(matrixOf(tensors_.v, row.b, kvHead, area.kv.begin), numKeys, int(problem_.vHeadDim), buffers.v);
 
   // scores = score(scale * Q K^T)
-  multiplyBlocks(kernels_, buffers.q, buffers.k, buffers.scores, numRows, numKeys, problem_.headDim, problem_.scale);
+  multiplyBlocks(kernels_, row.packedQ, buffers.k, buffers.scores, numRows, numKeys, problem_.headDim, problem_.scale);
   if (problem_.functions && problem_.functions->score)
     classes_.forEachPiece(row.b, row.h, area, [&](const TileCoordinates &coordinates, int64_t i, int64_t j) {
       problem_.functions->score(problem_.bindings, &coordinates, buffers.scores + i * kBlockStride + j, kBlockStride);
@@ -148,7 +203,7 @@ void ForwardCall::visitTile(const Row &row, int64_t kvTile, TileClass tileClass,
 
   uint8_t *allowed = isFinite ? nullptr : buffers.allowed;
   if (isSoftmax_) {
-    kernels_.softmaxStep(buffers.scores, numRows, numKeys, mask, buffers.rowMax, buffers.rowSum, buffers.rowScale, allowed);
+    kernels_.softmaxStep(buffers.scores, numRows, numKeys, mask, row.rowMax, row.rowSum, buffers.rowScale, allowed);
   } else {
     kernels_.plainWeights(buffers.scores, numRows, numKeys, mask, allowed);
     std::fill(buffers.rowScale, buffers.rowScale + numRows, 1.0f);
@@ -158,11 +213,11 @@ void ForwardCall::visitTile(const Row &row, int64_t kvTile, TileClass tileClass,
 
 /// out = rowScale * out + weights V. With an infinity or NaN in V, a weight of 0 does not hide it, so pairs that the mask
 /// forbids are left out one by one.
-void ForwardCall::addValues(const Row &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const {
+void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const {
   for (int64_t begin = 0; begin < problem_.vHeadDim; begin += kBlockSize) {
     const int numColumns = int(std::min<int64_t>(kBlockSize, problem_.vHeadDim - begin));
     float *values = buffers.v + begin / kBlockSize * kBlockFloats;
-    float *out = buffers.out + begin / kBlockSize * kBlockFloats;
+    float *out = row.out + begin / kBlockSize * kBlockFloats;
     if (isFinite) {
       kernels_.multiply({.a = buffers.scores, .isATransposed = false, .b = values, .c = out, .cStride = kBlockStride,
                          .numRows = row.numRows(), .numColumns = paddedColumns(numColumns), .depth = numKeys,
@@ -180,11 +235,11 @@ void ForwardCall::addValues(const Row &row, int numKeys, bool isFinite, ForwardB
 }
 
 /// Divides by the sum, to which the sink adds exp(sink), and writes out, LSE and maximum.
-void ForwardCall::finish(const Row &row, ForwardBuffers &buffers) const {
+void ForwardCall::finish(const RowState &row, ForwardBuffers &buffers) const {
   const int numRows = row.numRows();
   for (int r = 0; r < numRows; ++r) {
     float lse = kNegativeInfinity;
-    const float largest = buffers.rowMax[r], sum = buffers.rowSum[r];
+    const float largest = row.rowMax[r], sum = row.rowSum[r];
     if (isSoftmax_) {
       const float sink = problem_.sink ? problem_.sink[row.h + problem_.headOffset] : kNegativeInfinity;
       const SoftmaxEnd end = endSoftmax(largest, sum, sink);
@@ -199,12 +254,12 @@ void ForwardCall::finish(const Row &row, ForwardBuffers &buffers) const {
     if (tensors_.rowMax.data)
       floatAt(tensors_.rowMax, row.b, row.h, row.q.begin + r) = std::isnan(sum) && !std::isinf(largest) ? sum : largest;
   }
-  kernels_.unpackRows(buffers.out, kBlockStride, kBlockFloats, buffers.rowScale, numRows, int(problem_.vHeadDim),
+  kernels_.unpackRows(row.out, kBlockStride, kBlockFloats, buffers.rowScale, numRows, int(problem_.vHeadDim),
                       /*isAdding=*/false, matrixOf(tensors_.out, row.b, row.h, row.q.begin));
 }
 
 /// Fills in the tasks, those with most tiles first.
-void orderTasks(const AttentionProblem &problem, const TileClasses &classes, ForwardLayout &layout) {
+void orderTasks(const AttentionProblem &problem, const TileClasses &classes, const ForwardCut &cut, ForwardLayout &layout) {
   const int64_t numQTiles = classes.numQTiles(), numKVTiles = classes.numKVTiles();
   ForwardBuffers &buffers = layout.threadBuffers.front();
   for (int64_t rowSet = 0; rowSet < classes.numRowSets(); ++rowSet)
@@ -212,17 +267,21 @@ void orderTasks(const AttentionProblem &problem, const TileClasses &classes, For
       int64_t &cost = layout.rowCosts[rowSet * numQTiles + qTile];
       cost = numKVTiles;
       if (problem.mask) {
-        classes.classifyRow(rowSet, qTile, buffers.classes, buffers.coverage);
-        cost -= std::count(buffers.classes, buffers.classes + numKVTiles, TileClass::Empty);
+        TileClass *row = buffers.rows[0].classes;
+        classes.classifyRow(rowSet, qTile, row, buffers.coverage);
+        cost -= std::count(row, row + numKVTiles, TileClass::Empty);
       }
     }
-  const int64_t numTasks = problem.batch * problem.qHeads * numQTiles;
-  for (int64_t task = 0; task < numTasks; ++task) {
-    int64_t head = task / numQTiles;
-    int64_t rowSet = classes.rowSetOf(head / problem.qHeads, head % problem.qHeads);
-    layout.tasks[task] = {task, layout.rowCosts[rowSet * numQTiles + task % numQTiles]};
+  for (int64_t task = 0; task < cut.numTasks; ++task) {
+    const int64_t group = task / cut.tasksPerGroup, b = group / problem.kvHeads, kvHead = group % problem.kvHeads;
+    const int64_t begin = task % cut.tasksPerGroup * cut.rowsPerTask;
+    layout.tasks[task] = {task, 0};
+    for (int64_t i = begin; i < std::min(begin + cut.rowsPerTask, cut.numRows); ++i) {
+      const int64_t h = kvHead * cut.headsPerGroup + i % cut.headsPerGroup;
+      layout.tasks[task].numTiles += layout.rowCosts[classes.rowSetOf(b, h) * numQTiles + i / cut.headsPerGroup];
+    }
   }
-  std::sort(layout.tasks, layout.tasks + numTasks, [](const RowTask &a, const RowTask &b) {
+  std::sort(layout.tasks, layout.tasks + cut.numTasks, [](const ForwardTask &a, const ForwardTask &b) {
     return a.numTiles != b.numTiles ? a.numTiles > b.numTiles : a.index < b.index;
   });
 }
@@ -233,7 +292,8 @@ int64_t hostAttentionForwardWorkspaceInBytes(const AttentionProblem &problem, co
   if (!checkProblem(problem).isOk())
     return 0;
   WorkspaceCursor cursor(nullptr);
-  ForwardLayout(problem, numThreadsOf(options), cursor);
+  const int numThreads = numThreadsOf(options);
+  ForwardLayout(problem, ForwardCut(problem, numThreads), numThreads, cursor);
   return cursor.neededInBytes();
 }
 
@@ -268,14 +328,14 @@ Status hostAttentionForward(const AttentionProblem &problem, const HostForwardTe
   if (!workspace.begin())
     return outOfMemory(neededInBytes);
   WorkspaceCursor cursor(workspace.begin());
-  ForwardLayout layout(problem, numThreadsOf(options), cursor);
+  const ForwardCut cut(problem, numThreadsOf(options));
+  ForwardLayout layout(problem, cut, numThreadsOf(options), cursor);
   const TileClasses classes(problem);
-  orderTasks(problem, classes, layout);
+  orderTasks(problem, classes, cut, layout);
 
-  const ForwardCall call(problem, tensors, *hostKernels(options.instructionSet), classes);
-  const int64_t numTasks = problem.batch * problem.qHeads * classes.numQTiles();
-  CallThreads threads(options, numTasks);
-  threads->run(numTasks,
+  const ForwardCall call(problem, tensors, *hostKernels(options.instructionSet), classes, cut);
+  CallThreads threads(options, cut.numTasks);
+  threads->run(cut.numTasks,
                [&](int64_t index, int thread) { call.run(layout.tasks[index].index, layout.threadBuffers[thread]); });
   return Status::ok();
 }
