@@ -21,7 +21,7 @@ namespace cpflex {
 /// Stage 3: canonical form, common subexpressions, and what ranges decide.
 void addSimplification(mlir::OpPassManager &passes);
 
-/// Stage 5: stage 3's result with a classifier per predicate.
+/// Stage 5: stage 3's result with a classifier and residuals per predicate.
 void addClassifierDerivation(mlir::OpPassManager &passes);
 
 /// Stage 4: stage 3's result with a gradient per score function.

@@ -34,13 +34,27 @@ def DeriveClassifier : Pass<"mask-derive-classifier", "::mlir::ModuleOp"> {
   let summary = "gives each predicate its meaning over tiles";
   let description = [{
     For each `mask.predicate @f` adds `mask.classifier @f.classifier`: the same operations over intervals. Expects
-    predicates in canonical form and not narrowed; leaves them as they are. A classifier of that name is replaced.
+    predicates in canonical form and not narrowed; leaves them, and residuals, as they are. A classifier of that name
+    is replaced.
 
     Before: `mask.predicate @causal`. After: also `mask.classifier @causal.classifier` with
     `mask.le %kv, %q : !mask.interval<i64>`.
   }];
 }
 
+
+def EnumerateResiduals : Pass<"mask-enumerate-residuals", "::mlir::ModuleOp"> {
+  let summary = "adds what is left of each predicate where parts of it are decided";
+  let description = [{
+    For each `mask.predicate @f` adds `@f.residual1`, `@f.residual2`, ..., at most 7, cheapest first: the operands of the
+    logic that `@f` ends in. In tiles where interval analysis decides the operands beside it, a residual equals the
+    predicate. lib/Analysis/Residuals.h says which assumptions belong to each. Predicates are left as they are; residuals
+    of an earlier run are replaced.
+
+    Before: `@f` with `mask.and %causal, %sameDocument`. After: also `@f.residual1` that yields `%causal` and
+    `@f.residual2` that yields `%sameDocument`.
+  }];
+}
 
 def DifferentiateScores : Pass<"mask-differentiate-scores", "::mlir::ModuleOp"> {
   let summary = "gives each score function its gradient";

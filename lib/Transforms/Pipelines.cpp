@@ -15,7 +15,10 @@ void addSimplification(mlir::OpPassManager &passes) {
   passes.addPass(mlir::createCSEPass());
 }
 
-void addClassifierDerivation(mlir::OpPassManager &passes) { passes.addPass(createDeriveClassifier()); }
+void addClassifierDerivation(mlir::OpPassManager &passes) {
+  passes.addPass(createDeriveClassifier());
+  passes.addPass(createEnumerateResiduals());
+}
 
 void addScoreDifferentiation(mlir::OpPassManager &passes) {
   passes.addPass(createDifferentiateScores());

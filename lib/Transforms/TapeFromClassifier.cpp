@@ -1,7 +1,9 @@
 // Numbers the values of a function in order of their operations and writes each as one instruction.
 #include "lib/Transforms/TapeFromClassifier.h"
 
+#include "lib/Analysis/ExpressionText.h"
 #include "lib/Analysis/ProgramSignature.h"
+#include "lib/Analysis/Residuals.h"
 
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/DenseSet.h"
@@ -26,6 +28,9 @@ public:
     tape.result = values.lookup(body.getTerminator()->getOperand(0));
     return success();
   }
+
+  /// The instruction that computes a value that the result needs.
+  int32_t instructionOf(Value value) const { return values.lookup(value); }
 
 private:
   /// Marks the values that the results of the block, and of the reductions in it, need.
@@ -135,6 +140,25 @@ FailureOr<Tape> toTape(FunctionOpInterface function, StringRef name, const Signa
 }
 
 } // namespace
+
+FailureOr<TapeWithResiduals> tapeWithResiduals(mask::PredicateOp predicate, const Signature &signature) {
+  TapeWithResiduals result;
+  result.tape.name = predicate.getSymName().str();
+  TapeWriter writer(result.tape, signature);
+  if (failed(writer.write(predicate)))
+    return failure();
+  for (const ResidualExpression &expression : residualsOf(predicate)) {
+    Residual residual;
+    for (auto [value, assumed] : expression.assumptions)
+      residual.assumptions.push_back({writer.instructionOf(value), assumed});
+    residual.result = writer.instructionOf(expression.value);
+    residual.isNegated = expression.isNegated;
+    std::string text = expressionText(expression.value);
+    residual.text = expression.isNegated ? "not (" + text + ")" : text;
+    result.residuals.push_back(std::move(residual));
+  }
+  return result;
+}
 
 FailureOr<Tape> tapeFromPredicate(mask::PredicateOp predicate, const Signature &signature) {
   return toTape(predicate, predicate.getSymName(), signature);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "dialect/Mask/MaskDialect.h"
+#include "runtime/contract/Residual.h"
 #include "runtime/contract/Tape.h"
 
 namespace cpflex {
@@ -13,5 +14,15 @@ mlir::FailureOr<Tape> tapeFromPredicate(mask::PredicateOp predicate, const Signa
 
 /// The same of a classifier; its tape is that of the predicate it was derived from.
 mlir::FailureOr<Tape> tapeFromPredicate(mask::ClassifierOp classifier, const Signature &signature);
+
+/// A tape and the residuals of its predicate, by number - 1.
+struct TapeWithResiduals {
+  Tape tape;
+  std::vector<Residual> residuals;
+};
+
+/// The tape of a predicate with what residualsOf(predicate) finds, in its order: residual i is the function
+/// `@<predicate>.residual<i + 1>` that EnumerateResiduals adds.
+mlir::FailureOr<TapeWithResiduals> tapeWithResiduals(mask::PredicateOp predicate, const Signature &signature);
 
 } // namespace cpflex
