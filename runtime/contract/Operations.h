@@ -18,51 +18,58 @@ using Int = long long;
 using U32 = unsigned int;
 using Bits = unsigned long long;
 
-// Integers wrap, so arithmetic is done on unsigned bits.
-CPFLEX_OPS_FUNCTION Int add(Int a, Int b) { return (Int)((Bits)a + (Bits)b); }
-CPFLEX_OPS_FUNCTION Int sub(Int a, Int b) { return (Int)((Bits)a - (Bits)b); }
-CPFLEX_OPS_FUNCTION Int mul(Int a, Int b) { return (Int)((Bits)a * (Bits)b); }
-CPFLEX_OPS_FUNCTION Int neg(Int a) { return (Int)(0 - (Bits)a); }
-CPFLEX_OPS_FUNCTION Int abs(Int a) { return a < 0 ? neg(a) : a; }
-CPFLEX_OPS_FUNCTION Int min(Int a, Int b) { return b < a ? b : a; }
-CPFLEX_OPS_FUNCTION Int max(Int a, Int b) { return b > a ? b : a; }
-CPFLEX_OPS_FUNCTION Int bitAnd(Int a, Int b) { return a & b; }
-CPFLEX_OPS_FUNCTION Int bitOr(Int a, Int b) { return a | b; }
-CPFLEX_OPS_FUNCTION Int bitXor(Int a, Int b) { return a ^ b; }
-CPFLEX_OPS_FUNCTION Int bitNot(Int a) { return ~a; }
+// Signed integers: `Int`, and `int` for values that were proved to fit in 32 bits. They wrap, so arithmetic is done on
+// unsigned bits. Quotients are computed without branches, with a divisor that cannot trap, so that loops vectorise.
+#define CPFLEX_OPS_SIGNED(TYPE, UNSIGNED, WIDTH)                                                                       \
+  CPFLEX_OPS_FUNCTION TYPE add(TYPE a, TYPE b) { return (TYPE)((UNSIGNED)a + (UNSIGNED)b); }                           \
+  CPFLEX_OPS_FUNCTION TYPE sub(TYPE a, TYPE b) { return (TYPE)((UNSIGNED)a - (UNSIGNED)b); }                           \
+  CPFLEX_OPS_FUNCTION TYPE mul(TYPE a, TYPE b) { return (TYPE)((UNSIGNED)a * (UNSIGNED)b); }                           \
+  CPFLEX_OPS_FUNCTION TYPE neg(TYPE a) { return (TYPE)(0 - (UNSIGNED)a); }                                             \
+  CPFLEX_OPS_FUNCTION TYPE abs(TYPE a) { return a < 0 ? neg(a) : a; }                                                  \
+  CPFLEX_OPS_FUNCTION TYPE min(TYPE a, TYPE b) { return b < a ? b : a; }                                               \
+  CPFLEX_OPS_FUNCTION TYPE max(TYPE a, TYPE b) { return b > a ? b : a; }                                               \
+  CPFLEX_OPS_FUNCTION TYPE bitAnd(TYPE a, TYPE b) { return a & b; }                                                    \
+  CPFLEX_OPS_FUNCTION TYPE bitOr(TYPE a, TYPE b) { return a | b; }                                                     \
+  CPFLEX_OPS_FUNCTION TYPE bitXor(TYPE a, TYPE b) { return a ^ b; }                                                    \
+  CPFLEX_OPS_FUNCTION TYPE bitNot(TYPE a) { return ~a; }                                                               \
+  CPFLEX_OPS_FUNCTION TYPE floorDiv(TYPE a, TYPE b) {                                                                  \
+    TYPE divisor = b == 0 || b == -1 ? 1 : b;                                                                          \
+    TYPE quotient = a / divisor;                                                                                       \
+    TYPE remainder = a % divisor;                                                                                      \
+    TYPE floored = remainder != 0 && (remainder ^ divisor) < 0 ? quotient - 1 : quotient;                              \
+    return b == 0 ? 0 : b == -1 ? neg(a) : floored; /* the one quotient that overflows wraps */                        \
+  }                                                                                                                    \
+  CPFLEX_OPS_FUNCTION TYPE mod(TYPE a, TYPE b) {                                                                       \
+    TYPE divisor = b == 0 || b == -1 ? 1 : b;                                                                          \
+    TYPE remainder = a % divisor;                                                                                      \
+    return remainder != 0 && (remainder ^ divisor) < 0 ? remainder + divisor : remainder;                              \
+  }                                                                                                                    \
+  CPFLEX_OPS_FUNCTION TYPE shiftLeft(TYPE a, TYPE n) {                                                                 \
+    TYPE right = n <= -WIDTH ? WIDTH - 1 : n < 0 ? -n : 0;                                                             \
+    TYPE left = n < 0 || n >= WIDTH ? 0 : n;                                                                           \
+    return n < 0 ? a >> right : n >= WIDTH ? 0 : (TYPE)((UNSIGNED)a << left);                                          \
+  }                                                                                                                    \
+  CPFLEX_OPS_FUNCTION TYPE shiftRight(TYPE a, TYPE n) {                                                                \
+    TYPE right = n < 0 ? 0 : n >= WIDTH ? WIDTH - 1 : n;                                                               \
+    TYPE left = n <= -WIDTH || n >= 0 ? 0 : -n;                                                                        \
+    return n <= -WIDTH ? 0 : n < 0 ? (TYPE)((UNSIGNED)a << left) : a >> right;                                         \
+  }
+CPFLEX_OPS_SIGNED(Int, Bits, 64)
+CPFLEX_OPS_SIGNED(int, U32, 32)
+#undef CPFLEX_OPS_SIGNED
 
-CPFLEX_OPS_FUNCTION Int floorDiv(Int a, Int b) {
-  if (b == 0)
-    return 0;
-  if (b == -1)
-    return neg(a); // the one quotient that overflows wraps
-  Int quotient = a / b;
-  return quotient - ((a % b != 0) && ((a ^ b) < 0));
-}
-CPFLEX_OPS_FUNCTION Int mod(Int a, Int b) {
-  if (b == 0 || b == -1)
-    return 0;
-  Int remainder = a % b;
-  return remainder + ((remainder != 0 && (remainder ^ b) < 0) ? b : 0);
-}
-CPFLEX_OPS_FUNCTION Int shiftRight(Int a, Int n);
-CPFLEX_OPS_FUNCTION Int shiftLeft(Int a, Int n) {
-  if (n < 0)
-    return n <= -64 ? (a < 0 ? -1 : 0) : a >> -n;
-  return n >= 64 ? 0 : (Int)((Bits)a << n);
-}
-CPFLEX_OPS_FUNCTION Int shiftRight(Int a, Int n) {
-  if (n < 0)
-    return n <= -64 ? 0 : (Int)((Bits)a << -n);
-  return n >= 64 ? (a < 0 ? -1 : 0) : a >> n;
-}
 CPFLEX_OPS_FUNCTION Int ilog2(Int a) {
-  if (a < 1)
-    return 0;
 #if defined(__CUDACC_RTC__)
-  return 63 - __clzll(a);
+  return a < 1 ? 0 : 63 - __clzll(a);
 #else
-  return 63 - __builtin_clzll((Bits)a);
+  return a < 1 ? 0 : 63 - __builtin_clzll((Bits)a);
+#endif
+}
+CPFLEX_OPS_FUNCTION int ilog2(int a) {
+#if defined(__CUDACC_RTC__)
+  return a < 1 ? 0 : 31 - __clz(a);
+#else
+  return a < 1 ? 0 : 31 - __builtin_clz((U32)a);
 #endif
 }
 
@@ -77,10 +84,10 @@ CPFLEX_OPS_FUNCTION U32 bitAnd(U32 a, U32 b) { return a & b; }
 CPFLEX_OPS_FUNCTION U32 bitOr(U32 a, U32 b) { return a | b; }
 CPFLEX_OPS_FUNCTION U32 bitXor(U32 a, U32 b) { return a ^ b; }
 CPFLEX_OPS_FUNCTION U32 bitNot(U32 a) { return ~a; }
-CPFLEX_OPS_FUNCTION U32 floorDiv(U32 a, U32 b) { return b == 0 ? 0 : a / b; }
-CPFLEX_OPS_FUNCTION U32 mod(U32 a, U32 b) { return b == 0 ? 0 : a % b; }
-CPFLEX_OPS_FUNCTION U32 shiftLeft(U32 a, U32 n) { return n >= 32 ? 0 : a << n; }
-CPFLEX_OPS_FUNCTION U32 shiftRight(U32 a, U32 n) { return n >= 32 ? 0 : a >> n; }
+CPFLEX_OPS_FUNCTION U32 floorDiv(U32 a, U32 b) { return b == 0 ? 0 : a / (b == 0 ? 1 : b); }
+CPFLEX_OPS_FUNCTION U32 mod(U32 a, U32 b) { return b == 0 ? 0 : a % (b == 0 ? 1 : b); }
+CPFLEX_OPS_FUNCTION U32 shiftLeft(U32 a, U32 n) { return n >= 32 ? 0 : a << (n & 31); }
+CPFLEX_OPS_FUNCTION U32 shiftRight(U32 a, U32 n) { return n >= 32 ? 0 : a >> (n & 31); }
 CPFLEX_OPS_FUNCTION U32 ilog2(U32 a) { return (U32)ilog2((Int)a); }
 
 CPFLEX_OPS_FUNCTION bool bitAnd(bool a, bool b) { return a & b; }
@@ -117,10 +124,12 @@ CPFLEX_OPS_FUNCTION float max(float a, float b) { return (a != a || a > b) ? a :
   CPFLEX_OPS_FUNCTION bool ne(TYPE a, TYPE b) { return a != b; }                                                       \
   CPFLEX_OPS_FUNCTION TYPE select(bool condition, TYPE a, TYPE b) { return condition ? a : b; }
 CPFLEX_OPS_COMPARE(Int)
+CPFLEX_OPS_COMPARE(int)
 CPFLEX_OPS_COMPARE(U32)
 CPFLEX_OPS_COMPARE(float)
 CPFLEX_OPS_EQUALITY(bool)
 CPFLEX_OPS_EQUALITY(Int)
+CPFLEX_OPS_EQUALITY(int)
 CPFLEX_OPS_EQUALITY(U32)
 CPFLEX_OPS_EQUALITY(float)
 #undef CPFLEX_OPS_COMPARE
@@ -128,26 +137,28 @@ CPFLEX_OPS_EQUALITY(float)
 
 CPFLEX_OPS_FUNCTION bool toBool(bool a) { return a; }
 CPFLEX_OPS_FUNCTION bool toBool(Int a) { return a != 0; }
+CPFLEX_OPS_FUNCTION bool toBool(int a) { return a != 0; }
 CPFLEX_OPS_FUNCTION bool toBool(U32 a) { return a != 0; }
 CPFLEX_OPS_FUNCTION bool toBool(float a) { return a != 0.0f; }
 CPFLEX_OPS_FUNCTION Int toInt(bool a) { return a; }
 CPFLEX_OPS_FUNCTION Int toInt(Int a) { return a; }
+CPFLEX_OPS_FUNCTION Int toInt(int a) { return a; }
 CPFLEX_OPS_FUNCTION Int toInt(U32 a) { return (Int)a; }
+// Toward zero, as int() in Python.
 CPFLEX_OPS_FUNCTION Int toInt(float a) {
-  if (a != a)
-    return 0;
-  if (a >= 9223372036854775808.0f)
-    return 0x7fffffffffffffffLL;
-  if (a < -9223372036854775808.0f)
-    return -0x7fffffffffffffffLL - 1;
-  return (Int)a; // toward zero, as int() in Python
+  bool fits = a >= -9223372036854775808.0f && a < 9223372036854775808.0f;
+  Int beyond = a > 0.0f ? 0x7fffffffffffffffLL : a < 0.0f ? -0x7fffffffffffffffLL - 1 : 0;
+  Int whole = (Int)(fits ? a : 0.0f);
+  return fits ? whole : beyond;
 }
 CPFLEX_OPS_FUNCTION U32 toU32(bool a) { return a; }
 CPFLEX_OPS_FUNCTION U32 toU32(Int a) { return (U32)a; }
+CPFLEX_OPS_FUNCTION U32 toU32(int a) { return (U32)a; }
 CPFLEX_OPS_FUNCTION U32 toU32(U32 a) { return a; }
 CPFLEX_OPS_FUNCTION U32 toU32(float a) { return (U32)toInt(a); }
 CPFLEX_OPS_FUNCTION float toFloat(bool a) { return a ? 1.0f : 0.0f; }
 CPFLEX_OPS_FUNCTION float toFloat(Int a) { return (float)a; }
+CPFLEX_OPS_FUNCTION float toFloat(int a) { return (float)a; }
 CPFLEX_OPS_FUNCTION float toFloat(U32 a) { return (float)a; }
 CPFLEX_OPS_FUNCTION float toFloat(float a) { return a; }
 
@@ -179,5 +190,22 @@ CPFLEX_OPS_FUNCTION float pow(float a, float b) { return __builtin_powf(a, b); }
 CPFLEX_OPS_FUNCTION float sigmoid(float a) { return 1.0f / (1.0f + exp(-a)); }
 CPFLEX_OPS_FUNCTION float floorDiv(float a, float b) { return b == 0.0f ? 0.0f : floor(div(a, b)); }
 CPFLEX_OPS_FUNCTION float mod(float a, float b) { return b == 0.0f ? 0.0f : sub(a, mul(floor(div(a, b)), b)); }
+
+// Elements of captured arrays from their bits. Every f16 and bf16 is an f32.
+CPFLEX_OPS_FUNCTION float floatFromBits(U32 bits) {
+#if defined(__CUDACC_RTC__)
+  return __uint_as_float(bits);
+#else
+  return __builtin_bit_cast(float, bits);
+#endif
+}
+CPFLEX_OPS_FUNCTION float fromBF16(U32 bits) { return floatFromBits(bits << 16); }
+CPFLEX_OPS_FUNCTION float fromF16(U32 bits) {
+  U32 magnitude = (bits & 0x7fffu) << 13;
+  // Moves the exponent's bias by 112; a product, so that subnormals become normal.
+  float finite = mul(floatFromBits(magnitude), 0x1p112f);
+  float value = magnitude >= 0x0f800000u ? floatFromBits(magnitude | 0x7f800000u) : finite;
+  return (bits & 0x8000u) != 0 ? -value : value;
+}
 
 } // namespace cpflex::ops
