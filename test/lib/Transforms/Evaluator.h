@@ -8,6 +8,7 @@
 #include "llvm/ADT/DenseMap.h"
 
 #include <bit>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -106,6 +107,8 @@ public:
   std::map<std::string, std::vector<float>> gradients;
   /// Whether some i32 value did not fit, or was shifted by what 32-bit code cannot shift by.
   bool sawOverflow = false;
+  /// Called with every value and what it is, where set.
+  std::function<void(mlir::Value, ScalarSlot)> onValue;
 
   ScalarSlot run(mlir::FunctionOpInterface function, llvm::ArrayRef<ScalarSlot> arguments) {
     mlir::Block &body = function.getFunctionBody().front();
@@ -119,6 +122,8 @@ private:
   void define(mlir::Value value, ScalarSlot slot) {
     if (value.getType().isSignlessInteger(32) && slot != static_cast<int32_t>(slot))
       sawOverflow = true;
+    if (onValue)
+      onValue(value, slot);
     values[value] = slot;
   }
 
