@@ -5,7 +5,8 @@
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
-//   4. dS^T from dP^T                  5. [dK += dS^T Q]
+//   4. dS^T from dP^T                  5. [dK += dS^T Q], which runs on into the next step's 1
+//      where registers suffice
 #pragma once
 
 #include "runtime/kernels/backward.cuh"
@@ -148,6 +149,15 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
   float factors[kTileQ / 2], gradients[kTileQ / 2];
   uint32 weights[kTileQ / 4], operands[kTileQ / 4];
 
+  // Accumulators, operands in flight and what a step computes must fit the registers for product 5 to run on.
+  constexpr bool kOverlapsSteps = Shared::kPartColumns / 2 + Shared::kVPartColumns / 2 + kTileQ + kTileQ / 4 <= 192;
+  auto releaseTiles = [&](int slot) {
+    if (isElected) {
+      rest.qEmpty[slot].arrive();
+      rest.dOEmpty[slot].arrive();
+    }
+  };
+
   while (true) {
     int item = queue.take(rest.work);
     if (item < 0)
@@ -158,7 +168,10 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
     int rowPosition[2] = {rows.at(rowInTile), rows.at(rowInTile + 8)};
     uint32 qPart = qDescriptor + part * descriptorStep(Shared::kPartPanels * Shared::kQPanelBytes);
     uint32 dOPart = dODescriptor + part * descriptorStep(Shared::kPartPanels * Shared::kQPanelBytes);
-    bool hasKPart = part * Shared::kMaxPartColumns < Config::kHeadDim, hasVPart = part * Shared::kMaxPartColumns < Config::kVHeadDim;
+    // Known while compiling unless one tensor is narrower than the other's last part.
+    constexpr int kLastPart = (Shared::kParts - 1) * Shared::kMaxPartColumns;
+    bool hasKPart = kLastPart < Config::kHeadDim || part * Shared::kMaxPartColumns < Config::kHeadDim;
+    bool hasVPart = kLastPart < Config::kVHeadDim || part * Shared::kMaxPartColumns < Config::kVHeadDim;
 #pragma unroll
     for (int i = 0; i < Shared::kPartColumns / 2; ++i)
       dK[i] = 0.0f;
@@ -166,6 +179,7 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
     for (int i = 0; i < Shared::kVPartColumns / 2; ++i)
       dV[i] = 0.0f;
     bool hasTile = queue.hasTile;
+    int previousSlot = -1; // of the last step
     if (hasTile) {
       rest.kvFull.wait(kvParity);
       kvParity ^= 1;
@@ -192,6 +206,13 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
         TileProduct::template fromShared<Major::K, Major::K>(
             gradients, vDescriptor + panelStep<Shared::kKVPanelBytes>(step), dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
       productCommit();
+
+      if constexpr (kOverlapsSteps) {
+        productWait<2>(); // product 5 of the last step
+        pinRegisters(dK);
+        if (previousSlot >= 0)
+          releaseTiles(previousSlot);
+      }
 
       // 2. P and the gradient factors; the mask is decided while the products run.
       Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
@@ -231,17 +252,25 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
           KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1], operands[4 * step + 2], operands[4 * step + 3],
                                                       qPart + ring.slot * descriptorStep(Shared::kQBytes) + step * descriptorStep(16 * 128), 1);
       productCommit();
-      productWait<0>();
-      pinRegisters(dK);
-      pinRegisters(dV);
-      if (isElected) {
-        rest.qEmpty[ring.slot].arrive();
-        rest.dOEmpty[ring.slot].arrive();
+      if constexpr (kOverlapsSteps) {
+        productWait<1>(); // product 3
+      } else {
+        productWait<0>();
+        pinRegisters(dK);
+        releaseTiles(ring.slot);
       }
+      pinRegisters(dV);
+      previousSlot = ring.slot;
       ring.advance();
     }
-    if (queue.hasTile && isElected)
-      rest.kvEmpty.arrive();
+    productWait<0>();
+    pinRegisters(dK);
+    if (previousSlot >= 0) {
+      if constexpr (kOverlapsSteps)
+        releaseTiles(previousSlot);
+      if (isElected)
+        rest.kvEmpty.arrive();
+    }
 
     const float kScale[2] = {arguments.scale, arguments.scale}, kOne[2] = {1.0f, 1.0f};
     int row = work.row * Config::kTileKV + rowInTile;

@@ -171,6 +171,7 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       weighTile<Element, Program, TileAxes::RowsAreQ, kHasSoftmax, false>(
           factors, operands, keep, isMasked, scale, captures, b, h, rowPosition, columns,
           [&](int i) { return lseLog2[registerRow(i)]; });
+      pinRegisters(factors);
       productWait<0>();
       pinRegisters(gradients);
       if (isElected)

@@ -209,9 +209,14 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
             scores, qDescriptor + panelStep<Shared::kQPanelBytes>(step), k + panelStep<Shared::kTilePanelBytes>(step), step != 0);
       productCommit();
       // 2. O += P V[j-1]
-      if (hasWeights)
+      // Each way closes one group: a commit shared by both would close an empty group behind the product and make the
+      // wait below wait for it.
+      if (hasWeights) {
         issueOutputProduct();
-      productCommit();
+        productCommit();
+      } else {
+        productCommit();
+      }
       if constexpr (kTakesTurns)
         barrierArrive<2 * kWarpgroupSize>(kTurnBarrier + (consumer + 1) % Shared::kConsumers);
       // The mask of tile j is decided while the products run.
@@ -234,13 +239,18 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       if constexpr (Config::kHasSoftmax)
         needsRescale = softmax.step(scores, scale.toLog2, rescale);
 
-      // 4. The weights of tile j replace those of j-1 when their product is done.
-      productWait<0>();
-      pinRegisters(output);
+      // 4. The weights of tile j replace those of j-1 when their product is done. Waiting on either side of a branch that
+      // depends on the sums keeps the wait behind the exponentials: in one block it would be scheduled before them.
+      if (needsRescale) {
+        productWait<0>();
+        pinRegisters(output);
+        rescaleOutput();
+      } else {
+        productWait<0>();
+        pinRegisters(output);
+      }
       if (hasWeights)
         releaseV();
-      if (needsRescale)
-        rescaleOutput();
       packOperand<Element>(weights, scores);
       hasWeights = true;
     }

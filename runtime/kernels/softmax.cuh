@@ -95,7 +95,8 @@ struct OnlineSoftmax {
       scores[i] = exp2Fast(fmaf(scores[i], toLog2, -bias[registerRow(i)]));
       sum[registerRow(i)] += scores[i];
     }
-    return __any_sync(0xffffffffu, needsRescale);
+    // Sums are never negative: their test only makes the answer depend on every weight (see the wgmma kernel).
+    return __any_sync(0xffffffffu, needsRescale || sum[0] < 0.0f || sum[1] < 0.0f);
   }
 
   /// Includes the sink of head `h` and returns the factor that normalises each row of O and its LSE (natural).

@@ -149,22 +149,34 @@ enum class TileAxes {
   RowsAreKV ///< dK and dV work on transposed tiles
 };
 
-/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. Evaluated in a
-/// rolled loop: the mask's code appears once, and only partial tiles pay for it.
+/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. Evaluated in a loop
+/// over few columns at a time: the mask's code appears once, its loads overlap, and only partial tiles pay for it.
 template <class Program, TileAxes kAxes, int kColumns, class Positions>
 __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Program::Captures &captures, int b, int h,
                                           const int (&rowPosition)[2], const Positions &columns) {
+  constexpr int kBits = kColumns / 4, kBitsAtOnce = 4, kWordBits = 32;
+  static_assert(kBits % kBitsAtOnce == 0 && kBits <= kWordBits);
   keep[0] = keep[1] = 0u;
-#pragma unroll 2
-  for (int bit = 0; bit < kColumns / 4; ++bit) {
-    int column = columns.at(columnOfBit(bit));
+  int firstColumn = columnOfBit(0);
+#pragma unroll 1
+  for (int bit = 0; bit < kBits; bit += kBitsAtOnce, firstColumn += registerColumn(2 * kBitsAtOnce)) {
+    uint32 bits[2] = {0u, 0u};
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      bool attends = kAxes == TileAxes::RowsAreQ ? Program::mask(captures, b, h, rowPosition[row], column)
-                                                 : Program::mask(captures, b, h, column, rowPosition[row]);
-      keep[row] |= static_cast<uint32>(attends) << bit;
+    for (int i = 0; i < kBitsAtOnce; ++i) {
+      int column = columns.at(firstColumn + i / 2 * 8 + i % 2);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        bool attends = kAxes == TileAxes::RowsAreQ ? Program::mask(captures, b, h, rowPosition[row], column)
+                                                   : Program::mask(captures, b, h, column, rowPosition[row]);
+        bits[row] |= attends ? 1u << (kWordBits - kBitsAtOnce + i) : 0u;
+      }
     }
+    // Bits enter at the top and move down as later ones come.
+    keep[0] = keep[0] >> kBitsAtOnce | bits[0];
+    keep[1] = keep[1] >> kBitsAtOnce | bits[1];
   }
+  keep[0] >>= kWordBits - kBits;
+  keep[1] >>= kWordBits - kBits;
 }
 
 /// The keep words of a tile, all ones for full tiles; `isMasked` tells whether they may hold a zero.
