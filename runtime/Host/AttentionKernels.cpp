@@ -3,6 +3,10 @@
 // header: the linker could keep a copy that was compiled for a larger processor.
 #include "runtime/Host/HostKernels.h"
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace {
 using cpflex::ElementType;
 using cpflex::kBlockFloats;
@@ -94,8 +98,20 @@ void exponential(float *values, int64_t count) {
 
 //===-- Products ---------------------------------------------------------===//
 
+/// How a product reads A and what one step of k is.
+enum class Operand { Rows, Columns, Pairs };
+
+/// sum + factor * row; with Pairs both hold two bf16 each, whose two products are added.
+template <Operand operand> inline Vector accumulate(Vector sum, float factor, Vector row) {
+#if defined(__AVX512BF16__)
+  if constexpr (operand == Operand::Pairs)
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(factor), (__m512bh)row);
+#endif
+  return sum + factor * row;
+}
+
 /// numRows x (numVectors * kWidth) elements of C held in registers while k runs.
-template <int numRows, int numVectors, bool isATransposed>
+template <int numRows, int numVectors, Operand operand>
 void multiplyPanel(const Product &product, const float *a, const float *b, float *c, const float *rowScale) {
   Vector sums[numRows][numVectors] = {};
   for (int k = 0; k < product.depth; ++k) {
@@ -103,9 +119,9 @@ void multiplyPanel(const Product &product, const float *a, const float *b, float
     for (int j = 0; j < numVectors; ++j)
       row[j] = load(b + k * kBlockStride + j * kWidth);
     for (int m = 0; m < numRows; ++m) {
-      float factor = isATransposed ? a[k * kBlockStride + m] : a[m * kBlockStride + k];
+      float factor = operand == Operand::Columns ? a[k * kBlockStride + m] : a[m * kBlockStride + k];
       for (int j = 0; j < numVectors; ++j)
-        sums[m][j] = sums[m][j] + factor * row[j];
+        sums[m][j] = accumulate<operand>(sums[m][j], factor, row[j]);
     }
   }
   // One fused operation per use, so that no instance can choose another one.
@@ -126,42 +142,47 @@ void multiplyPanel(const Product &product, const float *a, const float *b, float
     }
 }
 
-template <int numRows, int numVectors, bool isATransposed>
+template <int numRows, int numVectors, Operand operand>
 void multiplyRows(const Product &product, const float *b, float *c) {
   int m = 0;
   auto rowsFrom = [&](int row) {
-    return isATransposed ? product.a + row : product.a + int64_t(row) * kBlockStride;
+    return operand == Operand::Columns ? product.a + row : product.a + int64_t(row) * kBlockStride;
   };
   auto scalesFrom = [&](int row) { return product.rowScale ? product.rowScale + row : nullptr; };
   for (; m + numRows <= product.numRows; m += numRows)
-    multiplyPanel<numRows, numVectors, isATransposed>(product, rowsFrom(m), b, c + m * product.cStride,
-                                                      scalesFrom(m));
+    multiplyPanel<numRows, numVectors, operand>(product, rowsFrom(m), b, c + m * product.cStride, scalesFrom(m));
   if constexpr (numRows > 1) {
     if (m < product.numRows) {
       Product rest = product;
       rest.a = rowsFrom(m);
       rest.numRows = product.numRows - m;
       rest.rowScale = scalesFrom(m);
-      multiplyRows<numRows - 1, numVectors, isATransposed>(rest, b, c + m * product.cStride);
+      multiplyRows<numRows - 1, numVectors, operand>(rest, b, c + m * product.cStride);
     }
   }
 }
 
-template <bool isATransposed> void multiplyColumns(const Product &product) {
+template <Operand operand> void multiplyColumns(const Product &product) {
   int n = 0;
   constexpr int kPanel = kVectorsPerPanel * kWidth;
   for (; n + kPanel <= product.numColumns; n += kPanel)
-    multiplyRows<kMaxRows, kVectorsPerPanel, isATransposed>(product, product.b + n, product.c + n);
+    multiplyRows<kMaxRows, kVectorsPerPanel, operand>(product, product.b + n, product.c + n);
   for (; n + kWidth <= product.numColumns; n += kWidth)
-    multiplyRows<kMaxRows, 1, isATransposed>(product, product.b + n, product.c + n);
+    multiplyRows<kMaxRows, 1, operand>(product, product.b + n, product.c + n);
 }
 
 void multiply(const Product &product) {
   if (product.isATransposed)
-    multiplyColumns<true>(product);
+    multiplyColumns<Operand::Columns>(product);
   else
-    multiplyColumns<false>(product);
+    multiplyColumns<Operand::Rows>(product);
 }
+
+#if defined(__AVX512BF16__)
+constexpr auto multiplyPairs = multiplyColumns<Operand::Pairs>;
+#else
+constexpr void (*multiplyPairs)(const Product &) = nullptr;
+#endif
 
 //===-- Packing ----------------------------------------------------------===//
 
@@ -280,11 +301,6 @@ bool packColumns(const MatrixView &from, int rows, int columns, float *blocks) {
         store(block + i * kBlockStride, square[i]);
     }
   return !isAnyNaN(poison[0] + poison[1]);
-}
-
-void transpose(const float *block, int rows, int columns, float *transposed) {
-  MatrixView from = {const_cast<float *>(block), ElementType::F32, kBlockStride, 1};
-  packColumns(from, rows, columns, transposed);
 }
 
 //===-- Unpacking --------------------------------------------------------===//
@@ -489,6 +505,7 @@ void clearForbidden(float *gradients, int rows, int columns, const uint8_t *allo
 
 namespace cpflex {
 extern const HostKernels CPFLEX_KERNEL_TABLE;
-const HostKernels CPFLEX_KERNEL_TABLE = {multiply,      packRows,     packColumns,    transpose,      unpackRows, softmaxStep,
-                                         probabilities, plainWeights, scoreGradients, clearForbidden, exponential};
+const HostKernels CPFLEX_KERNEL_TABLE = {multiply,      multiplyPairs, packRows,     packColumns,    unpackRows,
+                                         softmaxStep,   probabilities, plainWeights, scoreGradients, clearForbidden,
+                                         exponential};
 } // namespace cpflex

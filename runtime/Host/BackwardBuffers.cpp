@@ -17,13 +17,17 @@ static constexpr int64_t kMaxLaneBytes = 256 << 20;
 /// Gradients up to this size are summed in double: no more elements than a pair of tiles has scores.
 static constexpr int64_t kMaxSummedInDouble = kBlockSize * kBlockSize;
 
-BackwardBuffers::BackwardBuffers(const AttentionProblem &problem, WorkspaceCursor &cursor) {
+BackwardBuffers::BackwardBuffers(const AttentionProblem &problem, const HostBackwardTensors &tensors,
+                                 WorkspaceCursor &cursor) {
   const int64_t headFloats = ceilDivide(problem.headDim, kBlockSize) * kBlockFloats;
   const int64_t valueFloats = ceilDivide(problem.vHeadDim, kBlockSize) * kBlockFloats;
   for (float **blocks : {&q, &k, &kTransposed, &dK})
     *blocks = cursor.take<float>(headFloats);
   for (float **blocks : {&vTransposed, &dOut, &dV})
     *blocks = cursor.take<float>(valueFloats);
+  const bool isNarrow = tensors.q.type == ElementType::BF16;
+  qPairs = isNarrow ? cursor.take<float>(ceilDivide(problem.headDim, 2 * kBlockSize) * kBlockFloats) : nullptr;
+  dOutPairs = isNarrow ? cursor.take<float>(ceilDivide(problem.vHeadDim, 2 * kBlockSize) * kBlockFloats) : nullptr;
   for (float **block : {&incoming, &weights, &gradients})
     *block = cursor.take<float>(kBlockFloats);
   mask = cursor.take<uint8_t>(kBlockSize * kBlockSize);
@@ -76,7 +80,7 @@ BackwardLayout::BackwardLayout(const AttentionProblem &problem, const HostBackwa
   }
   threadBuffers.reserve(numThreads);
   for (int thread = 0; thread < numThreads; ++thread)
-    threadBuffers.emplace_back(problem, cursor);
+    threadBuffers.emplace_back(problem, tensors, cursor);
 }
 
 } // namespace cpflex

@@ -12,10 +12,11 @@ namespace cpflex {
 
 /// The buffers of one thread.
 struct BackwardBuffers {
-  BackwardBuffers(const AttentionProblem &problem, WorkspaceCursor &cursor);
+  BackwardBuffers(const AttentionProblem &problem, const HostBackwardTensors &tensors, WorkspaceCursor &cursor);
 
   float *q, *k, *kTransposed, *dK;      ///< blocks of headDim columns (kTransposed: rows)
   float *vTransposed, *dOut, *dV;       ///< blocks of vHeadDim columns (vTransposed: rows)
+  float *qPairs, *dOutPairs;            ///< q and dOut in pairs of bf16 (see RowProduct)
   float *incoming, *weights, *gradients; ///< one score tile each: before the score function, after softmax, dS
   uint8_t *mask, *allowed;
 };

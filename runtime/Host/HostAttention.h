@@ -12,13 +12,14 @@ namespace cpflex {
 
 /// Which compiled variant of the inner loops runs. Results differ in rounding between variants, never within one.
 enum class InstructionSet : uint8_t {
-  Native,   ///< the best that this processor has
-  Baseline, ///< what the build assumes of every processor
-  Avx2,     ///< AVX2 and FMA
-  Avx512,   ///< AVX-512 F, BW, DQ, VL
+  Native,         ///< the best that this processor has
+  Baseline,       ///< what the build assumes of every processor
+  Avx2,           ///< AVX2 and FMA
+  Avx512,         ///< AVX-512 F, BW, DQ, VL
+  Avx512BFloat16, ///< the same and products of bf16, used where q, k and v are bf16
 };
 
-/// The name used in messages and tables: `baseline`, `avx2`, `avx512`; Native gives the name of what it stands for.
+/// The name used in messages and tables: `baseline`, `avx2`, `avx512`, `avx512-bf16`; Native gives the name of what it stands for.
 const char *toString(InstructionSet instructionSet);
 
 /// True when this processor and this build can run the variant.

@@ -20,6 +20,8 @@ public:
   BackwardCall(const AttentionProblem &problem, const HostBackwardTensors &tensors, const HostKernels &kernels,
                const TileClasses &classes, const BackwardLayout &layout)
       : problem_(problem), tensors_(tensors), kernels_(kernels), classes_(classes), layout_(layout),
+        scoreProduct_(kernels, tensors.q, tensors.k, problem.headDim),
+        weightProduct_(kernels, tensors.dOut, tensors.v, problem.vHeadDim),
         isSoftmax_(problem.normalization == AttentionProblem::Normalization::Softmax),
         headsPerGroup_(problem.kvHeads > 0 ? problem.qHeads / problem.kvHeads : 0) {}
 
@@ -58,6 +60,8 @@ private:
   const HostKernels &kernels_;
   const TileClasses &classes_;
   const BackwardLayout &layout_;
+  const RowProduct scoreProduct_;  ///< Q K^T
+  const RowProduct weightProduct_; ///< dOut V^T
   const bool isSoftmax_;
   const int64_t headsPerGroup_;
 };
@@ -107,8 +111,8 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
   const MatrixView kMatrix = matrixOf(tensors_.k, b, kvHead, keys.begin);
   Finiteness finiteness = {};
   finiteness.k = kernels_.packRows(kMatrix, numKeys, headDim, buffers.k);
-  kernels_.packColumns(kMatrix, numKeys, headDim, buffers.kTransposed);
-  kernels_.packColumns(matrixOf(tensors_.v, b, kvHead, keys.begin), numKeys, vHeadDim, buffers.vTransposed);
+  scoreProduct_.packB(kMatrix, numKeys, buffers.kTransposed);
+  weightProduct_.packB(matrixOf(tensors_.v, b, kvHead, keys.begin), numKeys, buffers.vTransposed);
   std::fill_n(buffers.dK, ceilDivide(headDim, kBlockSize) * kBlockFloats, 0.0f);
   std::fill_n(buffers.dV, ceilDivide(vHeadDim, kBlockSize) * kBlockFloats, 0.0f);
 
@@ -119,9 +123,14 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
       Pair pair = {b, h, kvHead, classes_.area(tile.qTile, kvTile), tile.isPartial != 0, nullptr};
       if (layout_.queryGradients)
         pair.queryGradients = layout_.queryGradientRows(slot, b, h, pair.area.q.begin);
-      finiteness.q = kernels_.packRows(matrixOf(tensors_.q, b, h, pair.area.q.begin), pair.numRows(), headDim, buffers.q);
-      finiteness.dOut =
-          kernels_.packRows(matrixOf(tensors_.dOut, b, h, pair.area.q.begin), pair.numRows(), vHeadDim, buffers.dOut);
+      const MatrixView qMatrix = matrixOf(tensors_.q, b, h, pair.area.q.begin);
+      const MatrixView dOutMatrix = matrixOf(tensors_.dOut, b, h, pair.area.q.begin);
+      finiteness.q = kernels_.packRows(qMatrix, pair.numRows(), headDim, buffers.q);
+      finiteness.dOut = kernels_.packRows(dOutMatrix, pair.numRows(), vHeadDim, buffers.dOut);
+      if (scoreProduct_.isPaired())
+        scoreProduct_.packA(qMatrix, pair.numRows(), buffers.qPairs);
+      if (weightProduct_.isPaired())
+        weightProduct_.packA(dOutMatrix, pair.numRows(), buffers.dOutPairs);
       visitPair(pair, finiteness, buffers, lane);
     }
   }
@@ -137,8 +146,8 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
 /// S = scale Q K^T, its score, and what forward made of it: exp(score - LSE), or the score itself without softmax.
 void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8_t *allowed,
                                     BackwardBuffers &buffers) const {
-  multiplyBlocks(kernels_, buffers.q, buffers.kTransposed, buffers.weights, pair.numRows(), pair.numKeys(),
-                 problem_.headDim, problem_.scale);
+  scoreProduct_.multiply(scoreProduct_.isPaired() ? buffers.qPairs : buffers.q, buffers.kTransposed, buffers.weights,
+                         pair.numRows(), pair.numKeys(), problem_.scale);
   if (problem_.functions && problem_.functions->scoreGradient)
     std::memcpy(buffers.incoming, buffers.weights, size_t(pair.numRows()) * kBlockStride * sizeof(float));
   if (problem_.functions && problem_.functions->score)
@@ -158,8 +167,8 @@ void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8
 /// dP = dOut V^T; dS = P (dP - rowTerm) with softmax, dP without; then through the score function.
 void BackwardCall::gradientsOfScores(const Pair &pair, const uint8_t *allowed, BackwardBuffers &buffers,
                                      const CaptureLane *lane) const {
-  multiplyBlocks(kernels_, buffers.dOut, buffers.vTransposed, buffers.gradients, pair.numRows(), pair.numKeys(),
-                 problem_.vHeadDim, /*alpha=*/1.0f);
+  weightProduct_.multiply(weightProduct_.isPaired() ? buffers.dOutPairs : buffers.dOut, buffers.vTransposed,
+                          buffers.gradients, pair.numRows(), pair.numKeys(), /*alpha=*/1.0f);
   if (isSoftmax_) {
     float rowTerm[kBlockSize];
     for (int r = 0; r < pair.numRows(); ++r)

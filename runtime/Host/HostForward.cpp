@@ -110,6 +110,7 @@ public:
   ForwardCall(const AttentionProblem &problem, const HostForwardTensors &tensors, const HostKernels &kernels,
               const TileClasses &classes, const ForwardCut &cut)
       : problem_(problem), tensors_(tensors), kernels_(kernels), classes_(classes), cut_(cut),
+        scoreProduct_(kernels, tensors.q, tensors.k, problem.headDim),
         isSoftmax_(problem.normalization == AttentionProblem::Normalization::Softmax) {}
 
   void run(int64_t task, ForwardBuffers &buffers) const;
@@ -126,6 +127,7 @@ private:
   const HostKernels &kernels_;
   const TileClasses &classes_;
   const ForwardCut &cut_;
+  const RowProduct scoreProduct_;
   const bool isSoftmax_;
 };
 
@@ -160,7 +162,7 @@ void ForwardCall::run(int64_t task, ForwardBuffers &buffers) const {
 /// Packs a tile of K transposed and of V; returns whether V is finite.
 bool ForwardCall::packKeys(int64_t b, int64_t kvHead, Range keys, ForwardBuffers &buffers) const {
   const int numKeys = int(keys.size());
-  kernels_.packColumns(matrixOf(tensors_.k, b, kvHead, keys.begin), numKeys, int(problem_.headDim), buffers.k);
+  scoreProduct_.packB(matrixOf(tensors_.k, b, kvHead, keys.begin), numKeys, buffers.k);
   return kernels_.packRows(matrixOf(tensors_.v, b, kvHead, keys.begin), numKeys, int(problem_.vHeadDim), buffers.v);
 }
 
@@ -169,7 +171,7 @@ bool ForwardCall::packKeys(int64_t b, int64_t kvHead, Range keys, ForwardBuffers
 void ForwardCall::start(RowState &row, int32_t *coverage) const {
   const int numRows = row.numRows();
   classes_.classifyRow(classes_.rowSetOf(row.b, row.h), row.qTile, row.classes, coverage);
-  kernels_.packRows(matrixOf(tensors_.q, row.b, row.h, row.q.begin), numRows, int(problem_.headDim), row.packedQ);
+  scoreProduct_.packA(matrixOf(tensors_.q, row.b, row.h, row.q.begin), numRows, row.packedQ);
   std::fill(row.rowMax, row.rowMax + numRows, kNegativeInfinity);
   std::fill(row.rowSum, row.rowSum + numRows, 0.0f);
   if (!tensors_.initial.out.data) {
@@ -195,7 +197,7 @@ void ForwardCall::visitTile(const RowState &row, int64_t kvTile, bool isFinite, 
   const int numRows = row.numRows(), numKeys = int(area.kv.size());
 
   // scores = score(scale * Q K^T)
-  multiplyBlocks(kernels_, row.packedQ, buffers.k, buffers.scores, numRows, numKeys, problem_.headDim, problem_.scale);
+  scoreProduct_.multiply(row.packedQ, buffers.k, buffers.scores, numRows, numKeys, problem_.scale);
   if (problem_.functions && problem_.functions->score)
     classes_.forEachPiece(row.b, row.h, area, [&](const TileCoordinates &coordinates, int64_t i, int64_t j) {
       problem_.functions->score(problem_.bindings, &coordinates, buffers.scores + i * kBlockStride + j, kBlockStride);

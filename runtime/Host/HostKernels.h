@@ -52,14 +52,15 @@ struct MatrixView {
 /// One table of inner loops. `rows` and `columns` are at most 128 unless said otherwise; score tiles are one block.
 struct HostKernels {
   void (*multiply)(const Product &product);
+  /// The same where every element of A (not transposed) and B is a pair of bf16, whose products are added in one step;
+  /// null where the processor has no such instruction. Subnormal bf16 count as 0.
+  void (*multiplyPairs)(const Product &product);
 
   /// Widens rows x columns (any number of columns) into blocks; the columns up to the padding become 0. Returns whether
   /// all elements are finite.
   bool (*packRows)(const MatrixView &from, int rows, int columns, float *blocks);
   /// The same transposed: column c of the source becomes row c % 128 of block c / 128.
   bool (*packColumns)(const MatrixView &from, int rows, int columns, float *blocks);
-  /// Writes the transposed of one packed block of rows x columns.
-  void (*transpose)(const float *block, int rows, int columns, float *transposed);
   /// Rounds blocks (rows `stride` floats apart, the next 128 columns `blockStep` floats further) times rowScale[row]
   /// (null: 1) to a matrix; adds to it instead when isAdding, f32 only.
   void (*unpackRows)(const float *blocks, int64_t stride, int64_t blockStep, const float *rowScale, int rows,

@@ -7,21 +7,46 @@
 
 namespace cpflex {
 
-void multiplyBlocks(const HostKernels &kernels, const float *a, const float *b, float *c, int numRows, int numColumns,
-                    int64_t depth, float alpha) {
-  for (int64_t begin = 0; begin < depth; begin += kBlockSize) {
+/// True when two neighbours in a row of a bf16 tensor can be read as one aligned word.
+static bool isReadableInPairs(const TensorView &tensor) {
+  bool isEven = reinterpret_cast<uintptr_t>(tensor.data) % sizeof(float) == 0 && tensor.strides[3] == 1;
+  for (int axis = 0; axis < 3; ++axis)
+    isEven = isEven && tensor.strides[axis] % 2 == 0;
+  return tensor.type == ElementType::BF16 && isEven;
+}
+
+RowProduct::RowProduct(const HostKernels &kernels, const TensorView &a, const TensorView &b, int64_t depth)
+    : kernels_(kernels), isPaired_(kernels.multiplyPairs && depth % 2 == 0 && isReadableInPairs(a) && isReadableInPairs(b)),
+      depth_(isPaired_ ? depth / 2 : depth) {}
+
+/// A pair of bf16 is copied as one f32 would be.
+MatrixView RowProduct::packable(const MatrixView &from) const {
+  return isPaired_ ? MatrixView{from.data, ElementType::F32, from.rowStride / 2, 1} : from;
+}
+
+void RowProduct::packA(const MatrixView &from, int numRows, float *blocks) const {
+  kernels_.packRows(packable(from), numRows, int(depth_), blocks);
+}
+
+void RowProduct::packB(const MatrixView &from, int numRows, float *blocks) const {
+  kernels_.packColumns(packable(from), numRows, int(depth_), blocks);
+}
+
+void RowProduct::multiply(const float *a, const float *b, float *c, int numRows, int numColumns, float alpha) const {
+  for (int64_t begin = 0; begin < depth_; begin += kBlockSize) {
     const int64_t block = begin / kBlockSize * kBlockFloats;
-    kernels.multiply({.a = a + block,
-                      .isATransposed = false,
-                      .b = b + block,
-                      .c = c,
-                      .cStride = kBlockStride,
-                      .numRows = numRows,
-                      .numColumns = paddedColumns(numColumns),
-                      .depth = int(std::min<int64_t>(kBlockSize, depth - begin)),
-                      .use = begin == 0 ? ProductUse::Replace : ProductUse::Add,
-                      .alpha = alpha,
-                      .rowScale = nullptr});
+    const Product product = {.a = a + block,
+                             .isATransposed = false,
+                             .b = b + block,
+                             .c = c,
+                             .cStride = kBlockStride,
+                             .numRows = numRows,
+                             .numColumns = paddedColumns(numColumns),
+                             .depth = int(std::min<int64_t>(kBlockSize, depth_ - begin)),
+                             .use = begin == 0 ? ProductUse::Replace : ProductUse::Add,
+                             .alpha = alpha,
+                             .rowScale = nullptr};
+    isPaired_ ? kernels_.multiplyPairs(product) : kernels_.multiply(product);
   }
 }
 

@@ -25,9 +25,27 @@ inline float &floatAt(const TensorView &tensor, int64_t b, int64_t h, int64_t ro
 
 inline int paddedColumns(int64_t columns) { return int(ceilDivide(columns, kColumnPadding) * kColumnPadding); }
 
-/// c = alpha * A B over all blocks of a depth that may exceed one block; c is one block.
-void multiplyBlocks(const HostKernels &kernels, const float *a, const float *b, float *c, int numRows, int numColumns,
-                    int64_t depth, float alpha);
+/// How the rows of Q (or dOut) and of K (or V) are packed for the products over the head size: as f32, or as they are, in
+/// pairs of bf16, where the processor multiplies those and the memory order lets pairs be read.
+class RowProduct {
+public:
+  /// `a` and `b` are the two tensors, `depth` their columns.
+  RowProduct(const HostKernels &kernels, const TensorView &a, const TensorView &b, int64_t depth);
+
+  /// True when packed rows hold pairs and cannot serve another product.
+  bool isPaired() const { return isPaired_; }
+  void packA(const MatrixView &from, int numRows, float *blocks) const;
+  void packB(const MatrixView &from, int numRows, float *blocks) const;
+  /// c = alpha * A B^T; c is one block.
+  void multiply(const float *a, const float *b, float *c, int numRows, int numColumns, float alpha) const;
+
+private:
+  MatrixView packable(const MatrixView &from) const;
+
+  const HostKernels &kernels_;
+  bool isPaired_;
+  int64_t depth_; ///< columns as packed
+};
 
 /// The product, added to C, of those A(m, k) only that `allowed` (rows of 128 bytes, laid out like A) permits. For
 /// operands with infinities and NaNs: slow and exact about who sees them.

@@ -159,7 +159,8 @@ TEST(AttentionChecks, NumberOfThreads) {
 
 TEST(AttentionChecks, InstructionSetThatIsMissing) {
   ForwardArguments arguments;
-  for (InstructionSet set : {InstructionSet::Avx2, InstructionSet::Avx512})
+  for (InstructionSet set : {InstructionSet::Avx2, InstructionSet::Avx512,
+                             InstructionSet::Avx512BFloat16})
     if (!isSupported(set)) {
       arguments.options.instructionSet = set;
       expectMessage(arguments.run(), std::string("'instructionSet' is ") + toString(set) +

@@ -376,7 +376,8 @@ TEST(HostBackward, EveryInstructionSetMatchesReference) {
   AttentionCase test;
   test.problem = problemOf(1, 2, 1, 150, 200, 40);
   test.setMask<causal>();
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512}) {
+  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
+                             InstructionSet::Avx512BFloat16}) {
     if (!isSupported(set))
       continue;
     BackwardRun run(test);

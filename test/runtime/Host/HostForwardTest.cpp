@@ -136,6 +136,17 @@ TEST(HostForward, HalfPrecisionInputsMatchReference) {
   }
 }
 
+TEST(HostForward, HalfPrecisionOfAnyHeadSizeMatchesReference) {
+  // Even sizes may be multiplied in pairs, odd ones not; 300 pairs span two blocks.
+  for (int64_t headDim : {1, 33, 130, 600}) {
+    AttentionCase test;
+    test.problem = problemOf(1, 2, 2, 130, 140, headDim, 20);
+    test.type = ElementType::BF16;
+    test.setMask<causal>();
+    expectMatchesReference(test);
+  }
+}
+
 TEST(HostForward, AnyMemoryOrderMatchesReference) {
   for (const char *order : {"bshd", "bhds", "dshb", "sbhd"}) {
     for (ElementType type : {ElementType::F32, ElementType::BF16}) {
@@ -349,7 +360,8 @@ TEST(HostForward, EveryInstructionSetMatchesReference) {
   test.setScore<alibi>();
   Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
   StatusOr<ReferenceForward> expected = referenceAttentionForward(test.problem, q.view(), k.view(), v.view());
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512}) {
+  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
+                             InstructionSet::Avx512BFloat16}) {
     if (!isSupported(set))
       continue;
     Outputs outputs = runForward(test, q, k, v, ElementType::F32, {.numThreads = 1, .instructionSet = set});

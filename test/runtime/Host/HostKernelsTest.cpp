@@ -24,8 +24,12 @@ protected:
 };
 
 INSTANTIATE_TEST_SUITE_P(InstructionSets, HostKernelsTest,
-                         testing::Values(InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512),
-                         [](const auto &parameter) { return std::string(toString(parameter.param)); });
+                         testing::Values(InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
+                                         InstructionSet::Avx512BFloat16),
+                         [](const auto &parameter) { std::string name = toString(parameter.param);
+                           std::erase(name, '-');
+                           return name;
+                         });
 
 TEST_P(HostKernelsTest, ExponentialIsWithinTwoUlp) {
   // Every 97th float of the range where the result is a normal number.
