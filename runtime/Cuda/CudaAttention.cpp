@@ -104,13 +104,13 @@ private:
 
 /// Runs `pass` as often as asked; gives the milliseconds of each timed run.
 template <typename Pass>
-StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRepetitions &repetitions, Pass pass) {
+StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRunOptions &run, Pass pass) {
   StatusOr<CudaEvent> begin = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   StatusOr<CudaEvent> end = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   if (!begin || !end)
     return begin ? end.status() : begin.status();
   std::vector<float> milliseconds;
-  for (int i = 0; i < repetitions.warmups + repetitions.timed; ++i) {
+  for (int i = 0; i < run.warmups + run.timed; ++i) {
     CPFLEX_RETURN_IF_ERROR(begin->record(stream.get()));
     CPFLEX_RETURN_IF_ERROR(pass());
     CPFLEX_RETURN_IF_ERROR(end->record(stream.get()));
@@ -118,15 +118,17 @@ StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream 
     StatusOr<float> elapsed = end->millisecondsSince(*begin);
     if (!elapsed)
       return elapsed.status();
-    if (i >= repetitions.warmups)
+    if (i >= run.warmups)
       milliseconds.push_back(*elapsed);
   }
   return milliseconds;
 }
 
 StatusOr<CudaProgramOptions> programOptions(const CudaMachine &machine, const DeviceFunctions &functions,
-                                            const AttentionProblem &problem, const HostAttentionArrays &arrays) {
+                                            const AttentionProblem &problem, const HostAttentionArrays &arrays,
+                                            std::optional<KernelFamily> family) {
   CudaProgramOptions options;
+  options.family = family;
   options.element = arrays.q.type;
   options.headDim = static_cast<int>(problem.headDim);
   options.vHeadDim = static_cast<int>(problem.vHeadDim);
@@ -157,13 +159,13 @@ StatusOr<CudaMachine> CudaMachine::open(int deviceIndex) {
 }
 
 StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions, const AttentionProblem &problem,
-                                         const HostAttentionArrays &arrays, const CudaRepetitions &repetitions) {
-  StatusOr<CudaProgramOptions> options = programOptions(machine, functions, problem, arrays);
-  if (!options)
-    return options.status();
+                                         const HostAttentionArrays &arrays, const CudaRunOptions &options) {
+  StatusOr<CudaProgramOptions> compiled = programOptions(machine, functions, problem, arrays, options.family);
+  if (!compiled)
+    return compiled.status();
   CudaRunReport report;
   auto begin = std::chrono::steady_clock::now();
-  StatusOr<std::shared_ptr<const CudaProgram>> program = CudaProgram::create(machine.device, machine.toolchain, functions, *options);
+  StatusOr<std::shared_ptr<const CudaProgram>> program = CudaProgram::create(machine.device, machine.toolchain, functions, *compiled);
   if (!program)
     return program.status();
   report.compileMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
@@ -236,7 +238,7 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (!workspace)
     return workspace.status();
   CudaForwardTensors forward{q.device, k.device, v.device, o.device, lse.device};
-  auto forwardMs = timed(machine, run.ownStream(), repetitions,
+  auto forwardMs = timed(machine, run.ownStream(), options,
                          [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); });
   if (!forwardMs)
     return forwardMs.status();
@@ -244,7 +246,7 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (isBackward) {
     CudaBackwardTensors backward{q.device, k.device, v.device, o.device, lse.device, dO.device, dLse.device,
                                  dQ.device, dK.device, dV.device, static_cast<float *>(dSink->data())};
-    auto backwardMs = timed(machine, run.ownStream(), repetitions,
+    auto backwardMs = timed(machine, run.ownStream(), options,
                             [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); });
     if (!backwardMs)
       return backwardMs.status();

@@ -8,6 +8,7 @@
 #include "runtime/contract/Attention.h"
 #include "runtime/contract/DeviceFunctions.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,15 +40,16 @@ struct CudaRunReport {
   std::vector<float> forwardMs, backwardMs; ///< one per repetition, from events on the GPU
 };
 
-/// How often each pass runs. The first `warmups` are not reported.
-struct CudaRepetitions {
+/// How a run is made: how often each pass runs, the first `warmups` unreported, and by which kernels.
+struct CudaRunOptions {
   int warmups = 0;
   int timed = 1;
+  std::optional<KernelFamily> family = {}; ///< none: what the table of tiles prefers
 };
 
 /// Runs forward and, where asked for, backward. All pointers of `problem` and `arrays` are host memory.
 StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions,
                                          const AttentionProblem &problem, const HostAttentionArrays &arrays,
-                                         const CudaRepetitions &repetitions = {});
+                                         const CudaRunOptions &options = {});
 
 } // namespace cpflex
