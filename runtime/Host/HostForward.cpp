@@ -178,11 +178,13 @@ void ForwardCall::start(RowState &row, int32_t *coverage) const {
     std::fill(row.out, row.out + ceilDivide(problem_.vHeadDim, kBlockSize) * kBlockFloats, 0.0f);
     return;
   }
-  // A partial is a running state with sum 1 and its LSE as the maximum.
+  // A partial is a running state with sum 1 and its LSE as the maximum; without keys its output does not count.
   kernels_.packRows(matrixOf(tensors_.initial.out, row.b, row.h, row.q.begin), numRows, int(problem_.vHeadDim), row.out);
   for (int r = 0; r < numRows && isSoftmax_; ++r) {
     row.rowMax[r] = floatAt(tensors_.initial.lse, row.b, row.h, row.q.begin + r);
     row.rowSum[r] = row.rowMax[r] == kNegativeInfinity ? 0.0f : 1.0f;
+    for (int64_t block = 0; block < ceilDivide(problem_.vHeadDim, kBlockSize) && row.rowSum[r] == 0.0f; ++block)
+      std::fill_n(row.out + block * kBlockFloats + r * kBlockStride, kBlockSize, 0.0f);
   }
 }
 

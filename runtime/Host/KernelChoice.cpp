@@ -51,15 +51,18 @@ bool isSupported(InstructionSet instructionSet) { return hostKernels(instruction
 
 const char *toString(InstructionSet instructionSet) {
   switch (resolved(instructionSet)) {
+  case InstructionSet::Native:
+    break;
+  case InstructionSet::Baseline:
+    return "baseline";
   case InstructionSet::Avx2:
     return "avx2";
   case InstructionSet::Avx512:
     return "avx512";
   case InstructionSet::Avx512BFloat16:
     return "avx512-bf16";
-  default:
-    return "baseline";
   }
+  return "unknown";
 }
 
 } // namespace cpflex
