@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dialect/Mask/MaskDialect.h"
+#include "runtime/contract/NarrowCode.h"
 
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/DenseSet.h"
@@ -21,16 +22,13 @@ struct IntegerRange {
 /// What holds of every binding; whoever relies on a derived range checks it when arrays and lengths are bound.
 struct RangeAssumptions {
   /// Every dimension is at most this; positions are below it.
-  int64_t longestDimension = int64_t(1) << 40;
+  int64_t longestDimension = kLongestDimension;
   /// Int params lie between its negation and it; the default says nothing.
   int64_t largestParam = INT64_MAX;
 
-  /// What 32-bit code assumes: dimensions and params of at most 2^30.
-  static RangeAssumptions forNarrowCode() { return {int64_t(1) << 30, int64_t(1) << 30}; }
+  /// What 32-bit code assumes.
+  static RangeAssumptions forNarrowCode() { return {kLongestNarrowDimension, kLargestNarrowParam}; }
 };
-
-/// Batches and heads are below this; B, H and HKV are at most it.
-inline constexpr int64_t kMostBatchesOrHeads = int64_t(1) << 20;
 
 /// Ranges of the values of every function of a module, computed once at construction: stale after the module changes.
 /// Facts (`lo`, `hi`) and element types of captures bound what loads give; an element outside the array is 0.

@@ -21,7 +21,7 @@ def NarrowIntegers : Pass<"mask-narrow-integers", "::mlir::ModuleOp"> {
   let description = [{
     Retypes coordinates to i32 and every i64 expression whose operands and result fit. Assumes dimensions of at most
     2^30, B and H at most 2^20 and that declared facts hold; with `bounded-params` also int params between -2^30 and
-    2^30. Whoever runs the code checks the assumptions when arrays and params are bound. Never changes a value. Meant for
+    2^30. Whoever runs the code checks the assumptions (runtime/contract/NarrowCode.h). Never changes a value. Meant for
     code that runs, not for the tape.
 
     Before: `%0 = mask.sub %q, %kv : i64`. After: `%0 = mask.sub %q, %kv : i32`.

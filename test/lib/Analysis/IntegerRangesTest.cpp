@@ -92,5 +92,20 @@ TEST_F(IntegerRangesOf, sumsOfReductionsGrowWithTheCount) {
             (IntegerRange{0, 100}));
 }
 
+TEST(NarrowCode, runsOnlyWithDimensionsAndParamsThatItAssumes) {
+  Signature signature;
+  signature.dims = {"B", "H", "HKV", "Q_LEN", "KV_LEN"};
+  signature.params = {{"W", ValueType::Int, 0, false}, {"x", ValueType::Float, 0, false}};
+  auto mayRun = [&](int64_t kvLength, ScalarSlot window) {
+    int64_t dims[] = {1, 1, 1, 8, kvLength};
+    ScalarSlot params[] = {window, UINT32_MAX};
+    return mayRunNarrowCode(signature, {.captures = nullptr, .params = params, .dims = dims});
+  };
+  EXPECT_TRUE(mayRun(kLongestNarrowDimension, kLargestNarrowParam));
+  EXPECT_FALSE(mayRun(kLongestNarrowDimension + 1, 0));
+  EXPECT_FALSE(mayRun(8, kLargestNarrowParam + 1));
+  EXPECT_FALSE(mayRun(8, -kLargestNarrowParam - 1));
+}
+
 } // namespace
 } // namespace cpflex::test
