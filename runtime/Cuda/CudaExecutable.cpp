@@ -81,6 +81,13 @@ Status checkPositions(const PositionMap &map, int64_t length, std::string_view n
   return Status::ok();
 }
 
+Status checkWorkspace(const void *workspace) {
+  if (!workspace || reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0)
+    return Status::invalid(fmt::format("the workspace is at {}; expected device memory at a multiple of {} bytes", workspace,
+                                       kWorkspaceAlignment));
+  return Status::ok();
+}
+
 template <typename T> std::span<const std::byte> bytesOf(const std::vector<T> &values) {
   return std::as_bytes(std::span<const T>(values));
 }
@@ -384,6 +391,7 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
   for (const DeviceTensor &tensor : checked)
     CPFLEX_RETURN_IF_ERROR(checkTensor(tensor, &device));
   CPFLEX_RETURN_IF_ERROR(checkOverlap(checked));
+  CPFLEX_RETURN_IF_ERROR(checkWorkspace(workspace));
 
   auto *counters = static_cast<int *>(workspace);
   ForwardArguments arguments{};
@@ -476,6 +484,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
   for (const DeviceTensor &tensor : checked)
     CPFLEX_RETURN_IF_ERROR(checkTensor(tensor, &device));
   CPFLEX_RETURN_IF_ERROR(checkOverlap(checked));
+  CPFLEX_RETURN_IF_ERROR(checkWorkspace(workspace));
   if (tensors.dSink && !p.sink)
     return Status::invalid("'dSink' was given; the problem has no sink");
 

@@ -44,7 +44,7 @@ public:
   Status update(const AttentionProblem &problem, cuda::Stream stream);
 
   enum class Pass { Forward, Backward };
-  /// Bytes of device memory that a call needs, aligned to 256 bytes; contents need no preparation.
+  /// Bytes of device memory, at a multiple of 256, that a call needs; contents need no preparation.
   int64_t workspaceInBytes(Pass pass) const;
 
   /// Launches. InvalidArgument when a tensor is misaligned, has the wrong type or strides, lies on another device or

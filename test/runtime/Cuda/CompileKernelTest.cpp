@@ -102,7 +102,7 @@ KernelSource smallSource(const std::string &body) {
 }
 
 TEST_F(CompileKernelTest, GivesCubinAndReport) {
-  auto image = compileKernel(smallSource("out[threadIdx.x] = (int)cpflex::ops::floorDiv(cpflex::ops::Int(out[0]), 3);"), *nvrtc);
+  auto image = compileKernel(smallSource("out[threadIdx.x] = (int)cpflex::ops::floorDiv(cpflex::ops::Int(out[0]), cpflex::ops::Int(3));"), *nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   ASSERT_GT(image->cubin.size(), 1000u);
   EXPECT_EQ(std::string(image->cubin.data() + 1, 3), "ELF");

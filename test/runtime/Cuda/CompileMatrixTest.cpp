@@ -27,6 +27,8 @@ struct Row {
   }
 };
 
+void PrintTo(const Row &row, std::ostream *out) { *out << row.name(); }
+
 DeviceFunctions functorNamed(const std::string &name) {
   return name == "none"              ? test::noFunctor()
          : name == "causal"          ? test::causal()

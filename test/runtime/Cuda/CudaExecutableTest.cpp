@@ -34,6 +34,13 @@ BlockMask uniformMask(int64_t qLen, int64_t kvLen, TileClass tileClass) {
   return mask;
 }
 
+/// Memory that serves every call of these tests, full of what an earlier call may have left.
+struct alignas(256) Workspace {
+  int words[1 << 12];
+  Workspace() { std::ranges::fill(words, 77); }
+  void *data() { return words; }
+};
+
 class CudaExecutableTest : public testing::Test {
 protected:
   test::FakeGpu gpu;
@@ -94,7 +101,7 @@ TEST_F(CudaExecutableTest, ForwardFillsItsArguments) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   CudaForwardTensors tensors = forwardTensors();
-  std::vector<int> workspace((*executable)->workspaceInBytes(CudaExecutable::Pass::Forward) / sizeof(int), 77);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
   ASSERT_EQ(gpu.launches.size(), 1u);
   const test::Launch &launch = gpu.launches[0];
@@ -130,7 +137,7 @@ TEST_F(CudaExecutableTest, TensorMapsCoverTheTensors) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
   CudaForwardTensors tensors = forwardTensors();
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
   ASSERT_EQ(gpu.maps.size(), 3u);
   EXPECT_EQ(gpu.maps[0].address, tensors.q.data);
@@ -148,7 +155,7 @@ TEST_F(CudaExecutableTest, NoKeysStillWritesOutputs) {
   ASSERT_TRUE(executable) << executable.status().message();
   CudaForwardTensors tensors = forwardTensors();
   tensors.k = tensors.v = {};
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
   EXPECT_EQ(gpu.launches.size(), 1u);
 }
@@ -158,7 +165,7 @@ TEST_F(CudaExecutableTest, NoQueriesLaunchesNothing) {
   problem.qLen = 0;
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
-  std::vector<int> workspace(64);
+  Workspace workspace;
   CudaForwardTensors tensors = forwardTensors();
   tensors.q = tensors.o = tensors.lse = {};
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
@@ -173,7 +180,7 @@ TEST_F(CudaExecutableTest, CallsNeitherAllocateNorWait) {
   ASSERT_TRUE(executable);
   gpu.numAllocations = gpu.numSynchronizations = 0;
   CudaForwardTensors tensors = forwardTensors();
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
   EXPECT_EQ(gpu.numAllocations, 0);
   EXPECT_EQ(gpu.numSynchronizations, 0);
@@ -195,7 +202,7 @@ TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   params[0] = 99; // copied at bind
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
   struct Captures {
     CaptureArgument doc, bias, slope;
@@ -224,7 +231,7 @@ TEST_F(CudaExecutableTest, PositionsBecomeTiles) {
   compile(test::causal(), options);
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
   auto arguments = gpu.launches[0].argumentsAs<ForwardArguments>();
   EXPECT_EQ(arguments.qPositions.tiles[0].begin, 1024);
@@ -245,7 +252,7 @@ TEST_F(CudaExecutableTest, IrregularPositionsBecomeRows) {
   compile(test::causal(), options);
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
   auto arguments = gpu.launches[0].argumentsAs<ForwardArguments>();
   EXPECT_EQ(arguments.qPositions.rows[99], 1123);
@@ -259,7 +266,7 @@ TEST_F(CudaExecutableTest, UpdateKeepsAddresses) {
   problem.mask = &first;
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
-  std::vector<int> workspace(64);
+  Workspace workspace;
   ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
   gpu.numAllocations = 0;
   problem.mask = &second;
@@ -342,7 +349,7 @@ TEST_F(CudaExecutableTest, ProgramWithoutSoftmaxHasNeitherSinkNorLse) {
   problem.sink = nullptr;
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
-  std::vector<int> workspace(64);
+  Workspace workspace;
   EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
             "'lse' was given; a program without softmax has none");
 }
@@ -351,7 +358,7 @@ TEST_F(CudaExecutableTest, WrongPlacesAreNamed) {
   compile(test::causal());
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
-  std::vector<int> workspace(64);
+  Workspace workspace;
   gpu.pointerDevice = 3;
   EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(), "'q' is on GPU 3; expected GPU 0");
   gpu.pointersAreOnHost = true;
@@ -363,15 +370,24 @@ TEST_F(CudaExecutableTest, ForwardOnlyProgramRefusesBackward) {
   compile(test::causal());
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
-  std::vector<int> workspace(64);
+  Workspace workspace;
   EXPECT_EQ((*executable)->backward({}, workspace.data(), kStream).message(), "the program was created without backward kernels");
+}
+
+TEST_F(CudaExecutableTest, MisalignedWorkspaceIsNamed) {
+  compile(test::causal());
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  EXPECT_EQ((*executable)->forward(forwardTensors(), nullptr, kStream).message(),
+            "the workspace is at 0x0; expected device memory at a multiple of 256 bytes");
+  EXPECT_EQ((*executable)->workspaceInBytes(CudaExecutable::Pass::Forward), 256);
 }
 
 TEST_F(CudaExecutableTest, FailedLaunchIsNamedAndTheNextWorks) {
   compile(test::causal());
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
-  std::vector<int> workspace(64);
+  Workspace workspace;
   gpu.nextLaunch = cuda::kLaunchOutOfResources;
   EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
             "cuLaunchKernel of 'attention_forward' failed with CUDA_ERROR_FAKE");
@@ -435,7 +451,7 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
   CudaForwardTensors forward = forwardTensors();
   CudaBackwardTensors tensors{forward.q, forward.k, forward.v, forward.o, forward.lse, dense(2, 4, 300, 128), {},
                               dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dSinks};
-  std::vector<int> workspace((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward) / sizeof(int));
+  Workspace workspace;
   ASSERT_TRUE((*executable)->backward(tensors, workspace.data(), kStream));
   std::vector<std::string> names;
   for (const test::Launch &launch : gpu.launches)

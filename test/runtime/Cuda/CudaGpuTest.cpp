@@ -36,6 +36,8 @@ struct Case {
   }
 };
 
+void PrintTo(const Case &c, std::ostream *out) { *out << c.name(); }
+
 uint16_t toElement(float value, ElementType type) {
   if (type == ElementType::F16)
     return std::bit_cast<uint16_t>(static_cast<_Float16>(value));
