@@ -79,7 +79,7 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
         multiplyTile<Element, kTileKV, kTileQ, kColumns>(factors, kAddress, qAddress, firstRow);
         Columns columns(arguments.qPositions, walk.tile, arguments.qLen);
         uint32 keep[2];
-        bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, walk.isPartial, captures, b, h, rowPosition, columns);
+        bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, walk.isPartial, captures, b, h, rows, firstRow, columns);
         uint32 weights[kTileQ / 4];
         weighTile<Element, Program, TileAxes::RowsAreKV, Config::kHasSoftmax, true>(
             factors, weights, keep, isMasked, scale, captures, b, h, rowPosition, columns,

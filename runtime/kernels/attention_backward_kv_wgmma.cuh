@@ -133,7 +133,8 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
 
   auto &rest = *shared.rest;
   bool isElected = isElectedLane();
-  int rowInTile = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   int ownColumn = 2 * (threadIdx.x % 4);
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
   constexpr int kConsumerBytes = Shared::kRowsPerConsumer * 128;
@@ -217,7 +218,7 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVWgmmaShared<Co
       // 2. P and the gradient factors; the mask is decided while the products run.
       Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h, rowPosition, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
       productWait<1>();
       pinRegisters(factors);
       const float *lseLog2 = rest.lseLog2[ring.slot] + ownColumn, *delta = rest.delta[ring.slot] + ownColumn;

@@ -64,7 +64,7 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
       multiplyTile<Element, kTileQ, kTileKV, kColumns>(factors, qAddress, kAddress, firstRow);
       Columns columns(arguments.kvPositions, walk.tile, arguments.kvLen);
       uint32 keep[2], operands[kTileKV / 4];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, walk.isPartial, captures, b, h, rowPosition, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, walk.isPartial, captures, b, h, rows, firstRow, columns);
       weighTile<Element, Program, TileAxes::RowsAreQ, Config::kHasSoftmax, false>(
           factors, operands, keep, isMasked, scale, captures, b, h, rowPosition, columns,
           [&](int i) { return lseLog2[registerRow(i)]; });

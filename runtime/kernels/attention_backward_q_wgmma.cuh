@@ -105,7 +105,8 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
 
   auto &rest = *shared.rest;
   bool isElected = isElectedLane();
-  int rowInTile = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
   constexpr int kConsumerBytes = Shared::kRowsPerConsumer * 128;
   uint32 qDescriptor = operandDescriptor(shared.q() + consumer * kConsumerBytes, Shared::kQPanelBytes);
@@ -165,7 +166,7 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       // 2. Gradient factors; the mask is decided while the products run.
       Columns columns(arguments.kvPositions, message.tile(), arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rowPosition, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
       productWait<1>();
       pinRegisters(factors);
       weighTile<Element, Program, TileAxes::RowsAreQ, kHasSoftmax, false>(

@@ -111,7 +111,7 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       unrolled<kGroups>([&](int group) {
         applyScore<Program, TileAxes::RowsAreQ>(scores[group], scale, captures, b, h, rowPosition[group], columns);
         uint32 keep[2];
-        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rowPosition[group], columns))
+        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rows, firstRow + 16 * group, columns))
           applyKeepWords(scores[group], keep, Config::kHasSoftmax ? -infinity() : 0.0f);
         if constexpr (Config::kHasSoftmax) {
           float rescale[2];

@@ -132,7 +132,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
 
   auto &barriers = *shared.barriers;
   bool isElected = isElectedLane();
-  int rowInTile = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   ScoreScale<Program> scale(arguments.scale, Config::kHasSoftmax);
   uint32 qDescriptor = operandDescriptor(shared.q(consumer), Shared::kQPanelBytes);
   uint32 kDescriptor = operandDescriptor(shared.k(0), Shared::kTilePanelBytes);
@@ -177,12 +178,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       return;
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int b = work.b + arguments.batchOffset, h = work.h + arguments.headOffset;
-    int rowPosition[2];
-    {
-      TilePositions<Config::kPositions, Config::kTileQ> rows(arguments.qPositions, work.row, arguments.qLen);
-      rowPosition[0] = rows.at(rowInTile);
-      rowPosition[1] = rows.at(rowInTile + 8);
-    }
+    TilePositions<Config::kPositions, Config::kTileQ> rows(arguments.qPositions, work.row, arguments.qLen);
+    int rowPosition[2] = {rows.at(rowInTile), rows.at(rowInTile + 8)};
     OnlineSoftmax softmax;
 #pragma unroll
     for (int i = 0; i < kVColumns / 2; ++i)
@@ -222,7 +219,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       // The mask of tile j is decided while the products run.
       Positions columns(arguments.kvPositions, message.tile(), arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rowPosition, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
       productWait<1>();
       pinRegisters(scores);
       if (isElected)

@@ -133,9 +133,6 @@ __device__ __forceinline__ uint32 bitsBelowColumn(int limit) {
   return count >= 32 ? ~0u : (1u << count) - 1u;
 }
 
-/// The column of bit `bit` of this lane's keep words.
-__device__ __forceinline__ int columnOfBit(int bit) { return bit / 2 * 8 + 2 * static_cast<int>(threadIdx.x % 4) + bit % 2; }
-
 /// The bit of keep word `registerRow(i)` that belongs to accumulator register i.
 constexpr __host__ __device__ int registerBit(int i) { return i / 4 * 2 + i % 2; }
 /// 0 when register i belongs to row l/4, 1 when to row l/4 + 8.
@@ -149,46 +146,60 @@ enum class TileAxes {
   RowsAreKV ///< dK and dV work on transposed tiles
 };
 
-/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. Evaluated in a loop
-/// over few columns at a time: the mask's code appears once, its loads overlap, and only partial tiles pay for it.
-template <class Program, TileAxes kAxes, int kColumns, class Positions>
+/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. `rows.at(firstRow)`
+/// is the warp's first row.
+///
+/// The warp decides row after row: each lane keeps a few columns for all 16 rows, so that what a mask loads by column is
+/// loaded once and what it loads by row is the same for all lanes, and a vote gathers the 32 answers of a word. A row's
+/// columns are laid out for this in four sets of kBits, one for each lane of a quad, padded to kSlot.
+template <class Program, TileAxes kAxes, int kColumns, class Rows, class Columns>
 __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Program::Captures &captures, int b, int h,
-                                          const int (&rowPosition)[2], const Positions &columns) {
-  constexpr int kBits = kColumns / 4, kBitsAtOnce = 4, kWordBits = 32;
-  static_assert(kBits % kBitsAtOnce == 0 && kBits <= kWordBits);
-  keep[0] = keep[1] = 0u;
-  int firstColumn = columnOfBit(0);
-#pragma unroll 1
-  for (int bit = 0; bit < kBits; bit += kBitsAtOnce, firstColumn += registerColumn(2 * kBitsAtOnce)) {
-    uint32 bits[2] = {0u, 0u};
+                                          const Rows &rows, int firstRow, const Columns &columns) {
+  constexpr int kBits = kColumns / 4;
+  constexpr int kSlot = kBits <= 8 ? 8 : kBits <= 16 ? 16 : 32;
+  constexpr int kVotes = 4 * kSlot / kWarpSize;
+  static_assert(kBits <= kSlot);
+  int lane = threadIdx.x % kWarpSize, quad = lane / 4, laneInQuad = lane % 4;
+  int column[kVotes];
 #pragma unroll
-    for (int i = 0; i < kBitsAtOnce; ++i) {
-      int column = columns.at(firstColumn + i / 2 * 8 + i % 2);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        bool attends = kAxes == TileAxes::RowsAreQ ? Program::mask(captures, b, h, rowPosition[row], column)
-                                                   : Program::mask(captures, b, h, column, rowPosition[row]);
-        bits[row] |= attends ? 1u << (kWordBits - kBitsAtOnce + i) : 0u;
-      }
-    }
-    // Bits enter at the top and move down as later ones come.
-    keep[0] = keep[0] >> kBitsAtOnce | bits[0];
-    keep[1] = keep[1] >> kBitsAtOnce | bits[1];
+  for (int vote = 0; vote < kVotes; ++vote) {
+    int set = (vote * kWarpSize + lane) / kSlot, bit = lane % kSlot;
+    column[vote] = columns.at(bit / 2 * 8 + 2 * set + bit % 2);
   }
-  keep[0] >>= kWordBits - kBits;
-  keep[1] >>= kWordBits - kBits;
+  keep[0] = keep[1] = 0u;
+#pragma unroll 2
+  for (int row = 0; row < 8; ++row) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int rowPosition = rows.at(firstRow + row + 8 * half);
+      uint32 votes[kVotes];
+#pragma unroll
+      for (int vote = 0; vote < kVotes; ++vote)
+        votes[vote] = __ballot_sync(0xffffffffu, kAxes == TileAxes::RowsAreQ
+                                                     ? Program::mask(captures, b, h, rowPosition, column[vote])
+                                                     : Program::mask(captures, b, h, column[vote], rowPosition));
+      uint32 word;
+      if constexpr (kVotes == 4)
+        word = laneInQuad < 2 ? (laneInQuad == 0 ? votes[0] : votes[1]) : (laneInQuad == 2 ? votes[2] : votes[3]);
+      else if constexpr (kVotes == 2)
+        word = (laneInQuad < 2 ? votes[0] : votes[1]) >> laneInQuad % 2 * kSlot;
+      else
+        word = votes[0] >> laneInQuad * kSlot;
+      keep[half] = quad == row ? word : keep[half];
+    }
+  }
 }
 
-/// The keep words of a tile, all ones for full tiles; `isMasked` tells whether they may hold a zero.
-template <class Program, TileAxes kAxes, int kColumns, class Positions>
+/// The keep words of a tile, all ones for full tiles; returns whether they may hold a zero.
+template <class Program, TileAxes kAxes, int kColumns, class Rows, class Columns>
 __device__ __forceinline__ bool tileKeepWords(uint32 (&keep)[2], bool isPartial, const typename Program::Captures &captures,
-                                              int b, int h, const int (&rowPosition)[2], const Positions &columns) {
+                                              int b, int h, const Rows &rows, int firstRow, const Columns &columns) {
   keep[0] = keep[1] = ~0u;
   bool isMasked = isPartial || columns.last < kColumns - 1;
   if (isMasked) {
     if constexpr (Program::kHasMask)
       if (isPartial)
-        keepWords<Program, kAxes, kColumns>(keep, captures, b, h, rowPosition, columns);
+        keepWords<Program, kAxes, kColumns>(keep, captures, b, h, rows, firstRow, columns);
     uint32 inside = bitsBelowColumn(columns.last + 1);
     keep[0] &= inside;
     keep[1] &= inside;
