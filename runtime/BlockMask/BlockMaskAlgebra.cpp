@@ -363,9 +363,9 @@ Status verifyBlockMask(const BlockMask &mask) {
         rows.rowBegin.front() != 0 ||
         rows.rowBegin.back() != static_cast<int64_t>(rows.runs.size()))
       return fault("a row set does not have one begin per row of tiles");
+    if (!std::is_sorted(rows.rowBegin.begin(), rows.rowBegin.end()))
+      return fault("the rows of a row set are not in order");
     for (size_t row = 0; row + 1 < rows.rowBegin.size(); ++row) {
-      if (rows.rowBegin[row] > rows.rowBegin[row + 1])
-        return fault("the rows of a row set are not in order");
       int32_t last = 0;
       for (const TileRun &run : rowOf(rows, static_cast<int64_t>(row))) {
         if (run.begin < last || run.end <= run.begin || run.end > mask.numKVTiles())

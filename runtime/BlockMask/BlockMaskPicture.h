@@ -14,12 +14,14 @@ namespace cpflex {
 /// What part of a mask is drawn, and how large.
 struct PictureOptions {
   int64_t batch = 0, head = 0;         ///< which (b, h)
-  Range rows, columns;                 ///< tokens to show; empty means all
+  Range rows = {}, columns = {};       ///< tokens to show; empty means all
   int64_t maxCells = 64;               ///< largest number of cells per axis; larger masks are drawn coarser
   int64_t cellPixels = 0;              ///< size of a cell in SVG and PNG; 0: chosen
-  std::string title;                   ///< written above the picture
-  std::vector<int64_t> documentBounds; ///< token positions where documents begin, drawn as thin lines in SVG
-  std::vector<std::string> residuals;  ///< text of residual predicate i for the hover titles of SVG
+  std::string title = {};              ///< written above the picture
+  /// Token positions where documents begin, drawn as thin lines in SVG.
+  std::vector<int64_t> documentBounds = {};
+  /// Text of residual predicate i for the hover titles of SVG.
+  std::vector<std::string> residuals = {};
 };
 
 /// Draws with one character pair per cell: full `██`, partial `▒▒`, empty `··`; a coarse cell is full or empty only when

@@ -165,7 +165,7 @@ StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBo
   bool isKnown = isCausal ? numBounds == 1 || numBounds == 2 : numBounds == 2 || numBounds == 4;
   if (!isKnown)
     return Status::invalid(fmt::format("columns have {} bounds; expected {}", numBounds,
-                                       isCausal ? "1 or 2 with a causal mask" : "2 or 4 without"));
+                                       isCausal ? "1 or 2 in a causal mask" : "2 or 4 in other masks"));
   if (static_cast<int64_t>(bounds.size()) != shape.kvLen * numBounds)
     return Status::invalid(fmt::format("columns have {} bounds in all; expected {} for each of {} positions",
                                        bounds.size(), numBounds, shape.kvLen));
