@@ -4,11 +4,12 @@
 #include "runtime/Host/HostKernels.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <dlfcn.h>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -17,21 +18,23 @@ using namespace cpflex;
 
 namespace {
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+/// Processor time of the process with one thread, so that other programs on the machine do not count; wall time with more.
+double seconds(int numThreads) {
+  timespec time;
+  clock_gettime(numThreads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return double(time.tv_sec) + double(time.tv_nsec) * 1e-9;
 }
 
-/// Median of `repetitions` runs after one that is not counted.
-template <typename Action> double medianSeconds(int repetitions, Action action) {
+/// The shortest of `repetitions` runs after one that is not counted: what the code takes when nothing else runs.
+template <typename Action> double leastSeconds(int repetitions, int numThreads, Action action) {
   action();
-  std::vector<double> times;
+  double least = std::numeric_limits<double>::infinity();
   for (int i = 0; i < repetitions; ++i) {
-    const double begin = seconds();
+    const double begin = seconds(numThreads);
     action();
-    times.push_back(seconds() - begin);
+    least = std::min(least, seconds(numThreads) - begin);
   }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return least;
 }
 
 /// FLOP/s of OpenBLAS for two square matrices; 0 when it is not installed.
@@ -49,7 +52,7 @@ double openBlasRate(int size, int numThreads, std::string &version) {
   setThreads(numThreads);
   std::vector<float> a(size_t(size) * size, 0.5f), b(a), c(a);
   constexpr int kRowMajor = 101, kNoTranspose = 111;
-  const double time = medianSeconds(5, [&] {
+  const double time = leastSeconds(7, numThreads, [&] {
     sgemm(kRowMajor, kNoTranspose, kNoTranspose, size, size, size, 1.0f, a.data(), size, b.data(), size, 0.0f, c.data(), size);
   });
   return 2.0 * size * size * size / time;
@@ -177,7 +180,7 @@ public:
                                .v = view(isNarrow ? (void *)vNarrow_.data() : v_.data(), type),
                                .out = view(out_.data(), ElementType::F32),
                                .lse = row()};
-    const double time = medianSeconds(repetitionsFor(densePairs), [&] {
+    const double time = leastSeconds(repetitionsFor(densePairs), threads_.numThreads(), [&] {
       check(hostAttentionForward(problem_, tensors, {.threads = &threads_}));
     });
     print(name, time, 4.0 * densePairs * double(headDim_));
@@ -193,7 +196,7 @@ public:
     HostBackwardTensors tensors{.q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()),
                                 .out = view(out_.data()), .lse = row(), .dOut = view(dOut_.data())};
     tensors.dQ = view(dQ_.data()), tensors.dK = view(dK_.data()), tensors.dV = view(dV_.data());
-    const double time = medianSeconds(repetitionsFor(densePairs * 2.5), [&] {
+    const double time = leastSeconds(repetitionsFor(densePairs * 2.5), threads_.numThreads(), [&] {
       check(hostAttentionBackward(problem_, tensors, {.threads = &threads_}));
     });
     print(name, time, 10.0 * densePairs * double(headDim_));
@@ -218,7 +221,7 @@ private:
     std::fprintf(stderr, "%s\n", status.message().c_str());
     std::exit(3);
   }
-  static int repetitionsFor(double pairs) { return pairs > 4e7 ? 5 : 9; }
+  static int repetitionsFor(double pairs) { return pairs > 4e7 ? 7 : 15; }
   void print(const char *name, double time, double flop) const {
     std::printf("%-34s %9.2f %9.1f", name, time * 1e3, flop / time / 1e9);
     if (peerRate_ > 0)
@@ -247,6 +250,7 @@ int main(int argc, char **argv) {
   std::printf("threads %d, S %lld, D %lld, B 1, H 1, %s kernels\n", numThreads, (long long)length, (long long)headDim,
               toString(InstructionSet::Native));
   std::printf("peer: %s\n", version.c_str());
+  std::printf("shortest of several runs, %s time\n", numThreads == 1 ? "processor" : "wall");
   std::printf("%-34s %9s %9s %8s\n", "what", "ms", "GFLOP/s", "of peer");
   std::printf("%-34s %9.2f %9.1f %8.3f\n", "OpenBLAS sgemm 4096^3", 2 * std::pow(4096.0, 3) / peerRate * 1e3,
               peerRate / 1e9, 1.0);

@@ -38,22 +38,32 @@ private:
     TileArea area;
     bool isPartial;
     float *queryGradients; ///< first row of the tile in the task's copy of dQ
+    TileExtent extent;
     int numRows() const { return int(area.q.size()); }
     int numKeys() const { return int(area.kv.size()); }
   };
   struct Finiteness {
     bool q, k, dOut;
   };
+  /// What the weights or gradients of a pair of tiles are multiplied with and added to. `isTransposed`: rows of the result
+  /// are keys, otherwise queries.
+  struct Target {
+    bool isTransposed;
+    const float *operand; ///< blocks
+    float *result;
+    int64_t stride, blockStep; ///< floats between rows, and between blocks of columns, of the result
+    int64_t numColumns;
+    float alpha;
+  };
 
   Range tilesOf(int64_t b, int64_t kvHead, int64_t slot) const;
   void runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kvTile, BackwardBuffers &buffers,
                  const CaptureLane *lane) const;
-  void visitPair(const Pair &pair, Finiteness finiteness, BackwardBuffers &buffers, const CaptureLane *lane) const;
+  void visitPair(Pair &pair, Finiteness finiteness, BackwardBuffers &buffers, const CaptureLane *lane) const;
   void scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8_t *allowed, BackwardBuffers &buffers) const;
   void gradientsOfScores(const Pair &pair, const uint8_t *allowed, BackwardBuffers &buffers,
                          const CaptureLane *lane) const;
-  void addProduct(const float *a, bool isATransposed, const float *b, float *c, int64_t cStride, int64_t cBlockStep,
-                  int numRows, int64_t numColumns, int depth, float alpha, const uint8_t *allowed) const;
+  void addProducts(const Pair &pair, const float *pairs, Target target, const uint8_t *allowed) const;
 
   const AttentionProblem &problem_;
   const HostBackwardTensors &tensors_;
@@ -120,7 +130,7 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
     const int64_t rowSet = classes_.rowSetOf(b, h);
     for (int64_t i = 0; i < layout_.columns.numTiles(rowSet, kvTile); ++i) {
       const ColumnTile tile = layout_.columns.tile(rowSet, kvTile, i);
-      Pair pair = {b, h, kvHead, classes_.area(tile.qTile, kvTile), tile.isPartial != 0, nullptr};
+      Pair pair = {b, h, kvHead, classes_.area(tile.qTile, kvTile), tile.isPartial != 0, nullptr, {}};
       if (layout_.queryGradients)
         pair.queryGradients = layout_.queryGradientRows(slot, b, h, pair.area.q.begin);
       const MatrixView qMatrix = matrixOf(tensors_.q, b, h, pair.area.q.begin);
@@ -147,7 +157,7 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
 void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8_t *allowed,
                                     BackwardBuffers &buffers) const {
   scoreProduct_.multiply(scoreProduct_.isPaired() ? buffers.qPairs : buffers.q, buffers.kTransposed, buffers.weights,
-                         pair.numRows(), pair.numKeys(), problem_.scale);
+                         pair.numRows(), pair.extent, problem_.scale);
   if (problem_.functions && problem_.functions->scoreGradient)
     std::memcpy(buffers.incoming, buffers.weights, size_t(pair.numRows()) * kBlockStride * sizeof(float));
   if (problem_.functions && problem_.functions->score)
@@ -168,7 +178,7 @@ void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8
 void BackwardCall::gradientsOfScores(const Pair &pair, const uint8_t *allowed, BackwardBuffers &buffers,
                                      const CaptureLane *lane) const {
   weightProduct_.multiply(weightProduct_.isPaired() ? buffers.dOutPairs : buffers.dOut, buffers.vTransposed,
-                          buffers.gradients, pair.numRows(), pair.numKeys(), /*alpha=*/1.0f);
+                          buffers.gradients, pair.numRows(), pair.extent, /*alpha=*/1.0f);
   if (isSoftmax_) {
     float rowTerm[kBlockSize];
     for (int r = 0; r < pair.numRows(); ++r)
@@ -187,35 +197,44 @@ void BackwardCall::gradientsOfScores(const Pair &pair, const uint8_t *allowed, B
     lane->flush(layout_.captureSizes);
 }
 
-/// C += alpha A B (or with A transposed) for all column blocks of B and C; only the pairs of `allowed` when given.
-void BackwardCall::addProduct(const float *a, bool isATransposed, const float *b, float *c, int64_t cStride,
-                              int64_t cBlockStep, int numRows, int64_t numColumns, int depth, float alpha,
-                              const uint8_t *allowed) const {
-  for (int64_t begin = 0; begin < numColumns; begin += kBlockSize) {
-    const int64_t block = begin / kBlockSize;
-    const Product product = {.a = a,
-                             .isATransposed = isATransposed,
-                             .b = b + block * kBlockFloats,
-                             .c = c + block * cBlockStep,
-                             .cStride = cStride,
-                             .numRows = numRows,
-                             .numColumns = paddedColumns(std::min<int64_t>(kBlockSize, numColumns - begin)),
-                             .depth = depth,
-                             .use = ProductUse::Add,
-                             .alpha = alpha,
-                             .rowScale = nullptr};
-    if (allowed)
-      addAllowedProducts(product, allowed);
-    else
-      kernels_.multiply(product);
+/// result += alpha * pairs * operand (or with pairs transposed) where the extent has pairs; only the pairs of `allowed`,
+/// one by one, when it is given.
+void BackwardCall::addProducts(const Pair &pair, const float *pairs, Target target, const uint8_t *allowed) const {
+  const TileExtent extent = allowed ? TileExtent::whole(pair.numRows(), pair.numKeys()) : pair.extent;
+  for (int i = 0; i < TileExtent::kNumStripes; ++i) {
+    const Range rows = extent.stripe(i, target.isTransposed ? pair.numKeys() : pair.numRows());
+    const Range depth = target.isTransposed ? extent.rows[i] : extent.columns[i];
+    if (rows.isEmpty() || depth.isEmpty())
+      continue;
+    const int64_t corner = target.isTransposed ? depth.begin * kBlockStride + rows.begin
+                                               : rows.begin * kBlockStride + depth.begin;
+    for (int64_t begin = 0; begin < target.numColumns; begin += kBlockSize) {
+      const int64_t block = begin / kBlockSize;
+      const Product product = {.a = pairs + corner,
+                               .isATransposed = target.isTransposed,
+                               .b = target.operand + block * kBlockFloats + depth.begin * kBlockStride,
+                               .c = target.result + block * target.blockStep + rows.begin * target.stride,
+                               .cStride = target.stride,
+                               .numRows = int(rows.size()),
+                               .numColumns = paddedColumns(std::min<int64_t>(kBlockSize, target.numColumns - begin)),
+                               .depth = int(depth.size()),
+                               .use = ProductUse::Add,
+                               .alpha = target.alpha,
+                               .rowScale = nullptr};
+      if (allowed)
+        addAllowedProducts(product, allowed);
+      else
+        kernels_.multiply(product);
+    }
   }
 }
 
-void BackwardCall::visitPair(const Pair &pair, Finiteness finiteness, BackwardBuffers &buffers,
+void BackwardCall::visitPair(Pair &pair, Finiteness finiteness, BackwardBuffers &buffers,
                              const CaptureLane *lane) const {
   const uint8_t *mask = nullptr;
+  pair.extent = TileExtent::whole(pair.numRows(), pair.numKeys());
   if (pair.isPartial) {
-    if (!classes_.fillMask(pair.b, pair.h, pair.area, buffers.mask))
+    if (!classes_.fillMask(pair.b, pair.h, pair.area, buffers.mask, pair.extent))
       return;
     mask = buffers.mask;
   }
@@ -223,19 +242,25 @@ void BackwardCall::visitPair(const Pair &pair, Finiteness finiteness, BackwardBu
   const bool isAllFinite = finiteness.q && finiteness.k && finiteness.dOut;
   uint8_t *allowed = isAllFinite && isSoftmax_ ? nullptr : buffers.allowed;
   scoresAndWeights(pair, mask, allowed, buffers);
-  const int numRows = pair.numRows(), numKeys = pair.numKeys();
   if (tensors_.dV.data)
-    addProduct(buffers.weights, /*isATransposed=*/true, buffers.dOut, buffers.dV, kBlockStride, kBlockFloats, numKeys,
-               problem_.vHeadDim, numRows, /*alpha=*/1.0f, finiteness.dOut ? nullptr : allowed);
+    addProducts(pair, buffers.weights,
+                {.isTransposed = true, .operand = buffers.dOut, .result = buffers.dV, .stride = kBlockStride,
+                 .blockStep = kBlockFloats, .numColumns = problem_.vHeadDim, .alpha = 1.0f},
+                finiteness.dOut ? nullptr : allowed);
   if (!tensors_.dQ.data && !tensors_.dK.data && !lane)
     return;
   gradientsOfScores(pair, allowed, buffers, lane);
   if (tensors_.dQ.data)
-    addProduct(buffers.gradients, /*isATransposed=*/false, buffers.k, pair.queryGradients, layout_.queryGradientStride,
-               kBlockSize, numRows, problem_.headDim, numKeys, problem_.scale, finiteness.k ? nullptr : allowed);
+    addProducts(pair, buffers.gradients,
+                {.isTransposed = false, .operand = buffers.k, .result = pair.queryGradients,
+                 .stride = layout_.queryGradientStride, .blockStep = kBlockSize, .numColumns = problem_.headDim,
+                 .alpha = problem_.scale},
+                finiteness.k ? nullptr : allowed);
   if (tensors_.dK.data)
-    addProduct(buffers.gradients, /*isATransposed=*/true, buffers.q, buffers.dK, kBlockStride, kBlockFloats, numKeys,
-               problem_.headDim, numRows, problem_.scale, finiteness.q ? nullptr : allowed);
+    addProducts(pair, buffers.gradients,
+                {.isTransposed = true, .operand = buffers.q, .result = buffers.dK, .stride = kBlockStride,
+                 .blockStep = kBlockFloats, .numColumns = problem_.headDim, .alpha = problem_.scale},
+                finiteness.q ? nullptr : allowed);
 }
 
 void BackwardCall::sumQueryGradients(int64_t task) const {

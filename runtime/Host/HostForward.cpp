@@ -119,7 +119,8 @@ private:
   void start(RowState &row, int32_t *coverage) const;
   bool packKeys(int64_t b, int64_t kvHead, Range keys, ForwardBuffers &buffers) const;
   void visitTile(const RowState &row, int64_t kvTile, bool isFinite, ForwardBuffers &buffers) const;
-  void addValues(const RowState &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const;
+  void addValues(const RowState &row, int numKeys, bool isFinite, const TileExtent &extent,
+                 ForwardBuffers &buffers) const;
   void finish(const RowState &row, ForwardBuffers &buffers) const;
 
   const AttentionProblem &problem_;
@@ -190,16 +191,17 @@ void ForwardCall::start(RowState &row, int32_t *coverage) const {
 
 void ForwardCall::visitTile(const RowState &row, int64_t kvTile, bool isFinite, ForwardBuffers &buffers) const {
   const TileArea area = classes_.area(row.qTile, kvTile);
+  const int numRows = row.numRows(), numKeys = int(area.kv.size());
   const uint8_t *mask = nullptr;
+  TileExtent extent = TileExtent::whole(numRows, numKeys);
   if (row.classes[kvTile] == TileClass::Partial) {
-    if (!classes_.fillMask(row.b, row.h, area, buffers.mask))
+    if (!classes_.fillMask(row.b, row.h, area, buffers.mask, extent))
       return;
     mask = buffers.mask;
   }
-  const int numRows = row.numRows(), numKeys = int(area.kv.size());
 
   // scores = score(scale * Q K^T)
-  scoreProduct_.multiply(row.packedQ, buffers.k, buffers.scores, numRows, numKeys, problem_.scale);
+  scoreProduct_.multiply(row.packedQ, buffers.k, buffers.scores, numRows, extent, problem_.scale);
   if (problem_.functions && problem_.functions->score)
     classes_.forEachPiece(row.b, row.h, area, [&](const TileCoordinates &coordinates, int64_t i, int64_t j) {
       problem_.functions->score(problem_.bindings, &coordinates, buffers.scores + i * kBlockStride + j, kBlockStride);
@@ -212,22 +214,28 @@ void ForwardCall::visitTile(const RowState &row, int64_t kvTile, bool isFinite, 
     kernels_.plainWeights(buffers.scores, numRows, numKeys, mask, allowed);
     std::fill(buffers.rowScale, buffers.rowScale + numRows, 1.0f);
   }
-  addValues(row, numKeys, isFinite, buffers);
+  addValues(row, numKeys, isFinite, extent, buffers);
 }
 
-/// out = rowScale * out + weights V. With an infinity or NaN in V, a weight of 0 does not hide it, so pairs that the mask
-/// forbids are left out one by one.
-void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, ForwardBuffers &buffers) const {
+/// out = rowScale * out + weights V. Rows without an allowed pair in the tile keep what they have: their scale is 1. With
+/// an infinity or NaN in V, a weight of 0 does not hide it, so pairs that the mask forbids are left out one by one.
+void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, const TileExtent &extent,
+                            ForwardBuffers &buffers) const {
   for (int64_t begin = 0; begin < problem_.vHeadDim; begin += kBlockSize) {
     const int numColumns = int(std::min<int64_t>(kBlockSize, problem_.vHeadDim - begin));
-    float *values = buffers.v + begin / kBlockSize * kBlockFloats;
+    const float *values = buffers.v + begin / kBlockSize * kBlockFloats;
     float *out = row.out + begin / kBlockSize * kBlockFloats;
-    if (isFinite) {
-      kernels_.multiply({.a = buffers.scores, .isATransposed = false, .b = values, .c = out, .cStride = kBlockStride,
-                         .numRows = row.numRows(), .numColumns = paddedColumns(numColumns), .depth = numKeys,
-                         .use = ProductUse::ScaleRows, .alpha = 1.0f, .rowScale = buffers.rowScale});
-      continue;
+    for (int i = 0; i < TileExtent::kNumStripes && isFinite; ++i) {
+      const Range rows = extent.stripe(i, row.numRows()), keys = extent.columns[i];
+      if (!rows.isEmpty() && !keys.isEmpty())
+        kernels_.multiply({.a = buffers.scores + rows.begin * kBlockStride + keys.begin, .isATransposed = false,
+                           .b = values + keys.begin * kBlockStride, .c = out + rows.begin * kBlockStride,
+                           .cStride = kBlockStride, .numRows = int(rows.size()), .numColumns = paddedColumns(numColumns),
+                           .depth = int(keys.size()), .use = ProductUse::ScaleRows, .alpha = 1.0f,
+                           .rowScale = buffers.rowScale + rows.begin});
     }
+    if (isFinite)
+      continue;
     for (int r = 0; r < row.numRows(); ++r)
       for (int c = 0; c < numColumns; ++c)
         out[r * kBlockStride + c] *= buffers.rowScale[r];

@@ -57,11 +57,63 @@ void TileClasses::classifyRow(int64_t rowSet, int64_t qTile, TileClass *classes,
       classes[tile] = TileClass::Full;
 }
 
-bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed) const {
+TileExtent TileExtent::whole(int64_t numRows, int64_t numColumns) {
+  TileExtent extent;
+  extent.stripeSize = int(TileClasses::tileSize);
+  extent.columns[0] = {0, numColumns};
+  extent.rows[0] = {0, numRows};
+  return extent;
+}
+
+/// A row of a mask is read in words of 8 pairs; pair j is byte j of memory.
+static constexpr int kWordsPerRow = int(TileClasses::tileSize / 8);
+static constexpr int kWordsPerStripe = kWordsPerRow / TileExtent::kNumStripes;
+
+/// The bytes from the first to the last that is not 0.
+static Range usedBytes(const uint64_t (&words)[kWordsPerRow]) {
+  uint8_t bytes[TileClasses::tileSize];
+  std::memcpy(bytes, words, sizeof bytes);
+  int64_t begin = 0, end = TileClasses::tileSize;
+  while (begin < end && bytes[begin] == 0)
+    ++begin;
+  while (begin < end && bytes[end - 1] == 0)
+    --end;
+  return {begin, end};
+}
+
+/// Finds the extent of the first numRows rows of a mask; returns whether any byte is set.
+static bool findExtent(const uint8_t *allowed, int64_t numRows, TileExtent &extent) {
+  extent = {};
+  extent.stripeSize = int(TileClasses::tileSize / TileExtent::kNumStripes);
+  bool isAny = false;
+  for (int stripe = 0; stripe < TileExtent::kNumStripes; ++stripe) {
+    uint64_t used[kWordsPerRow] = {};
+    const Range rows = extent.stripe(stripe, numRows);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      uint64_t words[kWordsPerRow];
+      std::memcpy(words, allowed + row * TileClasses::tileSize, sizeof words);
+      for (int i = 0; i < kWordsPerRow; ++i)
+        used[i] |= words[i];
+      for (int column = 0; column < TileExtent::kNumStripes; ++column) {
+        uint64_t any = 0;
+        for (int i = 0; i < kWordsPerStripe; ++i)
+          any |= words[column * kWordsPerStripe + i];
+        if (any == 0)
+          continue;
+        Range &users = extent.rows[column];
+        users = users.isEmpty() ? Range{row, row + 1} : Range{users.begin, row + 1};
+      }
+    }
+    extent.columns[stripe] = usedBytes(used);
+    isAny |= !extent.columns[stripe].isEmpty();
+  }
+  return isAny;
+}
+
+bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed, TileExtent &extent) const {
   const BlockMask &mask = *problem_.mask;
   const TileRows &rows = mask.rows(b, h);
-  for (int64_t i = 0; i < area.q.size(); ++i)
-    std::memset(allowed + i * tileSize, 0, area.kv.size());
+  std::memset(allowed, 0, area.q.size() * tileSize);
   for (int64_t maskRow = area.q.begin / mask.tileQ; maskRow * mask.tileQ < area.q.end; ++maskRow) {
     Range q = intersection(area.q, {maskRow * mask.tileQ, (maskRow + 1) * mask.tileQ});
     auto first = rows.runs.begin() + rows.rowBegin[maskRow];
@@ -80,11 +132,7 @@ bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed
       });
     }
   }
-  uint8_t any = 0;
-  for (int64_t i = 0; i < area.q.size(); ++i)
-    for (int64_t j = 0; j < area.kv.size(); ++j)
-      any |= allowed[i * tileSize + j];
-  return any != 0;
+  return findExtent(allowed, area.q.size(), extent);
 }
 
 } // namespace cpflex

@@ -40,6 +40,22 @@ struct TileArea {
   Range q, kv;
 };
 
+/// Where the allowed pairs of a tile lie, by stripes of rows and of columns: what lies outside needs no arithmetic.
+struct TileExtent {
+  static constexpr int kNumStripes = 4;
+
+  int stripeSize = 0;          ///< rows (or columns) of a stripe; stripe i starts at i * stripeSize
+  Range columns[kNumStripes];  ///< the columns that the rows of a stripe use
+  Range rows[kNumStripes];     ///< the rows that use the columns of a stripe
+
+  /// All pairs of numRows x numColumns, in one stripe.
+  static TileExtent whole(int64_t numRows, int64_t numColumns);
+  /// The rows (columns) of stripe i of a tile that has `count` of them.
+  Range stripe(int i, int64_t count) const {
+    return intersection({int64_t(i) * stripeSize, int64_t(i + 1) * stripeSize}, {0, count});
+  }
+};
+
 /// Answers questions about the tiles of one problem. Read-only once built, so shared by threads; borrows the problem.
 class TileClasses {
 public:
@@ -58,8 +74,9 @@ public:
   /// Writes the class of each of the numKVTiles() tiles of one row of tiles. `scratch` holds as many elements.
   void classifyRow(int64_t rowSet, int64_t qTile, TileClass *classes, int32_t *scratch) const;
 
-  /// Writes 1 or 0 for each pair of a tile to allowed[i * tileSize + j]; returns whether any is 1.
-  bool fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed) const;
+  /// Writes 1 or 0 for each pair of a tile to allowed[i * tileSize + j] and where the ones are to `extent`; returns
+  /// whether there are any.
+  bool fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed, TileExtent &extent) const;
 
   /// Calls visit(coordinates, row, column) for the parts of the area that are affine in both directions; row and column
   /// count from the area's corner, b and h are local.

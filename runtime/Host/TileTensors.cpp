@@ -32,16 +32,25 @@ void RowProduct::packB(const MatrixView &from, int numRows, float *blocks) const
   kernels_.packColumns(packable(from), numRows, int(depth_), blocks);
 }
 
-void RowProduct::multiply(const float *a, const float *b, float *c, int numRows, int numColumns, float alpha) const {
+void RowProduct::multiply(const float *a, const float *b, float *c, int numRows, const TileExtent &extent,
+                          float alpha) const {
+  for (int i = 0; i < TileExtent::kNumStripes; ++i) {
+    const Range rows = extent.stripe(i, numRows), columns = extent.columns[i];
+    if (!rows.isEmpty() && !columns.isEmpty())
+      multiplyPart(a, b, c, rows, {columns.begin / kColumnPadding * kColumnPadding, columns.end}, alpha);
+  }
+}
+
+void RowProduct::multiplyPart(const float *a, const float *b, float *c, Range rows, Range columns, float alpha) const {
   for (int64_t begin = 0; begin < depth_; begin += kBlockSize) {
     const int64_t block = begin / kBlockSize * kBlockFloats;
-    const Product product = {.a = a + block,
+    const Product product = {.a = a + block + rows.begin * kBlockStride,
                              .isATransposed = false,
-                             .b = b + block,
-                             .c = c,
+                             .b = b + block + columns.begin,
+                             .c = c + rows.begin * kBlockStride + columns.begin,
                              .cStride = kBlockStride,
-                             .numRows = numRows,
-                             .numColumns = paddedColumns(numColumns),
+                             .numRows = int(rows.size()),
+                             .numColumns = paddedColumns(columns.size()),
                              .depth = int(std::min<int64_t>(kBlockSize, depth_ - begin)),
                              .use = begin == 0 ? ProductUse::Replace : ProductUse::Add,
                              .alpha = alpha,

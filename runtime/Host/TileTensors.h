@@ -4,6 +4,7 @@
 
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/HostKernels.h"
+#include "runtime/Host/TileClasses.h"
 #include "runtime/contract/Range.h"
 
 #include <algorithm>
@@ -36,10 +37,11 @@ public:
   bool isPaired() const { return isPaired_; }
   void packA(const MatrixView &from, int numRows, float *blocks) const;
   void packB(const MatrixView &from, int numRows, float *blocks) const;
-  /// c = alpha * A B^T; c is one block.
-  void multiply(const float *a, const float *b, float *c, int numRows, int numColumns, float alpha) const;
+  /// c = alpha * A B^T where `extent` has pairs, anything elsewhere; c is one block of numRows rows.
+  void multiply(const float *a, const float *b, float *c, int numRows, const TileExtent &extent, float alpha) const;
 
 private:
+  void multiplyPart(const float *a, const float *b, float *c, Range rows, Range columns, float alpha) const;
   MatrixView packable(const MatrixView &from) const;
 
   const HostKernels &kernels_;
