@@ -164,14 +164,52 @@ struct MergeQuotients : OpRewritePattern<FloorDivOp> {
   }
 };
 
-/// `x % n % n` becomes `x % n`; the remainder has the divisor's sign, so a second one changes nothing.
-struct DropSecondRemainder : OpRewritePattern<ModOp> {
+/// `x % n % m` becomes `x % m` when m divides n, both positive; `x % n % n` becomes `x % n` for every n, since the
+/// remainder has the divisor's sign.
+struct DropRemainder : OpRewritePattern<ModOp> {
   using OpRewritePattern::OpRewritePattern;
   LogicalResult matchAndRewrite(ModOp op, PatternRewriter &rewriter) const override {
     auto inner = op.getLhs().getDefiningOp<ModOp>();
-    if (!inner || inner.getRhs() != op.getRhs() || toValueType(op.getType()) == ValueType::Float)
+    if (!inner || toValueType(op.getType()) == ValueType::Float)
       return failure();
-    rewriter.replaceOp(op, inner.getResult());
+    if (inner.getRhs() == op.getRhs()) {
+      rewriter.replaceOp(op, inner.getResult());
+      return success();
+    }
+    auto outerDivisor = constantOf(op.getRhs()), innerDivisor = constantOf(inner.getRhs());
+    if (!outerDivisor || !innerDivisor || !outerDivisor->isStrictlyPositive() || !innerDivisor->isStrictlyPositive() ||
+        !innerDivisor->urem(*outerDivisor).isZero())
+      return failure();
+    rewriter.replaceOpWithNewOp<ModOp>(op, inner.getLhs(), op.getRhs());
+    return success();
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Signs
+//===----------------------------------------------------------------------===//
+
+/// `-(x - y)` becomes `y - x`.
+struct NegateDifference : OpRewritePattern<NegOp> {
+  using OpRewritePattern::OpRewritePattern;
+  LogicalResult matchAndRewrite(NegOp op, PatternRewriter &rewriter) const override {
+    auto difference = op.getOperand().getDefiningOp<SubOp>();
+    // Of floats, -(x - x) is -0.
+    if (!difference || !difference->hasOneUse() || toValueType(op.getType()) == ValueType::Float)
+      return failure();
+    rewriter.replaceOpWithNewOp<SubOp>(op, difference.getRhs(), difference.getLhs());
+    return success();
+  }
+};
+
+/// `abs(-x)` becomes `abs(x)`.
+struct DropSignUnderAbs : OpRewritePattern<AbsOp> {
+  using OpRewritePattern::OpRewritePattern;
+  LogicalResult matchAndRewrite(AbsOp op, PatternRewriter &rewriter) const override {
+    auto neg = op.getOperand().getDefiningOp<NegOp>();
+    if (!neg || toValueType(op.getType()) == ValueType::U32)
+      return failure();
+    rewriter.replaceOpWithNewOp<AbsOp>(op, neg.getOperand());
     return success();
   }
 };
@@ -212,7 +250,8 @@ struct UnrollShortReduction : OpRewritePattern<ReduceOp> {
 
 void populateArithmeticPatterns(RewritePatternSet &patterns) {
   patterns.add<CollectTerms<AddOp>, CollectTerms<SubOp>, CollectTerms<MulOp>, CollectTerms<NegOp>,
-               DifferenceToRemainder, MergeQuotients, DropSecondRemainder, UnrollShortReduction>(
+               DifferenceToRemainder, MergeQuotients, DropRemainder, NegateDifference, DropSignUnderAbs,
+               UnrollShortReduction>(
       patterns.getContext());
 }
 

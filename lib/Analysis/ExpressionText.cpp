@@ -78,6 +78,13 @@ public:
       printTableOperation(op, around);
   }
 
+  /// Prints a comparison with another operator than its own.
+  void printComparison(mlir::Operation *op, StringRef operatorText) {
+    print(op->getOperand(0), kBitOr);
+    stream << operatorText;
+    print(op->getOperand(1), kBitOr);
+  }
+
 private:
   void printArgument(BlockArgument argument) {
     if (llvm::isa<mask::ReduceOp>(argument.getOwner()->getParentOp())) {
@@ -173,6 +180,28 @@ private:
 std::string expressionText(Value value, int mostOperations) {
   std::string text;
   Printer(text, mostOperations).print(value, kConditional);
+  return text;
+}
+
+std::string complementText(Value value, int mostOperations) {
+  auto opposite = [&]() -> StringRef {
+    auto op = value.getDefiningOp<mask::TableOpInterface>();
+    if (!op || mask::toValueType(op->getOperand(0).getType()) == ValueType::Float)
+      return {};
+    switch (op.getTableOperation()) {
+    case Operation::Eq: return " != ";
+    case Operation::Ne: return " == ";
+    case Operation::Lt: return " >= ";
+    case Operation::Le: return " > ";
+    case Operation::Gt: return " <= ";
+    case Operation::Ge: return " < ";
+    default: return {};
+    }
+  }();
+  if (opposite.empty())
+    return "not (" + expressionText(value, mostOperations) + ")";
+  std::string text;
+  Printer(text, mostOperations).printComparison(value.getDefiningOp(), opposite);
   return text;
 }
 

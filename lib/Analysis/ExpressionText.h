@@ -11,4 +11,7 @@ namespace cpflex {
 /// parts beyond `mostOperations` operations are shown as `...`.
 std::string expressionText(mlir::Value value, int mostOperations = 40);
 
+/// The complement of a bool: a comparison of ints with the opposite operator, `not (...)` otherwise.
+std::string complementText(mlir::Value value, int mostOperations = 40);
+
 } // namespace cpflex

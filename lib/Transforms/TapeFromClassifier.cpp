@@ -153,8 +153,7 @@ FailureOr<TapeWithResiduals> tapeWithResiduals(mask::PredicateOp predicate, cons
       residual.assumptions.push_back({writer.instructionOf(value), assumed});
     residual.result = writer.instructionOf(expression.value);
     residual.isNegated = expression.isNegated;
-    std::string text = expressionText(expression.value);
-    residual.text = expression.isNegated ? "not (" + text + ")" : text;
+    residual.text = expression.isNegated ? complementText(expression.value) : expressionText(expression.value);
     result.residuals.push_back(std::move(residual));
   }
   return result;

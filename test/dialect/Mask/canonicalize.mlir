@@ -207,6 +207,50 @@ mask.predicate @quotientsMerge(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
 
 // -----
 
+// CHECK-LABEL: @remainderOfARemainder
+mask.predicate @remainderOfARemainder(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
+  // CHECK-NEXT: %[[N:.*]] = mask.constant 2 : i64
+  // CHECK-NEXT: %[[R:.*]] = mask.mod %q, %[[N]]
+  // CHECK-NEXT: mask.eq %[[R]], %kv
+  %32 = mask.constant 32 : i64
+  %2 = mask.constant 2 : i64
+  %x = mask.mod %q, %32 : i64
+  %y = mask.mod %x, %2 : i64
+  %r = mask.eq %y, %kv : i64
+  mask.yield %r : i1
+}
+
+// -----
+
+// CHECK-LABEL: @remainderByNoDivisorStays
+mask.predicate @remainderByNoDivisorStays(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
+  %32 = mask.constant 32 : i64
+  %5 = mask.constant 5 : i64
+  // CHECK: mask.mod
+  // CHECK: mask.mod
+  %x = mask.mod %q, %32 : i64
+  %y = mask.mod %x, %5 : i64
+  %r = mask.eq %y, %kv : i64
+  mask.yield %r : i1
+}
+
+// -----
+
+// CHECK-LABEL: @signs
+mask.predicate @signs(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
+  // CHECK-NEXT: %[[ABS:.*]] = mask.abs %b
+  // CHECK-NEXT: %[[D:.*]] = mask.sub %kv, %q
+  // CHECK-NEXT: mask.lt %[[ABS]], %[[D]]
+  %m = mask.neg %b : i64
+  %a = mask.abs %m : i64
+  %x = mask.sub %q, %kv : i64
+  %y = mask.neg %x : i64
+  %r = mask.lt %a, %y : i64
+  mask.yield %r : i1
+}
+
+// -----
+
 // CHECK-LABEL: @equalityOfDifferences
 mask.predicate @equalityOfDifferences(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
   %0 = mask.constant 0 : i64

@@ -38,7 +38,7 @@ TEST(Residuals, areFunctionsByNumberWithTheirAssumptionsAndText) {
   std::vector<std::string> texts;
   for (const Residual &residual : result->residuals)
     texts.push_back(residual.text);
-  EXPECT_EQ(texts, (std::vector<std::string>{"not (kv <= q)", "not (kv < h)", "not (doc[q] == doc[kv])",
+  EXPECT_EQ(texts, (std::vector<std::string>{"kv > q", "kv >= h", "doc[q] != doc[kv]",
                                              "not (doc[q] == doc[kv] and kv <= q)"}));
   const auto &instructions = result->tape.instructions;
   const Residual &causal = result->residuals[0];
