@@ -222,8 +222,9 @@ std::vector<Case> cases() {
     for (auto [d, dv] : {std::pair<int64_t, int64_t>{128, 128}, {192, 128}, {256, 256}, {40, 72}})
       add({.functor = "document_causal", .headDim = d, .vHeadDim = dv, .family = family});
     add({.functor = "causal", .headDim = 128, .vHeadDim = 128, .element = ElementType::F16, .family = family});
-    add({.functor = "document_causal", .qLen = 1, .kvLen = 517, .family = family, .label = "one_query"});
-    add({.functor = "causal", .qLen = 517, .kvLen = 1, .family = family, .label = "one_key"});
+    add({.functor = "causal", .qLen = 1, .kvLen = 517, .family = family, .qPositions = {{{400, 1, 1}}}, .label = "one_query"});
+    // A sink, so that weights are not 1 and gradients not 0.
+    add({.functor = "causal", .qLen = 517, .kvLen = 1, .family = family, .sink = Case::Sink::Given, .label = "one_key"});
     add({.functor = "causal", .qHeads = 6, .kvHeads = 1, .family = family, .sink = Case::Sink::Given, .headOffset = 3, .label = "sink"});
     add({.functor = "document_causal", .family = family, .mask = Case::Mask::None, .label = "no_block_mask"});
     add({.functor = "soft_cap", .family = family, .normalization = AttentionProblem::Normalization::None, .label = "no_softmax"});
