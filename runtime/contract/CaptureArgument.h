@@ -16,4 +16,36 @@ struct CaptureArgument {
   long long strides[4];
 };
 
+#if defined(__CUDACC_RTC__)
+#define CPFLEX_CAPTURE_FUNCTION static __device__ __forceinline__
+#define CPFLEX_CAPTURE_READ(address) __ldg(address)
+#else
+#define CPFLEX_CAPTURE_FUNCTION static inline
+#define CPFLEX_CAPTURE_READ(address) *(address)
+#endif
+
+/// Whether `index` is in [0, size). A 32-bit index was proved to be one assuming sizes up to 2^30, which binding checks.
+CPFLEX_CAPTURE_FUNCTION bool isBelow(long long index, long long size) {
+  return (unsigned long long)index < (unsigned long long)size;
+}
+CPFLEX_CAPTURE_FUNCTION bool isBelow(unsigned index, long long size) { return (long long)index < size; }
+CPFLEX_CAPTURE_FUNCTION bool isBelow(int index, long long size) { return (unsigned)index < (unsigned)size; }
+
+/// The element at the indices, one per axis, of an array of `Element`; 0 outside of the array.
+template <typename Element> CPFLEX_CAPTURE_FUNCTION Element elementAt(const CaptureArgument &array) {
+  return CPFLEX_CAPTURE_READ((const Element *)array.data);
+}
+template <typename Element, typename... Indices>
+CPFLEX_CAPTURE_FUNCTION Element elementAt(const CaptureArgument &array, Indices... indices) {
+  int axis = 0;
+  bool isInside = true;
+  ((isInside &= isBelow(indices, array.shape[axis]), ++axis), ...);
+  if (!isInside)
+    return Element(0);
+  long long offset = 0;
+  axis = 0;
+  ((offset += (long long)indices * array.strides[axis], ++axis), ...);
+  return CPFLEX_CAPTURE_READ((const Element *)array.data + offset);
+}
+
 } // namespace cpflex

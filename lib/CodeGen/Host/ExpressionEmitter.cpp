@@ -452,6 +452,8 @@ static TypedAttr neutralElement(OpBuilder &builder, mask::ReductionKind kind, ml
   mlir::Type type = hostType(declared);
   if (kind == mask::ReductionKind::Any || kind == mask::ReductionKind::All)
     return builder.getIntegerAttr(type, kind == mask::ReductionKind::All ? 1 : 0);
+  if (kind == mask::ReductionKind::Sum && type.isF32())
+    return builder.getFloatAttr(type, llvm::APFloat::getZero(llvm::APFloat::IEEEsingle(), /*Negative=*/true));
   if (kind == mask::ReductionKind::Sum)
     return cast<TypedAttr>(builder.getZeroAttr(type));
   bool isMin = kind == mask::ReductionKind::Min;
@@ -506,9 +508,10 @@ FailureOr<mlir::Value> ExpressionEmitter::emitReduce(mask::ReduceOp op) {
   mlir::Value result = emitLoop(loc, count, initial, /*annotation=*/{}, turn)[0];
   if (failed(status))
     return failure();
-  if (kind != mask::ReductionKind::Min && kind != mask::ReductionKind::Max)
+  bool isExtreme = kind == mask::ReductionKind::Min || kind == mask::ReductionKind::Max;
+  if (!isExtreme && !type.isF32())
     return result;
-  // The least of nothing is 0.
+  // The least of nothing is 0; a float sum starts at -0, which leaves every first element as it is.
   mlir::Value isEmpty =
       LLVM::ICmpOp::create(builder, loc, LLVM::ICmpPredicate::sle, count, constantInt(loc, count.getType(), 0));
   mlir::Value zero = LLVM::ConstantOp::create(builder, loc, type, builder.getZeroAttr(type));
