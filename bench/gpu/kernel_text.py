@@ -35,8 +35,10 @@ def tile_config(role, family, d, dv):
             q = 192 if widest <= 64 else 128
             return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
         if role == "backward_kv":
-            q = 96 if widest <= 64 else 64 if widest <= 192 else 48
-            return Tiles(q, 128, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q))
+            if widest > 128:
+                return Tiles(64, 64, 2, 384, panel_bytes(64, d) + panel_bytes(64, dv) + rest + 2 * (panel_bytes(64, d) + panel_bytes(64, dv) + 8 * 64) + 2 * 64 * 64 * 4)
+            q, stages = (96, 3) if widest <= 64 else (64, 2)
+            return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q))
         if role == "backward_q":
             kv = 128 if widest <= 128 else 64 if widest <= 192 else 48
             return Tiles(128, kv, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
@@ -64,8 +66,14 @@ ROLES = {
 }
 
 
+def kernel_role(role, family, widest):
+    if role == "backward_kv" and family == "wgmma" and widest > 128:
+        return "attention_backward_kv_wide_wgmma.cuh", "attention_backward_kv", "attentionBackwardKVWideWgmma"
+    return ROLES[role, family]
+
+
 def instantiation(role, family, d, dv, tiles, element="BFloat16", softmax=True, f32=False, positions="Identity"):
-    _, function, template = ROLES[role, family]
+    _, function, template = kernel_role(role, family, max(d, dv))
     maps = family == "wgmma" and role in ("forward", "backward_kv", "backward_q")
     prefix = "Forward" if role == "forward" else "Backward"
     text = "struct Config {\n"
@@ -121,8 +129,9 @@ PROGRAMS = {
 
 
 def kernel_text(role, family, functor, config):
+    wide = "WideWgmma" in config
     return ('#include "runtime/contract/Operations.h"\n'
-            f'#include "runtime/kernels/{ROLES[role, family][0]}"\n{functor}{config}')
+            f'#include "runtime/kernels/{kernel_role(role, family, 256 if wide else 0)[0]}"\n{functor}{config}')
 
 
 _nvrtc = None

@@ -228,7 +228,7 @@ class Backward:
                 order = mask.row_order(rows)
                 self.keep.append(order)
             streamed = (sq if role == "backward_kv" else sk) * (d + dv) * 2
-            parts = parts_of(d, dv) if role == "backward_kv" else 1
+            parts = parts_of(d, dv) if role == "backward_kv" and families[role] == "mma_sync" else 1
             a.work = WorkArgument(order.data_ptr() if mask else None, self.counters.data_ptr() + 4 * index, rows,
                                   group_heads(streamed * (hq // hkv if index == 0 else 1), parts if index == 0 else hq // hkv))
             return a
@@ -242,7 +242,7 @@ class Backward:
             if families[role] == "wgmma":
                 parameters.append(aligned_buffer(tensor_map(q, t.tile_q) + tensor_map(d_o, t.tile_q) + tensor_map(k, t.tile_kv)
                                                  + tensor_map(v, t.tile_kv)))
-            items = a.work.num_rows * b * (hkv * parts_of(d, dv) if role == "backward_kv" else hq)
+            items = a.work.num_rows * b * (hkv if role == "backward_kv" else hq)
             self.calls.append((kernels[role], max(1, min(items, processors() * t.blocks_per_processor)), parameters))
         if d_sink is not None:
             self.calls.append((kernels["backward_sink"], hq, [arguments("backward_sink"), self.empty]))

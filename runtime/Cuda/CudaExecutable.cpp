@@ -44,7 +44,8 @@ KernelRows rowsOf(KernelRole role) { return role == KernelRole::BackwardKV ? Ker
 
 /// Work items per row of tiles and head.
 int64_t numParts(const KernelSpec &spec) {
-  return spec.role == KernelRole::BackwardKV ? columnParts(spec.headDim, spec.vHeadDim) : 1;
+  bool hasParts = spec.role == KernelRole::BackwardKV && spec.family == KernelFamily::MmaSync;
+  return hasParts ? columnParts(spec.headDim, spec.vHeadDim) : 1;
 }
 
 std::vector<AffineTile> affineTiles(const PositionMap &map, int64_t length, int64_t tileSize) {

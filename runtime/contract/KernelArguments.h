@@ -148,8 +148,8 @@ constexpr int kRowPadding = 128;
 /// at the last row.
 constexpr int paddedRows(int qLen) { return (qLen + kRowPadding + kRowPadding - 1) / kRowPadding * kRowPadding; }
 
-/// In how many parts of columns BackwardKV cuts dK and dV; each part of each row is a work item, so items are
-/// work.numRows * batch * kvHeads * this.
+/// In how many parts of columns the mma_sync kernel for BackwardKV cuts dK and dV; each part of each row is a work item, so
+/// its items are work.numRows * batch * kvHeads * this. The wgmma kernels have one part.
 constexpr int columnParts(int headDim, int vHeadDim) { return ((headDim > vHeadDim ? headDim : vHeadDim) + 127) / 128; }
 
 /// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, elements beyond the tensor read as zero,

@@ -43,13 +43,16 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
 TileConfig backwardKVWgmma(const KernelSpec &spec) {
   int widest = widestHead(spec);
   TileConfig tiles;
-  tiles.tileQ = widest <= 64 ? 96 : widest <= 192 ? 64 : 48;
-  tiles.tileKV = 128;
-  tiles.stages = 2;
+  bool isWide = widest > 128;
+  tiles.tileQ = widest <= 64 ? 96 : 64;
+  tiles.tileKV = isWide ? 64 : 128;
+  tiles.stages = widest <= 64 ? 3 : 2;
   tiles.threads = 3 * kWarpgroup;
-  int rowBytes = tiles.tileQ * 2 * static_cast<int>(sizeof(float));
-  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) + kBarrierBytes +
-                      kAlignmentSlack;
+  constexpr int kFloatBytes = static_cast<int>(sizeof(float));
+  // Two rows of LSE and delta per query; where the consumers divide a tile, two slots of factors pass between them.
+  int rowBytes = tiles.tileQ * 2 * kFloatBytes, exchangeBytes = isWide ? 2 * tiles.tileKV * tiles.tileQ * kFloatBytes : 0;
+  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) + exchangeBytes +
+                      kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 
@@ -148,7 +151,10 @@ std::string_view kernelFile(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
   case KernelRole::Forward: return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
-  case KernelRole::BackwardKV: return isWgmma ? "attention_backward_kv_wgmma.cuh" : "attention_backward_kv_mma_sync.cuh";
+  case KernelRole::BackwardKV:
+    return !isWgmma                  ? "attention_backward_kv_mma_sync.cuh"
+           : widestHead(spec) <= 128 ? "attention_backward_kv_wgmma.cuh"
+                                     : "attention_backward_kv_wide_wgmma.cuh";
   case KernelRole::BackwardQ: return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
   case KernelRole::BackwardDelta: case KernelRole::BackwardSink: return "attention_backward_rows.cuh";
   }
@@ -171,7 +177,10 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
   case KernelRole::Forward: return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
-  case KernelRole::BackwardKV: return isWgmma ? "attentionBackwardKVWgmma" : "attentionBackwardKVMmaSync";
+  case KernelRole::BackwardKV:
+    return !isWgmma                  ? "attentionBackwardKVMmaSync"
+           : widestHead(spec) <= 128 ? "attentionBackwardKVWgmma"
+                                     : "attentionBackwardKVWideWgmma";
   case KernelRole::BackwardQ: return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
   case KernelRole::BackwardDelta: return "attentionBackwardDelta";
   case KernelRole::BackwardSink: return "attentionBackwardSink";

@@ -230,11 +230,11 @@ __device__ __forceinline__ void attentionBackwardQWgmma(const BackwardArguments 
 
   int warpgroup = threadIdx.x / kWarpgroupSize;
   if (warpgroup == 0) {
-    giveRegisters<kProducerRegisters<Shared::kConsumers, /*kIsWide=*/false>>();
+    giveRegisters<kProducerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     if (threadIdx.x == 0)
       produceBackwardQ<Config, Program>(shared, arguments, maps);
   } else {
-    takeRegisters<kConsumerRegisters<Shared::kConsumers, /*kIsWide=*/false>>();
+    takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     consumeBackwardQ<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);
   }
 }

@@ -294,11 +294,11 @@ __device__ __forceinline__ void attentionForwardWgmma(const ForwardArguments &ar
 
   int warpgroup = threadIdx.x / kWarpgroupSize;
   if (warpgroup == 0) {
-    giveRegisters<kProducerRegisters<Shared::kConsumers, /*kIsWide=*/false>>();
+    giveRegisters<kProducerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     if (threadIdx.x == 0)
       produceForward<Config, Program>(shared, arguments, maps);
   } else {
-    takeRegisters<kConsumerRegisters<Shared::kConsumers, /*kIsWide=*/false>>();
+    takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     consumeForward<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);
   }
 }

@@ -18,8 +18,8 @@ __device__ __forceinline__ unsigned char *alignedSharedMemory() {
 
 /// Registers per thread of the warpgroups, of the 512 that a processor has per 128 threads. Two consumers: 56 + 2 * 224, or
 /// 24 + 2 * 240 where they hold two wide accumulators (the producer then spills, off the critical path); three: 32 + 3 * 160.
-template <int kConsumers, bool kIsWide> constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kIsWide ? 24 : 56;
-template <int kConsumers, bool kIsWide> constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kIsWide ? 240 : 224;
+template <int kConsumers, bool kHoldsTwo> constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kHoldsTwo ? 24 : 56;
+template <int kConsumers, bool kHoldsTwo> constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kHoldsTwo ? 240 : 224;
 
 /// A position in a ring of kSlots buffers and the parity of its current round.
 template <int kSlots> struct RingPosition {

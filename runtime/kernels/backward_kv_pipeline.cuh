@@ -1,0 +1,138 @@
+// Shared memory and producer of the two wgmma kernels for dK and dV: tiles of Q and dO with their rows of LSE and delta
+// stream past one tile of K and V.
+#pragma once
+
+#include "runtime/kernels/backward.cuh"
+#include "runtime/kernels/hopper.cuh"
+#include "runtime/kernels/pipeline.cuh"
+
+namespace cpflex::kernels {
+
+template <class Config> struct BackwardKVShared {
+  static constexpr int kColumns = roundUp(Config::kHeadDim, 16), kVColumns = roundUp(Config::kVHeadDim, 16);
+  static constexpr int kRowBytes = Config::kHasSoftmax ? Config::kTileQ * (int)sizeof(float) : 0;
+  static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64), kVPanels = ceilDivide(Config::kVHeadDim, 64);
+  static constexpr int kRowsPerConsumer = 64;
+  static constexpr int kConsumers = 2;
+  /// Whether the consumers divide the products of 64 keys among them instead of 128 keys.
+  static constexpr bool kIsWide = kColumns > 128 || kVColumns > 128;
+  static constexpr int kExchangeSlots = 2;
+  static constexpr int kExchangeBytes = kIsWide ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float) : 0;
+  static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
+  static constexpr int kKBytes = kPanels * kKVPanelBytes, kVBytes = kVPanels * kKVPanelBytes;
+  static constexpr int kQBytes = kPanels * kQPanelBytes, kDOBytes = kVPanels * kQPanelBytes;
+  static constexpr int kTileBytes = kKBytes + kVBytes + Config::kStages * (kQBytes + kDOBytes) + kExchangeBytes;
+
+  struct Rest {
+    float lseLog2[Config::kStages][Config::kTileQ];
+    float delta[Config::kStages][Config::kTileQ];
+    SharedBarrier kvFull, kvEmpty;
+    SharedBarrier qFull[Config::kStages], qEmpty[Config::kStages];
+    SharedBarrier dOFull[Config::kStages], dOEmpty[Config::kStages];
+    TileMessage message[Config::kStages];
+    int head[Config::kStages]; ///< query head of the tile
+    SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
+    WorkQueue::Shared work;
+  };
+  static_assert(Config::kTileKV == (kIsWide ? kRowsPerConsumer : kConsumers * kRowsPerConsumer));
+  static_assert(Config::kTileQ % 16 == 0 && Config::kTileQ <= kRowPadding);
+  static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
+  static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes, "the table of tiles is out of date");
+
+  unsigned char *tiles;
+  Rest *rest;
+
+  __device__ __forceinline__ BackwardKVShared() {
+    tiles = alignedSharedMemory();
+    rest = reinterpret_cast<Rest *>(tiles + kTileBytes);
+  }
+  __device__ __forceinline__ unsigned char *q(int stage) const { return tiles + stage * kQBytes; }
+  __device__ __forceinline__ unsigned char *dO(int stage) const { return tiles + Config::kStages * kQBytes + stage * kDOBytes; }
+  __device__ __forceinline__ unsigned char *k() const { return tiles + Config::kStages * (kQBytes + kDOBytes); }
+  __device__ __forceinline__ unsigned char *v() const { return k() + kKBytes; }
+  __device__ __forceinline__ float *exchange(int slot) const {
+    return reinterpret_cast<float *>(v() + kVBytes) + slot * kRowsPerConsumer * Config::kTileQ;
+  }
+
+  /// Sets up the barriers; the whole block calls it.
+  __device__ __forceinline__ void initialize() const {
+    constexpr int kWarpsPerConsumer = kWarpgroupSize / kWarpSize, kConsumerWarps = kConsumers * kWarpsPerConsumer;
+    if (threadIdx.x == 0) {
+      rest->kvFull.initialize(1);
+      rest->kvEmpty.initialize(kConsumerWarps);
+      for (int stage = 0; stage < Config::kStages; ++stage) {
+        rest->qFull[stage].initialize(1);
+        rest->qEmpty[stage].initialize(kConsumerWarps);
+        rest->dOFull[stage].initialize(1);
+        rest->dOEmpty[stage].initialize(kConsumerWarps);
+      }
+      for (int slot = 0; slot < kExchangeSlots; ++slot) {
+        rest->exchangeFull[slot].initialize(kWarpsPerConsumer);
+        rest->exchangeEmpty[slot].initialize(kWarpsPerConsumer);
+      }
+      WorkQueue::initialize(rest->work, kConsumerWarps);
+      fenceBarrierInit();
+    }
+    __syncthreads();
+  }
+};
+
+/// The producer: one thread takes work and issues every copy.
+template <class Config, class Program>
+__device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config> &shared, const BackwardArguments &arguments,
+                                                  const BackwardTensorMaps &maps) {
+  using Shared = BackwardKVShared<Config>;
+  auto &rest = *shared.rest;
+  RingPosition<Config::kStages> ring;
+  uint32 kvParity = 0;
+  int numItems = numWorkItems(arguments.work, arguments.batch * arguments.kvHeads);
+  int numTiles = ceilDivide(arguments.qLen, Config::kTileQ), headsPerKV = arguments.qHeads / arguments.kvHeads;
+  WorkQueue queue;
+  while (true) {
+    int item = atomicAdd(arguments.work.counter, 1);
+    if (item >= numItems)
+      return queue.publish(rest.work, WorkQueue::kEnd);
+    WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.kvHeads);
+    int head = work.h * headsPerKV, endHead = head + headsPerKV;
+    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
+    // Steps to the next tile of this head or of a later one.
+    auto next = [&] {
+      while (!walk.next()) {
+        if (++head == endHead)
+          return false;
+        walk = TileWalk(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
+      }
+      return true;
+    };
+    bool hasTile = next();
+    queue.publish(rest.work, item * 2 + hasTile);
+    if (hasTile) {
+      rest.kvEmpty.wait(kvParity ^ 1);
+      kvParity ^= 1;
+      rest.kvFull.arriveExpecting(Shared::kKBytes + Shared::kVBytes);
+      copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, rest.kvFull, shared.k(), work.row * Config::kTileKV, work.h, work.b, CacheHint::EvictFirst);
+      copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, rest.kvFull, shared.v(), work.row * Config::kTileKV, work.h, work.b, CacheHint::EvictFirst);
+    }
+    while (hasTile) {
+      int tile = walk.tile, row = tile * Config::kTileQ, tileHead = head;
+      bool isPartial = walk.isPartial;
+      hasTile = next();
+      SharedBarrier &qFull = rest.qFull[ring.slot], &dOFull = rest.dOFull[ring.slot];
+      rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
+      rest.message[ring.slot] = TileMessage::of(tile, isPartial, !hasTile);
+      rest.head[ring.slot] = tileHead;
+      qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
+      copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, qFull, shared.q(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
+      if (Config::kHasSoftmax)
+        copyBytes(rest.lseLog2[ring.slot], arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + tileHead * arguments.lseLog2.strideH + row, Shared::kRowBytes, qFull);
+      rest.dOEmpty[ring.slot].wait(ring.parity ^ 1);
+      dOFull.arriveExpecting(Shared::kDOBytes + Shared::kRowBytes);
+      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
+      if (Config::kHasSoftmax)
+        copyBytes(rest.delta[ring.slot], arguments.delta.data + work.b * arguments.delta.strideB + tileHead * arguments.delta.strideH + row, Shared::kRowBytes, dOFull);
+      ring.advance();
+    }
+  }
+}
+
+} // namespace cpflex::kernels
