@@ -1,7 +1,7 @@
 """Checks and times the attention kernels on one GPU: small odd shapes against a float64 reference, the shapes of the
 performance tables against cuDNN (through PyTorch) and compiled flex_attention. Prints tables; needs torch.
 
-  python3 bench/gpu/attention.py check-forward [time-forward] [check-backward] [time-backward] [peers] [--out DIR]
+  python3 bench/gpu/attention.py [check-forward] [check-backward] [table] [time-forward] [time-backward] [--out DIR]
 """
 import argparse
 import concurrent.futures
@@ -475,10 +475,7 @@ def cudnn_backward(torch, shape):
     """Returns a call that runs only the backward of cuDNN attention."""
     q, k, v = (t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v))
     with torch.enable_grad():
-        proxy = Shape.__new__(Shape)
-        proxy.__dict__.update(shape.__dict__)
-        proxy.q, proxy.k, proxy.v = q, k, v
-        out = cudnn(torch, proxy)
+        out = cudnn(torch, with_inputs(shape, q, k, v))
     d_o = torch.randn_like(out)
     return lambda: torch.autograd.grad(out, (q, k, v), d_o, retain_graph=True)
 
@@ -539,6 +536,90 @@ def time_backward(torch, variants, shapes, results, peers=True):
         del shape, forward, o, lse, d_o, outs
 
 
+# ---- the table beside the peers ---------------------------------------------------------------------------------------
+
+def flex(torch, shape):
+    """Compiled flex_attention on a shape; returns a call of (q, k, v)."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    torch._dynamo.reset()
+    x = shape.x
+    mask, score = SEMANTICS[shape.program]
+    block_mask = None
+    if mask:
+        batch = shape.b if shape.program in BATCH_DEPENDENT else None
+        block_mask = create_block_mask(lambda b, h, q, kv: mask(b, h, q, kv, x), batch, None, shape.s, shape.s, device="cuda")
+    score_mod = (lambda s, b, h, q, kv: score(s, b, h, q, kv, x)) if score else None
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, score_mod=score_mod, block_mask=block_mask, enable_gqa=shape.h != shape.hkv)
+
+
+def head_errors(torch, shape, tensors):
+    """Relative errors of (o, dq, dk, dv) of batch 0 and the heads of kv head 0 against float64."""
+    group = shape.h // shape.hkv
+    q, k, v = (t[:1, :n].double().requires_grad_() for t, n in ((shape.q, group), (shape.k, 1), (shape.v, 1)))
+    position = torch.arange(shape.s, device="cuda", dtype=torch.int32)
+    o, _ = reference(torch, q, k, v, shape.program, shape.x, 1 / math.sqrt(shape.d), position, position)
+    grads = torch.autograd.grad((o * shape.d_o[:1, :group].double()).sum(), (q, k, v))
+    return [[relative_error(t[:1, : r.shape[1]], r) for t, r in zip(group_of, (o.detach(), *grads))] for group_of in tensors]
+
+
+def time_table(torch, shapes, results):
+    """Forward and backward of ours beside cuDNN (dense, causal) or flex_attention, in turns on one GPU."""
+    import launch
+    torch._dynamo.config.cache_size_limit = 64
+    compile_all([s for p, b, h, hkv, s_, d in shapes for s in
+                 (Spec("forward", "wgmma", p, d, d), Spec("backward_kv", "wgmma", p, d, d), Spec("backward_q", "wgmma", p, d, d),
+                  row_spec("backward_delta", None, d, d))])
+    print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's |")
+    for arguments in shapes:
+        shape = Shape(torch, *arguments)
+        d, program = shape.d, shape.program
+        is_plain = program in ("dense", "causal") and shape.h == shape.hkv
+        shape.d_o = torch.randn_like(shape.q)
+        peer = (lambda q, k, v: cudnn(torch, with_inputs(shape, q, k, v))) if is_plain else flex(torch, shape)
+        inputs = [t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v)]
+        peer_o = peer(*inputs)
+        peer_grads = torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True)
+        forward, o, lse = shape.forward(torch, launch, Spec("forward", "wgmma", program, d, d))
+        forward.run()
+        kernels = {"backward_delta": kernel_of(row_spec("backward_delta", None, d, d))}
+        masks = [None, None]
+        for role in ("backward_kv", "backward_q"):
+            kernels[role] = kernel_of(Spec(role, "wgmma", program, d, d))
+        if shape.dense is not None:
+            t = kernels["backward_q"].tiles
+            masks[0] = launch.Mask(shape.dense, t.tile_q, t.tile_kv, shape.row_set_of)
+            t = kernels["backward_kv"].tiles
+            masks[1] = launch.Mask(shape.dense.transpose(1, 2), t.tile_kv, t.tile_q, shape.row_set_of)
+        outs = [torch.empty_like(t) for t in (shape.q, shape.k, shape.v)]
+        backward = launch.Backward(kernels, {"backward_kv": "wgmma", "backward_q": "wgmma"}, captures(program, shape.x, launch), shape.q,
+                                   shape.k, shape.v, o, lse, shape.d_o, *outs, 1 / math.sqrt(d), *masks)
+        backward.run()
+        torch.cuda.synchronize()
+        errors = [["", ""]]
+        if shape.s <= 8192:
+            ours, theirs = head_errors(torch, shape, ((o, *outs), (peer_o.detach(), *peer_grads)))
+            errors = list(zip(ours, theirs))
+        detached = [t.detach() for t in inputs]
+        with torch.no_grad():
+            times = milliseconds(torch, [lambda: peer(*detached), forward.run])
+        times += milliseconds(torch, [lambda: torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True), backward.run], 10, 2)
+        row = {"shape": str(shape), "density": shape.density, "peer": "cuDNN" if is_plain else "flex_attention", "times": times,
+               "tflops": [shape.flop * f / t * 1e-9 for f, t in zip((1, 1, 2.5, 2.5), times)], "errors": errors}
+        results.append(row)
+        ratio = " ".join(f"{a / b:.2f}" if b != "" else "-" for a, b in errors)
+        print(f"| {shape} | {row['peer']} | {times[0]:.3f} | {times[1]:.3f} ({row['tflops'][1]:.0f}) | {times[0] / times[1]:.2f} | {times[2]:.3f} "
+              f"| {times[3]:.3f} ({row['tflops'][3]:.0f}) | {times[2] / times[3]:.2f} | {ratio} |", flush=True)
+        del shape, peer, inputs, peer_o, peer_grads, forward, backward, o, lse, outs, kernels, masks, detached
+
+
+def with_inputs(shape, q, k, v):
+    proxy = Shape.__new__(Shape)
+    proxy.__dict__.update(shape.__dict__)
+    proxy.q, proxy.k, proxy.v = q, k, v
+    return proxy
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("steps", nargs="+")
@@ -565,6 +646,8 @@ def main():
         time_backward(torch, {"wgmma": (both("wgmma"), (), None)}, DENSE_SHAPES + FLEX_SHAPES, results)
         time_backward(torch, {"mma_sync": (both("mma_sync"), (), None)},
                       [("causal", 2, 16, 16, 8192, 128), ("causal", 2, 32, 32, 8192, 64), ("causal", 2, 8, 8, 8192, 256)], results)
+    if "table" in options.steps:
+        time_table(torch, DENSE_SHAPES + FLEX_SHAPES, results)
     if options.variants:
         scope = {}
         exec(open(options.variants).read(), scope)
