@@ -5,6 +5,7 @@
 #include "runtime/BlockMask/MaskPrograms.h"
 #include "runtime/BlockMask/ParallelFor.h"
 #include "runtime/BlockMask/PointEvaluator.h"
+#include "runtime/BlockMask/ResidualChoice.h"
 #include "runtime/BlockMask/RowSetSharing.h"
 #include "runtime/BlockMask/TileSettlement.h"
 
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 namespace cpflex {
 
@@ -29,17 +31,20 @@ public:
     links_.reserve(4 * numRows);
   }
 
-  /// Appends kv tiles [begin, end) to rows [rowBegin, rowEnd); runs of a row come in ascending order.
-  void append(Range rows, Range tiles, TileClass tileClass) {
+  /// Appends kv tiles to rows; the runs of a row come in ascending order.
+  void append(Range rows, Range tiles, TileClass tileClass, uint8_t residual) {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       int32_t last = last_[row];
-      if (last >= 0 && links_[last].run.end == tiles.begin && links_[last].run.tileClass == tileClass) {
-        links_[last].run.end = static_cast<int32_t>(tiles.end);
-        continue;
+      if (last >= 0) {
+        TileRun &run = links_[last].run;
+        if (run.end == tiles.begin && run.tileClass == tileClass && run.residual == residual) {
+          run.end = static_cast<int32_t>(tiles.end);
+          continue;
+        }
       }
       int32_t added = static_cast<int32_t>(links_.size());
       links_.push_back({{static_cast<int32_t>(tiles.begin), static_cast<int32_t>(tiles.end),
-                         tileClass, /*residual=*/0},
+                         tileClass, residual},
                         -1});
       (last < 0 ? first_[row] : links_[last].next) = added;
       last_[row] = added;
@@ -72,8 +77,10 @@ public:
   BandBuilder(const MaskPositions &positions, const BlockMaskOptions &options, Range band)
       : positions_(positions), options_(options), band_(band), rows_(band.size()) {}
 
-  void build(const TapeProgram &program) {
+  void build(const TapeProgram &program, std::span<const TapeProgram> assumptions) {
     TileSettlement settlement(program, positions_);
+    if (!options_.residuals.empty())
+      residuals_.emplace(options_.residuals, assumptions);
     visit(settlement, band_, {0, ceilDivide(options_.kvLen, options_.tileKV)});
     addCounts(settlement);
   }
@@ -88,10 +95,19 @@ private:
     tilesEvaluated_ += settlement.tilesEvaluated();
   }
 
-  void emit(Range tileRows, Range tileColumns, TileClass tileClass) {
+  void emit(Range tileRows, Range tileColumns, TileClass tileClass, uint8_t residual = 0) {
     if (tileClass != TileClass::Empty)
       rows_.append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns,
-                   tileClass);
+                   tileClass, residual);
+  }
+
+  void settle(TileSettlement &settlement, Range tileRows, Range tileColumns, Range rows,
+              Range columns) {
+    TileClass tileClass = settlement.settle(rows, columns);
+    uint8_t residual = 0;
+    if (tileClass == TileClass::Partial && residuals_)
+      residual = residuals_->numberFor(positions_.bounds(rows, columns));
+    emit(tileRows, tileColumns, tileClass, residual);
   }
 
   void visit(TileSettlement &settlement, Range tileRows, Range tileColumns) {
@@ -103,7 +119,7 @@ private:
     if (tileClass != TileClass::Partial)
       return emit(tileRows, tileColumns, tileClass);
     if (tileRows.size() == 1 && tileColumns.size() == 1)
-      return emit(tileRows, tileColumns, settlement.settle(rows, columns));
+      return settle(settlement, tileRows, tileColumns, rows, columns);
     if (tileRows.size() * tileColumns.size() >= kMinTilesToPrune)
       if (std::optional<TapeProgram> shorter = settlement.intervals().pruned()) {
         TileSettlement inside(*shorter, positions_);
@@ -135,6 +151,7 @@ private:
   const BlockMaskOptions &options_;
   Range band_;
   GrowingRows rows_;
+  std::optional<ResidualChoice> residuals_;
   int64_t pointsEvaluated_ = 0, tilesEvaluated_ = 0;
 };
 
@@ -164,8 +181,10 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
   mask.heads = options.heads;
   int64_t numQTiles = mask.numQTiles(), numKVTiles = mask.numKVTiles();
   bool hasPairs = options.qLen > 0 && options.kvLen > 0 && options.batch * options.heads > 0;
-  if (tape)
+  if (tape) {
     CPFLEX_RETURN_IF_ERROR(verifyTape(*tape, bindings));
+    CPFLEX_RETURN_IF_ERROR(verifyResiduals(options.residuals, *tape));
+  }
   if (!tape || !hasPairs) {
     mask.rowSetOf.assign(options.batch * options.heads, 0);
     if (!mask.rowSetOf.empty())
@@ -190,8 +209,9 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
     bands.emplace_back(programs.positions(), options,
                        Range{begin, std::min(begin + kBandRows, numQTiles)});
   }
-  parallelFor(numTasks, options.threads,
-              [&](int64_t task) { bands[task].build(programs.program(task / numBands)); });
+  parallelFor(numTasks, options.threads, [&](int64_t task) {
+    bands[task].build(programs.program(task / numBands), programs.assumptions(task / numBands));
+  });
 
   // 3. The bands' rows one after the other.
   for (int64_t rowSet = 0; rowSet < programs.size(); ++rowSet) {

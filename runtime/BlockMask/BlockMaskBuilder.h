@@ -6,6 +6,7 @@
 #include "runtime/contract/Bindings.h"
 #include "runtime/contract/BlockMask.h"
 #include "runtime/contract/PositionMap.h"
+#include "runtime/contract/Residual.h"
 #include "runtime/contract/Status.h"
 #include "runtime/contract/Tape.h"
 
@@ -26,6 +27,9 @@ struct BlockMaskOptions {
   CaptureSummaries *summaries = nullptr; ///< kept by the caller to share between masks; null: built for this call
   /// Facts of the captures in slot order, already checked with verifyFacts; empty: nothing is known.
   std::span<const CaptureDeclaration> declarations = {};
+  /// Residual predicates of the tape, preferred first: a partial tile gets the number (1 + index) of the first whose
+  /// assumptions are proved there, 0 when none is.
+  std::span<const Residual> residuals = {};
 };
 
 /// A BlockMask and how it came about.
@@ -38,8 +42,8 @@ struct BlockMaskResult {
 };
 
 /// The exact BlockMask of `tape` over `bindings`; a null tape means that all pairs attend. Fails with InvalidArgument
-/// on sizes below 0, tiles below 1, position maps of another length, a malformed tape, or more tiles or runs in a row
-/// than 32-bit indices hold. Borrows everything for the duration of the call.
+/// on sizes below 0, tiles below 1, position maps of another length, a malformed tape or residual; with Unsupported on
+/// more tiles or runs than 32-bit indices hold. Borrows everything for the duration of the call.
 StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings,
                                          const BlockMaskOptions &options);
 

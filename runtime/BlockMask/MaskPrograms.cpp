@@ -2,9 +2,11 @@
 #include "runtime/BlockMask/MaskPrograms.h"
 
 #include "runtime/BlockMask/ParallelFor.h"
+#include "runtime/BlockMask/ResidualChoice.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <unordered_map>
 
 namespace cpflex {
@@ -72,6 +74,8 @@ MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,
   uint8_t read = coordinatesRead(tape);
   int64_t numB = read & 1 ? options.batch : 1, numH = read & 2 ? options.heads : 1;
   std::vector<TapeProgram> all(numB * numH);
+  std::vector<std::vector<TapeProgram>> allAssumptions(all.size());
+  std::vector<int32_t> assumed = assumedInstructions(options.residuals);
   PositionBounds positions = positions_.bounds({0, options.qLen}, {0, options.kvLen});
   parallelFor(numB * numH, options.threads, [&](int64_t i) {
     SpecializationOptions specialization;
@@ -81,6 +85,12 @@ MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,
     specialization.summaries = summaries;
     specialization.declarations = options.declarations;
     all[i] = specialize(tape, bindings, specialization);
+    // An assumption is a predicate of its own.
+    Tape assumption = assumed.empty() ? Tape() : tape;
+    for (int32_t instruction : assumed) {
+      assumption.result = instruction;
+      allAssumptions[i].push_back(specialize(assumption, bindings, specialization));
+    }
   });
   // 2. Equal programs once.
   std::unordered_multimap<uint64_t, int32_t> known;
@@ -89,13 +99,16 @@ MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,
     uint64_t hash = hashOf(all[i]);
     auto [begin, end] = known.equal_range(hash);
     for (auto it = begin; it != end && placeOf[i] < 0; ++it)
-      if (isSameProgram(programs_[it->second], all[i]))
+      if (isSameProgram(programs_[it->second], all[i]) &&
+          std::equal(allAssumptions[i].begin(), allAssumptions[i].end(),
+                     assumptions_[it->second].begin(), isSameProgram))
         placeOf[i] = it->second;
     if (placeOf[i] >= 0)
       continue;
     placeOf[i] = static_cast<int32_t>(programs_.size());
     known.emplace(hash, placeOf[i]);
     programs_.push_back(std::move(all[i]));
+    assumptions_.push_back(std::move(allAssumptions[i]));
   }
   programOf_.resize(options.batch * options.heads);
   for (int64_t b = 0; b < options.batch; ++b)

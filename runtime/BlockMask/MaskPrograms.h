@@ -20,6 +20,8 @@ public:
 
   int64_t size() const { return static_cast<int64_t>(programs_.size()); }
   const TapeProgram &program(int64_t index) const { return programs_[index]; }
+  /// The programs of the instructions that the options' residuals assume something of, for the same (b, h).
+  const std::vector<TapeProgram> &assumptions(int64_t index) const { return assumptions_[index]; }
   const MaskPositions &positions() const { return positions_; }
   /// The program of each (b, h), at b * heads + h.
   const std::vector<int32_t> &programOf() const { return programOf_; }
@@ -28,6 +30,7 @@ private:
   MaskPositions positions_;
   std::unique_ptr<CaptureSummaries> ownSummaries_;
   std::vector<TapeProgram> programs_;
+  std::vector<std::vector<TapeProgram>> assumptions_;
   std::vector<int32_t> programOf_;
 };
 

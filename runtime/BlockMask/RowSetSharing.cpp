@@ -16,7 +16,7 @@ uint64_t hashOf(const TileRows &rows) {
     add(static_cast<uint64_t>(begin));
   for (const TileRun &run : rows.runs)
     add(static_cast<uint64_t>(run.begin) << 34 ^ static_cast<uint64_t>(run.end) << 2 ^
-        static_cast<uint64_t>(run.tileClass));
+        static_cast<uint64_t>(run.tileClass) ^ static_cast<uint64_t>(run.residual) << 24);
   return hash;
 }
 

@@ -134,6 +134,69 @@ TEST(Builder, IdsWithASentinelAreDecidedOnCoarseTiles) {
   EXPECT_LE(result->tilesEvaluated, 200000); // of 4 million
 }
 
+TEST(Builder, PartialTilesGetTheFirstResidualProvedThere) {
+  TapeBuilder builder;
+  std::vector<int32_t> ids(1024);
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>(i / 300);
+  int doc = builder.ints(ids);
+  Value q = builder.q(), kv = builder.kv();
+  Value isBefore = kv <= q, isSame = builder.load(doc, {q}) == builder.load(doc, {kv});
+  builder.finish(isBefore & isSame);
+  Residual onlyBefore, onlySame;
+  onlyBefore.assumptions = {{isSame.index, true}};
+  onlyBefore.result = isBefore.index;
+  onlySame.assumptions = {{isBefore.index, true}};
+  onlySame.result = isSame.index;
+  std::vector<Residual> residuals = {onlyBefore, onlySame};
+  BlockMaskOptions options = square(1024);
+  options.residuals = residuals;
+  auto result = buildBlockMask(&builder.tape(), builder.bindings(), options);
+  ASSERT_TRUE(result.isOk()) << result.status().message();
+  int64_t uses[3] = {};
+  for (int64_t row = 0; row < 8; ++row) {
+    const TileRows &rows = result->mask.rowSets[0];
+    for (int32_t i = rows.rowBegin[row]; i < rows.rowBegin[row + 1]; ++i) {
+      const TileRun &run = rows.runs[i];
+      uses[run.residual] += run.tileClass == TileClass::Partial ? run.end - run.begin : 0;
+      if (run.tileClass == TileClass::Full) {
+        EXPECT_EQ(run.residual, 0);
+        continue;
+      }
+      // The residual gives the mask in each pair of its tiles.
+      for (int64_t at = row * 128; at < row * 128 + 128; ++at)
+        for (int64_t key = run.begin * 128; key < run.end * 128; ++key) {
+          bool before = key <= at, same = ids[at] == ids[key];
+          bool byResidual = run.residual == 1 ? before : run.residual == 2 ? same : before && same;
+          ASSERT_EQ(byResidual, before && same);
+        }
+    }
+  }
+  // Diagonal tiles inside a document, tiles below the diagonal across a bound, and those where both matter.
+  EXPECT_EQ(uses[1], 5);
+  EXPECT_EQ(uses[2], 10);
+  EXPECT_EQ(uses[0], 3);
+  options.residuals = {};
+  auto plain = buildBlockMask(&builder.tape(), builder.bindings(), options);
+  EXPECT_EQ(countTiles(plain->mask), countTiles(result->mask));
+}
+
+TEST(BuilderErrors, ResidualsNameValuesOfTheTape) {
+  TapeBuilder builder;
+  Value q = builder.q();
+  builder.finish(builder.kv() <= q);
+  BlockMaskOptions options = square(100);
+  std::vector<Residual> residuals(1);
+  residuals[0].result = q.index;
+  options.residuals = residuals;
+  EXPECT_EQ(buildBlockMask(&builder.tape(), builder.bindings(), options).status().message(),
+            "residual 1 names values that are not Bool values of tape ''; expected values outside of reductions");
+  residuals.resize(8);
+  options.residuals = residuals;
+  EXPECT_EQ(buildBlockMask(&builder.tape(), builder.bindings(), options).status().message(),
+            "the mask has 8 residuals besides itself; expected at most 7");
+}
+
 TEST(BuilderErrors, SayWhatWasSeenAndExpected) {
   TapeBuilder builder;
   builder.finish(builder.kv() <= builder.q());
