@@ -117,11 +117,9 @@ IntegerRange IntegerRanges::of(Value value) const {
 
 void IntegerRanges::visitFunction(FunctionOpInterface function, unsigned firstCoordinate) {
   Block &body = function.getFunctionBody().front();
-  for (unsigned i = 0; i < 4; ++i) {
-    bool isPosition = i >= 2;
-    ranges[body.getArgument(firstCoordinate + i)] = {
-        0, (isPosition ? assumptions.longestDimension : kMostBatchesOrHeads) - 1};
-  }
+  constexpr StringRef kDimensions[] = {"B", "H", "Q_LEN", "KV_LEN"};
+  for (auto [index, name] : llvm::enumerate(kDimensions))
+    ranges[body.getArgument(firstCoordinate + index)] = {0, std::max<int64_t>(rangeOfDimension(name).hi - 1, 0)};
   visitBlock(body);
 }
 
@@ -149,14 +147,20 @@ void IntegerRanges::visit(mlir::Operation *op) {
     if (mask::toValueType(result.getType()) == ValueType::Int && assumptions.largestParam < INT64_MAX)
       range = {-assumptions.largestParam, assumptions.largestParam};
   } else if (auto dim = llvm::dyn_cast<mask::DimOp>(op)) {
-    bool isBatchOrHead = dim.getName() == "B" || dim.getName() == "H" || dim.getName() == "HKV";
-    range = {0, isBatchOrHead ? kMostBatchesOrHeads : assumptions.longestDimension};
+    range = rangeOfDimension(dim.getName());
   } else if (auto load = llvm::dyn_cast<mask::LoadOp>(op)) {
     range = rangeOfLoad(load);
   } else if (llvm::isa<mask::TableOpInterface>(op)) {
     range = rangeOfTableOperation(op);
   }
   ranges[result] = range;
+}
+
+IntegerRange IntegerRanges::rangeOfDimension(StringRef name) const {
+  if (auto known = assumptions.dimensions.find(name.str()); known != assumptions.dimensions.end())
+    return {known->second, known->second};
+  bool isBatchOrHead = name == "B" || name == "H" || name == "HKV";
+  return {0, isBatchOrHead ? kMostBatchesOrHeads : assumptions.longestDimension};
 }
 
 IntegerRange IntegerRanges::rangeOfLoad(mask::LoadOp op) {

@@ -7,6 +7,9 @@
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/DenseSet.h"
 
+#include <map>
+#include <string>
+
 namespace cpflex {
 
 /// A closed, non-empty range of values; bools are 0 and 1.
@@ -25,9 +28,11 @@ struct RangeAssumptions {
   int64_t longestDimension = kLongestDimension;
   /// Int params lie between its negation and it; the default says nothing.
   int64_t largestParam = INT64_MAX;
+  /// Sizes of dimensions that are known, by name; a position of an empty sequence counts as 0.
+  std::map<std::string, int64_t> dimensions = {};
 
   /// What 32-bit code assumes.
-  static RangeAssumptions forNarrowCode() { return {kLongestNarrowDimension, kLargestNarrowParam}; }
+  static RangeAssumptions forNarrowCode() { return {kLongestNarrowDimension, kLargestNarrowParam, {}}; }
 };
 
 /// Ranges of the values of every function of a module, computed once at construction: stale after the module changes.
@@ -46,6 +51,7 @@ private:
   void visitFunction(mlir::FunctionOpInterface function, unsigned firstCoordinate);
   void visitBlock(mlir::Block &block);
   void visit(mlir::Operation *op);
+  IntegerRange rangeOfDimension(llvm::StringRef name) const;
   IntegerRange rangeOfLoad(mask::LoadOp op);
   IntegerRange rangeOfReduction(mask::ReduceOp op);
   IntegerRange rangeOfTableOperation(mlir::Operation *op);

@@ -19,6 +19,9 @@ constexpr size_t kMostCandidates = 64;
 constexpr int64_t kLoadCost = 4;
 constexpr int64_t kReductionCost = 64;
 
+/// Beyond this cost expressions count as equally expensive.
+constexpr int64_t kMostCost = 4096;
+
 class Enumeration {
 public:
   std::vector<ResidualExpression> candidates;
@@ -53,7 +56,7 @@ private:
   llvm::DenseSet<Value> seen[2]; ///< as they are, and complemented
 };
 
-/// The cost of all operations that `value` needs, each counted once.
+/// The cost of all operations that `value` needs, each counted once, at most kMostCost.
 int64_t costOf(Value value) {
   llvm::DenseSet<mlir::Operation *> counted;
   llvm::SmallVector<mlir::Operation *> pending;
@@ -63,12 +66,12 @@ int64_t costOf(Value value) {
   };
   require(value);
   int64_t cost = 0;
-  while (!pending.empty()) {
+  while (!pending.empty() && cost < kMostCost) {
     mlir::Operation *op = pending.pop_back_val();
     cost += llvm::isa<mask::LoadOp>(op) ? kLoadCost : llvm::isa<mask::ReduceOp>(op) ? kReductionCost : 1;
     op->walk([&](mlir::Operation *inner) { llvm::for_each(inner->getOperands(), require); });
   }
-  return cost;
+  return std::min(cost, kMostCost);
 }
 
 } // namespace

@@ -111,6 +111,12 @@ private:
     return std::nullopt;
   }
 
+  /// Whether `value` is never infinite nor NaN: 0 times it is 0.
+  static bool isFinite(Value value) {
+    auto conversion = value.getDefiningOp<mask::ToFloatOp>();
+    return conversion && !conversion.getOperand().getType().isF32();
+  }
+
   /// The adjoint as one value.
   Value materialized(Adjoint adjoint) {
     float scale = static_cast<float>(adjoint.scale);
@@ -151,7 +157,10 @@ private:
   Adjoint times(Adjoint adjoint, Value factor) {
     if (auto constant = finiteConstant(factor))
       return {adjoint.value, adjoint.scale * *constant};
-    return withFactor(mask::MulOp::create(builder, loc, adjoint.value, factor), adjoint);
+    Value product = mask::MulOp::create(builder, loc, adjoint.value, factor);
+    if (isFinite(factor))
+      return {inherit(product, adjoint.value), adjoint.scale};
+    return withFactor(product, adjoint);
   }
   Adjoint over(Adjoint adjoint, Value divisor) {
     if (auto constant = finiteConstant(divisor); constant && *constant != 0.0)
