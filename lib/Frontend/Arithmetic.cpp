@@ -209,7 +209,7 @@ Entity Importer::power(const Entity &base, const Entity &exponent, SourceRange r
   return emit(Operation::Pow, {lhs, rhs}, range);
 }
 
-Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange rhsRange) {
+Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange, SourceRange rhsRange) {
   auto isMask = [](const Entity &entity) { return entity.kind == EntityKind::Mask || (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Mask); };
   if (isMask(lhs) && isMask(rhs)) {
     if (op != OpKind::BitAnd && op != OpKind::BitOr && op != OpKind::BitXor)
@@ -223,7 +223,7 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
   }
   if (isMask(lhs) != isMask(rhs))
     return fail(range, fmt::format("'{}' between {} and {}; inside a function call the mask, as in causal(b, h, q, kv)", toString(op), describe(lhs), describe(rhs)));
-  lhs = toScalar(lhs, range);
+  lhs = toScalar(lhs, lhsRange);
   rhs = toScalar(rhs, rhsRange);
   if (lhs.isError() || rhs.isError())
     return {};
@@ -343,8 +343,9 @@ Entity Importer::emit(Operation operation, std::span<const Entity> operands, Sou
 
 Entity Importer::emitLeaf(mlir::OperationState &state, ValueType type) {
   if (++numOperations_ > kMaxOperations) {
-    if (numOperations_ == kMaxOperations + 1)
+    if (!isExhausted_)
       error(frame().callRange, fmt::format("the program inlines to more than {} operations", kMaxOperations));
+    isExhausted_ = true;
     return {};
   }
   state.addTypes(dialectType(ctx_, type));

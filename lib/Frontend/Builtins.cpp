@@ -308,7 +308,7 @@ Entity Importer::callMaskCombinator(const std::string &name, const Arguments &gi
   if (name == "and_masks" || name == "or_masks") {
     Entity result;
     for (const Entity &entity : given.positional)
-      result = result.isError() ? entity : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr, result, entity, given.range, given.range);
+      result = result.isError() ? entity : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr, result, entity, given.range, given.range, given.range);
     return asMask(result) ? result : fail(given.range, fmt::format("'{}' combines masks; expected one or more", name));
   }
   if (name == "remap") {
@@ -383,7 +383,7 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "pow") {
     if (!takeArguments(arguments, {"x", "exponent"}, 2, values))
       return {};
-    return binary(OpKind::Pow, values[0], values[1], range, range);
+    return binary(OpKind::Pow, values[0], values[1], range, range, range);
   }
   for (const OperatorName &entry : kOperatorNames) {
     if (entry.name != name)
@@ -394,7 +394,7 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
       for (size_t i = 0; i < 2; ++i)
         if (scalarAt(i); !values[i].isError())
           values[i] = convert(values[i], ValueType::Bool, range);
-    return entry.op >= OpKind::Eq ? compare(entry.op, values[0], values[1], range) : binary(entry.op, values[0], values[1], range, range);
+    return entry.op >= OpKind::Eq ? compare(entry.op, values[0], values[1], range) : binary(entry.op, values[0], values[1], range, range, range);
   }
   if (name == "full_like") {
     if (!takeArguments(arguments, {"x", "value", "dtype", "device"}, 2, values))

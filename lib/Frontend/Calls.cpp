@@ -184,7 +184,8 @@ Entity Importer::inlineFunction(const FunctionDefinition &function, std::map<std
   for (Frame *open : frames_)
     if (open->function == &function || (open->function && open->function->statement == &statement))
       return fail(range, fmt::format("'{}' calls itself; recursion is not part of the language, write a closed formula or any(...), sum(...) over a generator", statement.name));
-  if (!enter(range))
+  inlined_.insert(&statement);
+  if (statement.isIncomplete || !enter(range))
     return {};
   Frame local;
   local.module = function.module;
@@ -192,7 +193,6 @@ Entity Importer::inlineFunction(const FunctionDefinition &function, std::map<std
   local.locals = std::move(locals);
   local.callerModule = frame().module;
   local.callRange = range;
-  inlined_.insert(&statement);
   frames_.push_back(&local);
   std::optional<Entity> result = runBlock(statement.body, nullptr);
   if (!result)

@@ -28,7 +28,39 @@ constexpr const char *kExpectedDeclaration =
 
 } // namespace
 
+// Names that occur in dimensions and are defined nowhere else are sizes that become known when arrays are bound.
+void Importer::registerDimensions(Module &module, const Expr &expr) {
+  if (expr.kind == ExprKind::Unary || expr.kind == ExprKind::Binary)
+    for (const ExprRef &operand : expr.operands)
+      registerDimensions(module, *operand);
+  if (expr.kind != ExprKind::Name || isBuiltinDimension(expr.name) || module.symbols.contains(expr.name) ||
+      !isUsableName(module, expr.name, expr.range))
+    return;
+  Symbol dimension;
+  dimension.kind = SymbolKind::Dimension;
+  dimension.name = expr.name;
+  dimension.range = expr.range;
+  module.symbols[expr.name] = dimension;
+}
+
+// An error about two declarations of one name, told at the one in the main file.
+void Importer::reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange, std::string message) {
+  bool isOthersMain = &otherModule == main_;
+  Diagnostic &diagnostic = isOthersMain ? errorIn(otherModule, otherRange, std::move(message)) : errorIn(module, range, std::move(message));
+  addNote(diagnostic, isOthersMain ? module.file.source : otherModule.file.source, isOthersMain ? range : otherRange, "declared here");
+}
+
 void Importer::resolveDeclarations() {
+  for (Module *module : loadOrder_)
+    for (const StmtRef &statement : module->file.statements) {
+      auto symbol = module->symbols.find(statement->name);
+      bool isArray = statement->kind == StmtKind::Declare && symbol != module->symbols.end() && symbol->second.kind == SymbolKind::Tensor;
+      const Expr *shape = isArray ? statement->annotation.get() : nullptr;
+      if (shape && shape->kind == ExprKind::Call)
+        shape = shape->operands[0].get();
+      for (size_t i = 2; shape && shape->kind == ExprKind::Subscript && i < shape->operands.size(); ++i)
+        registerDimensions(*module, *shape->operands[i]);
+    }
   // Scalars first, because dimensions mention them; the main file first, because its declarations hold for all files.
   for (SymbolKind kind : {SymbolKind::Scalar, SymbolKind::Tensor})
     for (Module *module : loadOrder_)
@@ -87,9 +119,9 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   // One name is one declaration in all files of a program; that of the importing file counts.
   if (auto other = scalarByName_.find(statement.name); other != scalarByName_.end()) {
     if (other->second->type != declaration.type) {
-      Diagnostic &diagnostic = errorIn(module, statement.nameRange, fmt::format("'{}' is declared {} here and {} elsewhere; one name is one declaration in all files",
-                                                                                statement.name, typeName(declaration.type), typeName(other->second->type)));
-      addNote(diagnostic, other->second->module->file.source, other->second->range, "declared here");
+      reportConflict(module, statement.nameRange, *other->second->module, other->second->range,
+                     fmt::format("'{}' is declared {} in one file and {} in another; one name is one declaration in all files", statement.name,
+                                 typeName(other->second->type), typeName(declaration.type)));
       return;
     }
     bool isMains = &module == main_ && other->second->module != main_;
@@ -194,8 +226,8 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
   if (auto other = tensorByName_.find(statement.name); other != tensorByName_.end()) {
     bool isSame = loadedValueType(other->second->type) == loadedValueType(tensor.type) && other->second->dims.size() == tensor.dims.size();
     if (!isSame) {
-      Diagnostic &diagnostic = errorIn(module, statement.nameRange, fmt::format("'{}' is declared differently elsewhere; one name is one declaration in all files", statement.name));
-      addNote(diagnostic, other->second->module->file.source, other->second->range, "declared here");
+      reportConflict(module, statement.nameRange, *other->second->module, other->second->range,
+                     fmt::format("'{}' is declared with another type or rank in another file; one name is one declaration in all files", statement.name));
       return;
     }
     if (&module != main_) {
@@ -252,7 +284,7 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
 }
 
 // Whether every name of a dimension's expression is an int that can be known when arrays are bound.
-bool Importer::checkDimensionNames(Module &module, const Expr &expr, bool isAlone) {
+bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
   switch (expr.kind) {
   case ExprKind::Int:
     return true;
@@ -260,21 +292,20 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr, bool isAlon
     if (isBuiltinDimension(expr.name))
       return true;
     auto symbol = module.symbols.find(expr.name);
-    if (symbol == module.symbols.end()) {
-      if (!isUsableName(module, expr.name, expr.range))
-        return false;
-      Symbol dimension;
-      dimension.kind = SymbolKind::Dimension;
-      dimension.name = expr.name;
-      dimension.range = expr.range;
-      module.symbols[expr.name] = dimension;
-      return true;
-    }
+    if (symbol == module.symbols.end())
+      return false; // a name that registerDimensions refused
     Symbol *resolved = &symbol->second;
     while (resolved->kind == SymbolKind::Imported && !resolved->isBroken)
       resolved = &resolved->module->symbols.at(resolved->name);
     if (resolved->isBroken)
       return false;
+    if (resolved->kind == SymbolKind::Alias && resolved->element < 0) {
+      if (!enter(expr.range))
+        return false;
+      bool isRight = checkDimensionNames(module, *resolved->expr);
+      --depth_;
+      return isRight;
+    }
     bool isInt = resolved->kind == SymbolKind::Dimension || resolved->kind == SymbolKind::Alias ||
                  (resolved->kind == SymbolKind::Scalar && resolved->scalar && resolved->scalar->type == ValueType::Int);
     if (isInt)
@@ -286,7 +317,7 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr, bool isAlon
   case ExprKind::Unary:
   case ExprKind::Binary:
     for (const ExprRef &operand : expr.operands)
-      if (!checkDimensionNames(module, *operand, /*isAlone=*/false))
+      if (!checkDimensionNames(module, *operand))
         return false;
     if (expr.numTerms <= kMaxDepth)
       return true;
@@ -298,7 +329,7 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr, bool isAlon
 }
 
 std::string Importer::dimensionText(Module &module, const Expr &expr) {
-  if (std::optional<Constant> constant = (++quiet_, evaluateConstant(module, expr)); --quiet_, constant)
+  if (std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); }))
     return std::to_string(constant->bits);
   switch (expr.kind) {
   case ExprKind::Name: {
@@ -323,11 +354,9 @@ std::string Importer::dimensionText(Module &module, const Expr &expr) {
 
 bool Importer::resolveDimension(Module &module, const Expr &expr, Dimension &dimension) {
   dimension.expr = &expr;
-  if (!checkDimensionNames(module, expr, /*isAlone=*/true))
+  if (!checkDimensionNames(module, expr))
     return false;
-  ++quiet_;
-  std::optional<Constant> constant = evaluateConstant(module, expr);
-  --quiet_;
+  std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); });
   if (constant && constant->type == ValueType::Int) {
     if (constant->bits < 0 || constant->bits > (int64_t(1) << 40)) {
       errorIn(module, expr.range, fmt::format("a dimension of size {}; expected 0 to 2^40", constant->bits));

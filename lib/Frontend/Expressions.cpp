@@ -117,6 +117,9 @@ Entity Importer::evaluateName(const Expr &expr) {
     return *found;
   if (std::string message = foreignNameMessage(expr.name); !message.empty())
     return fail(expr.range, std::move(message));
+  // The name may be defined by a line that was left out after an error.
+  if (current.module->file.isIncomplete && diagnostics_.hasErrors())
+    return {};
   return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
 }
 
@@ -173,7 +176,7 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
   }
   case SymbolKind::Tensor:
     if (!symbol.tensor)
-      return entity;
+      return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant", symbol.statement->name));
     entity.kind = EntityKind::Tensor;
     entity.tensor = use(symbol.tensor);
     return entity;
@@ -270,7 +273,7 @@ Entity Importer::evaluateChain(const Expr &expr) {
     hasFailed |= rhs.isError();
     if (hasFailed)
       continue;
-    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[1]->range);
+    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[0]->range, node.operands[1]->range);
     hasFailed = value.isError();
   }
   return hasFailed ? Entity{} : value;
@@ -296,6 +299,10 @@ Entity Importer::evaluateCompare(const Expr &expr) {
         one = emit(Operation::Not, {one}, range);
     } else {
       Entity rhs = evaluate(rhsExpr);
+      if (!lhs.isError())
+        lhs = toScalar(lhs, expr.operands[i]->range);
+      if (!rhs.isError())
+        rhs = toScalar(rhs, rhsExpr.range);
       if (!lhs.isError() && !rhs.isError())
         one = compare(expr.ops[i], lhs, rhs, range);
       lhs = std::move(rhs);

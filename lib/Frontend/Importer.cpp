@@ -81,7 +81,8 @@ std::string Importer::suggestion(const std::string &name, const std::vector<std:
   constexpr size_t kMaxLength = 40;
   if (name.size() < 2 || name.size() > kMaxLength)
     return {};
-  unsigned best = unsigned(std::max<size_t>(1, name.size() / 3)) + 1;
+  // A third of the letters may differ, two where there are four or more.
+  unsigned best = name.size() < 4 ? 2 : unsigned(std::max<size_t>(2, name.size() / 3)) + 1;
   const std::string *found = nullptr;
   for (const std::string &candidate : candidates) {
     if (candidate.size() > kMaxLength || candidate == name)
@@ -107,6 +108,14 @@ std::vector<std::string> Importer::visibleNames() const {
 }
 
 bool Importer::enter(SourceRange range) {
+  if (isExhausted_)
+    return false;
+  if (++numEvaluations_ > kMaxEvaluations) {
+    isExhausted_ = true;
+    quiet_ = 0;
+    error(range, fmt::format("the program evaluates more than {} expressions", kMaxEvaluations));
+    return false;
+  }
   if (depth_ < kMaxInliningDepth) {
     ++depth_;
     return true;
@@ -216,7 +225,7 @@ std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
   auto addOwn = [&](FunctionRole role) {
     for (const StmtRef &statement : module.file.statements) {
       auto symbol = module.symbols.find(statement->name);
-      if (statement->kind != StmtKind::Function || symbol == module.symbols.end() || symbol->second.kind != SymbolKind::Function ||
+      if (statement->kind != StmtKind::Function || symbol == module.symbols.end() || symbol->second.kind != SymbolKind::Function || symbol->second.isBroken ||
           symbol->second.function.statement != statement.get() || symbol->second.function.role != role)
         continue;
       EntryPoint entry;
@@ -240,9 +249,7 @@ std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
     auto symbol = module.symbols.find(statement->targets[0]->name);
     if (symbol == module.symbols.end() || symbol->second.expr != statement->value.get())
       continue;
-    ++quiet_;
-    Entity value = evaluateSymbol(module, symbol->second, statement->range);
-    --quiet_;
+    Entity value = quietly([&] { return evaluateSymbol(module, symbol->second, statement->range); });
     if (value.kind != EntityKind::Mask)
       continue;
     EntryPoint entry;
@@ -412,7 +419,7 @@ void Importer::checkUnusedFunctions(Module &module) {
   mlir::Operation *last = block->empty() ? nullptr : &block->back();
   for (const StmtRef &statement : module.file.statements) {
     auto symbol = module.symbols.find(statement->name);
-    bool isOwn = statement->kind == StmtKind::Function && symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Function &&
+    bool isOwn = statement->kind == StmtKind::Function && symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Function && !symbol->second.isBroken &&
                  symbol->second.function.statement == statement.get() && !inlined_.contains(statement.get());
     if (!isOwn || symbol->second.function.role == FunctionRole::Plain)
       continue;

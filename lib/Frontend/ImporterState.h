@@ -18,6 +18,8 @@ namespace cpflex {
 inline constexpr int kMaxInliningDepth = 600;
 /// Most operations that one program may inline to.
 inline constexpr int kMaxOperations = 200000;
+/// Most expressions that one import evaluates, constants included.
+inline constexpr int kMaxEvaluations = 4000000;
 /// Most files that one program may import.
 inline constexpr size_t kMaxModules = 256;
 
@@ -64,13 +66,16 @@ private:
   std::vector<std::string> standardNames();
   bool isUsableName(Module &module, const std::string &name, SourceRange range);
   FunctionRole roleOf(Module &module, const ast::Stmt &function);
+  bool hasRightParameters(Module &module, const ast::Stmt &function, FunctionRole role);
 
   // Declarations (Declarations.cpp).
   void resolveDeclarations();
+  void registerDimensions(Module &module, const ast::Expr &expr);
+  void reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange, std::string message);
   void resolveScalar(Module &module, Symbol &symbol);
   void resolveTensor(Module &module, Symbol &symbol);
   bool resolveDimension(Module &module, const ast::Expr &expr, Dimension &dimension);
-  bool checkDimensionNames(Module &module, const ast::Expr &expr, bool isAlone);
+  bool checkDimensionNames(Module &module, const ast::Expr &expr);
   std::string dimensionText(Module &module, const ast::Expr &expr);
   void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);
   std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration, const std::string &text);
@@ -101,7 +106,7 @@ private:
   Entity toBool(const Entity &entity, SourceRange range, const std::string &what);
   Entity convert(const Entity &entity, ValueType type, SourceRange range);
   bool unify(Entity &lhs, Entity &rhs, SourceRange range, const std::string &what);
-  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange rhsRange);
+  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange, SourceRange rhsRange);
   Entity compare(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range);
   Entity power(const Entity &base, const Entity &exponent, SourceRange range);
   Entity select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse, SourceRange range);
@@ -186,6 +191,13 @@ private:
   std::string suggestion(const std::string &name, const std::vector<std::string> &candidates) const;
   std::vector<std::string> visibleNames() const;
   bool enter(SourceRange range);
+  /// The result of `function`, whose errors are dropped.
+  template <typename Function> auto quietly(Function function) {
+    int before = std::exchange(quiet_, quiet_ + 1);
+    auto result = function();
+    quiet_ = before;
+    return result;
+  }
   Frame &frame() { return *frames_.back(); }
 
   mlir::MLIRContext &ctx_;
@@ -208,6 +220,8 @@ private:
   std::map<Symbol *, bool> openAliases_; ///< aliases being evaluated, to find cycles
   int depth_ = 0;
   int numOperations_ = 0;
+  int numEvaluations_ = 0;
+  bool isExhausted_ = false; ///< a limit was reached and reported; nothing more is evaluated
   int quiet_ = 0;        ///< above 0 while errors are dropped
   bool hasBody_ = false; ///< whether operations can be emitted
   bool isInMask_ = false;

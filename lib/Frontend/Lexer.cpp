@@ -35,9 +35,10 @@ public:
     if (hasValidEncoding())
       while (at_ < text_.size() && !isStopped_)
         lexLine();
-    if (!brackets_.empty() && !isStopped_)
-      diagnostics_.error(source_, {brackets_.back(), brackets_.back() + 1},
-                         fmt::format("'{}' is never closed", text_[brackets_.back()]));
+    if (!brackets_.empty() && !isStopped_) {
+      error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
+      push(TokenKind::Error, at_, at_);
+    }
     endLogicalLine();
     for (; indents_.size() > 1; indents_.pop_back())
       push(TokenKind::Dedent, at_, at_);
@@ -73,7 +74,7 @@ private:
   void endLogicalLine() {
     if (!tokens_.empty() && tokens_.back().kind != TokenKind::Newline && tokens_.back().kind != TokenKind::Dedent &&
         tokens_.back().kind != TokenKind::Indent)
-      push(TokenKind::Newline, at_, at_);
+      push(TokenKind::Newline, tokens_.back().range.end, tokens_.back().range.end);
   }
 
   // One physical line that starts a logical line, with the lines that continue it.
@@ -119,10 +120,8 @@ private:
       indents_.pop_back();
       push(TokenKind::Dedent, at_, at_);
     }
-    if (width != indents_.back()) {
+    if (width != indents_.back())
       error(lineBegin, at_, "the indentation matches no enclosing block");
-      indents_.back() = width;
-    }
   }
 
   void skipComment() {
@@ -168,6 +167,7 @@ private:
       return false;
     error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
     brackets_.clear();
+    push(TokenKind::Error, at_, at_);
     return true;
   }
 

@@ -184,16 +184,21 @@ FunctionRole Importer::roleOf(Module &module, const Stmt &function) {
     errorIn(module, decorator->range, fmt::format("decorator '{}' is not part of the language; expected '@mask' or '@score'",
                                                   std::string(module.file.source->slice(name.range))));
   }
+  return role;
+}
+
+bool Importer::hasRightParameters(Module &module, const Stmt &function, FunctionRole role) {
   size_t expected = role == FunctionRole::Score ? 5 : 4;
   size_t numRequired = 0;
   for (const Parameter &parameter : function.parameters)
     numRequired += !parameter.defaultValue;
-  if (role != FunctionRole::Plain && (numRequired > expected || function.parameters.size() < expected))
-    errorIn(module, function.nameRange,
+  if (role == FunctionRole::Plain || (numRequired <= expected && function.parameters.size() >= expected))
+    return true;
+  errorIn(module, function.nameRange,
             fmt::format("'{}' has {} parameters; a {} has {}", function.name, function.parameters.size(),
                         role == FunctionRole::Mask ? "mask" : "score function",
                         role == FunctionRole::Mask ? "4: batch, head, query and key" : "5: the score, batch, head, query and key"));
-  return role;
+  return false;
 }
 
 void Importer::collectSymbols(Module &module) {
@@ -205,6 +210,7 @@ void Importer::collectSymbols(Module &module) {
     case StmtKind::Function:
       symbol.kind = SymbolKind::Function;
       symbol.function = {statement.get(), &module, roleOf(module, *statement)};
+      symbol.isBroken = !hasRightParameters(module, *statement, symbol.function.role);
       define(module, statement->name, symbol);
       break;
     case StmtKind::Declare: {

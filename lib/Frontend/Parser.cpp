@@ -66,6 +66,7 @@ File Parser::parseModule() {
     file.docstring = file.statements.front()->value->name;
     file.statements.erase(file.statements.begin());
   }
+  file.isIncomplete = numFailures_ > 0;
   return file;
 }
 
@@ -268,7 +269,9 @@ void Parser::parseFunction(std::vector<StmtRef> &out) {
   statement->range = rangeFrom(begin);
   if (isRecovering_)
     return skipStatement();
+  size_t numFailures = numFailures_;
   parseBlock(statement->body, "a function");
+  statement->isIncomplete = numFailures_ != numFailures;
   if (!statement->body.empty() && isDocstring(*statement->body.front())) {
     statement->docstring = statement->body.front()->value->name;
     statement->body.erase(statement->body.begin());
@@ -330,6 +333,7 @@ void Parser::parseBlock(std::vector<StmtRef> &out, std::string_view owner) {
     return parseSimpleLine(out);
   if (!isAt(TokenKind::Indent)) {
     error(token().range, fmt::format("expected an indented block after {}", owner));
+    ++numFailures_;
     isRecovering_ = false;
     return;
   }
@@ -356,6 +360,7 @@ void Parser::parseBlock(std::vector<StmtRef> &out, std::string_view owner) {
 
 // To after the end of the line, and of the block that belongs to it.
 void Parser::skipStatement() {
+  ++numFailures_;
   while (!isAt(TokenKind::Newline) && !isAt(TokenKind::End))
     advance();
   accept(TokenKind::Newline);
@@ -365,6 +370,7 @@ void Parser::skipStatement() {
 }
 
 void Parser::skipBlock() {
+  ++numFailures_;
   advance();
   skipToDedent();
   isRecovering_ = false;

@@ -96,6 +96,7 @@ private:
   uint32_t previousEnd_ = 0;
   int depth_ = 0;
   bool isRecovering_ = false;
+  size_t numFailures_ = 0; ///< statements that were left out
 };
 
 /// Whether `word` is a keyword of Python, so that it cannot be a name.

@@ -38,7 +38,11 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements, co
     case StmtKind::Return:
       if (!statement.value || statement.value->kind == ExprKind::None)
         return fail(statement.range, "'return' without a value");
-      return evaluate(*statement.value);
+      {
+        Entity value = evaluate(*statement.value);
+        bool givesScalar = frame().function && frame().function->role != FunctionRole::Plain;
+        return givesScalar ? toScalar(value, statement.value->range) : value;
+      }
     case StmtKind::Assign:
       runAssign(statement);
       break;

@@ -127,6 +127,7 @@ struct Stmt {
   std::vector<StmtRef> orElse;
   std::vector<ImportedName> imports;
   bool isWholeModule = false; ///< `import module` rather than `from module import`
+  bool isIncomplete = false;  ///< a function of which statements were left out after errors
 };
 
 /// One parsed file. Owns its tree and shares its text.
@@ -134,6 +135,7 @@ struct File {
   SourceRef source;
   std::string docstring;
   std::vector<StmtRef> statements;
+  bool isIncomplete = false; ///< statements were left out after errors
 };
 
 /// A readable dump of the tree with locations, one node a line: the text of `--emit=ast`.

@@ -1,0 +1,67 @@
+// The text form of diagnostics: source line, caret, notes, long lines, tabs and text beyond ASCII.
+#include "test/lib/Frontend/ProgramText.h"
+
+#include <gtest/gtest.h>
+
+namespace cpflex {
+namespace {
+
+TEST(Diagnostics, showTheSourceTheRangeAndTheDeclaration) {
+  ImportedProgram program = importText("doc: tensor[i32, KV_LEN]\n"
+                                       "@mask\n"
+                                       "def m(b, h, q, kv):\n"
+                                       "    return q - doc[b, kv] > 0\n",
+                                       {}, "pack.cpf");
+  EXPECT_EQ(renderDiagnostics(program.diagnostics), "pack.cpf:4:16: error: 'doc' has 1 dimension, 2 indices given\n"
+                                                    "    return q - doc[b, kv] > 0\n"
+                                                    "               ^~~~~~~~~~\n"
+                                                    "pack.cpf:1:1: note: declared here\n"
+                                                    "doc: tensor[i32, KV_LEN]\n"
+                                                    "^~~\n");
+}
+
+TEST(Diagnostics, sayWhereAHelperWasCalled) {
+  ImportedProgram program = importText("def f(x):\n"
+                                       "    return x + True\n"
+                                       "@mask\n"
+                                       "def m(b, h, q, kv):\n"
+                                       "    return f(q) > 0\n");
+  EXPECT_NE(renderDiagnostics(program.diagnostics).find("test.cpf:5:12: note: in 'f', called here"), std::string::npos)
+      << renderDiagnostics(program.diagnostics);
+}
+
+TEST(Diagnostics, pointBelowTextWithTabsAndLongCharacters) {
+  DiagnosticList diagnostics;
+  auto source = std::make_shared<const SourceText>("a.cpf", "\tx = \"\xC3\xA4\" $\n");
+  diagnostics.error(source, {10, 11}, "here");
+  EXPECT_EQ(renderDiagnostics(diagnostics), "a.cpf:1:11: error: here\n x = \"\xC3\xA4\" $\n         ^\n");
+}
+
+TEST(Diagnostics, cutLongLinesAroundTheCaret) {
+  DiagnosticList diagnostics;
+  auto source = std::make_shared<const SourceText>("a.cpf", std::string(1000, 'x') + "!" + std::string(1000, 'y'));
+  diagnostics.error(source, {1000, 1001}, "here");
+  std::string text = renderDiagnostics(diagnostics);
+  EXPECT_LT(text.size(), 400u);
+  EXPECT_NE(text.find("x!y"), std::string::npos);
+}
+
+TEST(Diagnostics, showFixIts) {
+  DiagnosticList diagnostics;
+  auto source = std::make_shared<const SourceText>("a.cpf", "x = y\n");
+  setFixIt(diagnostics.error(source, {4, 5}, "here"), source, {4, 5}, "z");
+  EXPECT_EQ(renderDiagnostics(diagnostics), "a.cpf:1:5: error: here\nx = y\n    ^\n    z\n");
+}
+
+TEST(Diagnostics, areKeptOnceAndBounded) {
+  DiagnosticList diagnostics;
+  auto source = std::make_shared<const SourceText>("a.cpf", std::string(200, '\n'));
+  for (uint32_t round = 0; round < 2; ++round)
+    for (uint32_t i = 0; i < 100; ++i)
+      diagnostics.error(source, {i, i}, "here");
+  EXPECT_EQ(diagnostics.all().size(), kMaxErrors);
+  EXPECT_NE(renderDiagnostics(diagnostics).find("50 errors, no more are shown"), std::string::npos);
+}
+
+} // namespace
+} // namespace cpflex
