@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the captured arrays of the catalogue's masks as .npy files.
+"""Writes the captured arrays of the catalogue as .npy files: NAME.npy for masks, score_NAME.npy for score functions.
 
 Usage: generate_arrays.py FOLDER. Every array is a fixed function of its index, so the counts in catalogue.json hold.
 """
@@ -97,6 +97,43 @@ def arrays():
     }
 
 
+def score_arrays(heads=4, length=192):
+    """The arrays of scores.json, of `heads` heads and `length` tokens: smooth values between -1 and 1."""
+
+    def smooth(*shape):
+        count = int(np.prod(shape))
+        return np.sin(np.arange(count) * 0.7311 + count).astype(np.float32).reshape(shape)
+
+    def positive(*shape):
+        return (1.5 + smooth(*shape)).astype(np.float32)
+
+    return {
+        "tab": smooth(32, heads),
+        "rel": smooth(heads, 257),
+        "win": smooth(225, heads),
+        "ls": smooth(heads) * 4,
+        "tau": positive(heads),
+        "bias": smooth(1, heads, length, length),
+        "r1": positive(heads),
+        "r2": positive(heads),
+        "w1": smooth(32),
+        "b1": smooth(32) / 2,
+        "w2": smooth(32, heads),
+        "c": -np.cumsum(positive(1, heads, length), axis=-1).astype(np.float32) / 16,
+        "qr": smooth(heads, length, 64),
+        "kr": smooth(length, 64),
+        "alpha": smooth(heads, 8),
+        "beta": positive(heads, 8) / 256,
+        "length": np.array([length], dtype=np.int32),
+        "gain": positive(heads),
+        "qs": positive(1, heads, 2),
+        "ks": positive(1, heads, 2),
+        "doc": document_ids([50, 70, 33, 39]),
+        "sinks": smooth(heads),
+        "w": positive(length),
+    }
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit("usage: generate_arrays.py FOLDER")
@@ -104,6 +141,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays().items():
         np.save(folder / f"{name}.npy", array)
+    for name, array in score_arrays().items():
+        np.save(folder / f"score_{name}.npy", array)
 
 
 if __name__ == "__main__":
