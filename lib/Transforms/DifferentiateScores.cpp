@@ -1,6 +1,7 @@
 // What is the gradient of a score function in the score it is given and in the arrays it reads? Reverse accumulation over
 // straight-line code; a reduction is differentiated by a reduction of its own.
 #include "dialect/Mask/MaskDialect.h"
+#include "lib/Transforms/DifferentiatedReductions.h"
 #include "lib/Transforms/Passes.h"
 
 #include "mlir/IR/IRMapping.h"
@@ -21,6 +22,9 @@ namespace cpflex {
 
 namespace {
 
+/// What a reduction combines, per index.
+Value elementOf(mask::ReduceOp op) { return op.getBody().front().getTerminator()->getOperand(0); }
+
 /// Which values depend on the score or on a capture with a gradient, so that a gradient may flow into them.
 class Activity {
 public:
@@ -29,11 +33,7 @@ public:
   void mark(Value value) { active.insert(value); }
   bool contains(Value value) const { return active.contains(value); }
 
-  bool isDifferentiatedLoad(mlir::Operation *op) {
-    auto load = llvm::dyn_cast<mask::LoadOp>(op);
-    auto capture = load ? module.lookupSymbol<mask::CaptureOp>(load.getCapture()) : mask::CaptureOp();
-    return capture && capture->hasAttr("grad");
-  }
+  bool isDifferentiatedLoad(mlir::Operation *op) const { return cpflex::isDifferentiatedLoad(op, module); }
 
   void visit(Block &block) {
     for (mlir::Operation &op : block.without_terminator()) {
@@ -48,10 +48,6 @@ public:
                                         })))
         mark(op.getResult(0));
     }
-  }
-
-  static Value elementOf(mask::ReduceOp op) {
-    return llvm::cast<mask::YieldOp>(op.getBody().front().getTerminator()).getValues().front();
   }
 
 private:
@@ -344,7 +340,7 @@ private:
     mapping.map(op.getBody().front().getArgument(0), index);
     for (mlir::Operation &inner : op.getBody().front().without_terminator())
       operations.push_back(builder.clone(inner, mapping));
-    return mapping.lookupOrDefault(Activity::elementOf(op));
+    return mapping.lookupOrDefault(elementOf(op));
   }
 
   Value indexOfFirstExtremum(mask::ReduceOp op) {
@@ -423,6 +419,7 @@ struct DifferentiateScores : impl::DifferentiateScoresBase<DifferentiateScores> 
     Value scoreArgument = body.getArgument(1);
 
     Activity activity(getOperation());
+    unrollDifferentiatedReductions(body, getOperation());
     activity.mark(scoreArgument);
     activity.visit(body);
     llvm::SmallVector<mlir::Operation *> operations;

@@ -65,7 +65,8 @@ def DifferentiateScores : Pass<"mask-differentiate-scores", "::mlir::ModuleOp"> 
     way. Sub-gradients: `abs` has 0 at 0; of equal operands of `min` and `max` the left one takes the gradient; `min` and
     `max` reductions pass it to the first element that attains the result; `floor`, `//`, comparisons and conversions to
     bool, int and u32 pass none; the divisor of a float `%` takes `-floor(x / y)` of it. A derivative that divides by 0
-    is 0, as division is. Score functions are left as they are; a gradient of that name is replaced.
+    is 0, as division is. A reduction that scatters is written out where its count is a small constant, and is a reduction
+    with a `mask.scatter_add` inside otherwise. Score functions are left as they are; a gradient of that name is replaced.
 
     Before: `mask.score @f` with `mask.mul %s, %c`. After: also `mask.score_gradient @f.gradient` with
     `mask.mul %gradient, %c`.

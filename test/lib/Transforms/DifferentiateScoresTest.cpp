@@ -128,6 +128,19 @@ TEST(DifferentiateScores, reductionsMatchFiniteDifferences) {
     )mlir");
 }
 
+TEST(DifferentiateScores, reductionsOverConstantIndicesMatchFiniteDifferences) {
+  for (const char *kind : {"sum", "min", "max"})
+    expectGradientsMatch(R"mlir(
+      %n = mask.constant 3 : i64
+      %r = mask.reduce )mlir" + std::string(kind) + R"mlir( %n : i64 -> f32 {
+      ^bb0(%i: i64):
+        %x = mask.load @table[%i, %h] : (i64, i64) -> f32
+        %y = mask.mul %x, %s : f32
+        mask.yield %y : f32
+      }
+    )mlir");
+}
+
 TEST(DifferentiateScores, nestedReductionsMatchFiniteDifferences) {
   expectGradientsMatch(R"mlir(
       %n = mask.dim "N" : i64

@@ -114,3 +114,25 @@ mask.score @reductions(%s: f32, %b: i64, %h: i64, %q: i64, %kv: i64) -> f32 {
 // CHECK: mask.yield
 // CHECK-NOT: mask.reduce
 // CHECK: mask.yield %[[R]]
+
+// -----
+
+mask.capture @weights : f32 ["2"] {grad}
+
+mask.score @fewConstantIndices(%s: f32, %b: i64, %h: i64, %q: i64, %kv: i64) -> f32 {
+  %2 = mask.constant 2 : i64
+  %0 = mask.reduce sum %2 : i64 -> f32 {
+  ^bb0(%i: i64):
+    %w = mask.load @weights[%i] : (i64) -> f32
+    mask.yield %w : f32
+  }
+  %1 = mask.add %s, %0 : f32
+  mask.yield %1 : f32
+}
+// Scatters stand outside of loops where the indices are few.
+// CHECK-LABEL: mask.score_gradient @fewConstantIndices.gradient
+// CHECK-DAG: %[[ZERO:.*]] = mask.constant 0 : i64
+// CHECK-DAG: %[[ONE:.*]] = mask.constant 1 : i64
+// CHECK: mask.scatter_add %gradient, @weights[%[[ONE]]] : f32[i64]
+// CHECK-NEXT: mask.scatter_add %gradient, @weights[%[[ZERO]]] : f32[i64]
+// CHECK-NEXT: mask.yield %gradient
