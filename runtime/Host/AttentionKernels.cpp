@@ -1,6 +1,7 @@
 // The inner loops of CPU attention (see HostKernels.h), written with the compiler's vector extensions. This file is
-// compiled once per instruction set with CPFLEX_KERNEL_TABLE naming the table. It calls no inline function of another
-// header: the linker could keep a copy that was compiled for a larger processor.
+// compiled once per instruction set with CPFLEX_KERNEL_TABLE naming the table. It calls no inline function of external
+// linkage: the linker could keep a copy that was compiled for a larger processor.
+#include "runtime/Host/HalfPrecision.h"
 #include "runtime/Host/HostKernels.h"
 
 #if defined(__AVX512BF16__)
@@ -305,38 +306,6 @@ bool packColumns(const MatrixView &from, int rows, int columns, float *blocks) {
 
 //===-- Unpacking --------------------------------------------------------===//
 
-/// Rounds to nearest even; a NaN stays one.
-inline uint16_t narrowToBFloat16(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u)
-    return uint16_t((bits >> 16) | 0x40u);
-  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline uint16_t narrowToFloat16(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  uint32_t sign = (bits >> 16) & 0x8000u;
-  uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u)
-    return uint16_t(sign | 0x7e00u);
-  // 65520 and above round to infinity.
-  if (magnitude >= 0x477ff000u)
-    return uint16_t(sign | 0x7c00u);
-  // Below 2^-14 the result is a multiple of 2^-24: adding 0.5 leaves that multiple, rounded, in the low bits.
-  if (magnitude < 0x38800000u) {
-    float shifted;
-    __builtin_memcpy(&shifted, &magnitude, sizeof shifted);
-    shifted += 0.5f;
-    uint32_t shiftedBits;
-    __builtin_memcpy(&shiftedBits, &shifted, sizeof shiftedBits);
-    return uint16_t(sign | (shiftedBits - 0x3f000000u));
-  }
-  uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return uint16_t(sign | ((rounded - 0x38000000u) >> 13));
-}
-
 void unpackRows(const float *blocks, int64_t stride, int64_t blockStep, const float *rowScale, int rows, int columns,
                 bool isAdding, const MatrixView &to) {
   for (int r = 0; r < rows; ++r) {
@@ -362,7 +331,7 @@ void unpackRows(const float *blocks, int64_t stride, int64_t blockStep, const fl
       bool isBFloat16 = to.type == ElementType::BF16;
       for (int c = 0; c < count; ++c) {
         float value = from[c] * scale;
-        data[c * to.columnStride] = isBFloat16 ? narrowToBFloat16(value) : narrowToFloat16(value);
+        data[c * to.columnStride] = isBFloat16 ? cpflex::narrowToBFloat16(value) : cpflex::narrowToFloat16(value);
       }
     }
   }
