@@ -54,6 +54,29 @@ IntervalEvaluator::IntervalEvaluator(const TapeProgram &program)
     : program_(&program), values_(program.nodes.size()) {
   for (int32_t i = 0; i < program.numConstants; ++i)
     values_[i] = AbstractValue::single(program.nodes[i].resultType, program.nodes[i].offset);
+  // A chain of `and` is empty where one of its comparisons is, a chain of `or` full.
+  Operation chain = program.nodes[program.result].operation;
+  bool isChain = program.nodes[program.result].form == NodeForm::Operation &&
+                 (chain == Operation::And || chain == Operation::Or);
+  std::vector<bool> isVisited(program.nodes.size(), false);
+  if (isChain)
+    collectGuards(program.result, chain, isVisited);
+  guardClass_ = chain == Operation::And ? TileClass::Empty : TileClass::Full;
+}
+
+void IntervalEvaluator::collectGuards(int32_t index, Operation chain,
+                                      std::vector<bool> &isVisited) {
+  if (isVisited[index])
+    return;
+  isVisited[index] = true;
+  const ProgramNode &node = program_->nodes[index];
+  if (node.form == NodeForm::AffineCompare)
+    guards_.push_back(index);
+  if (node.form != NodeForm::Operation || node.operation != chain ||
+      node.operandType != ValueType::Bool)
+    return;
+  collectGuards(node.operands[0], chain, isVisited);
+  collectGuards(node.operands[1], chain, isVisited);
 }
 
 AbstractValue IntervalEvaluator::affine(const ProgramNode &node, const PositionBounds &tile) const {
@@ -132,11 +155,12 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
     result = AbstractValue::single(type, readElement(view, offset, type));
   } else if (line) {
     ElementBounds bounds = line->bounds(reach[0].begin, reach[0].end);
-    bool hasGap = bounds.secondLo > bounds.lo + 1 && bounds.secondLo <= bounds.hi &&
-                  type == ValueType::Int && !mayBeOutside;
-    if (hasGap && gaps_.size() < kMaxGaps && parts_.empty())
-      gaps_.push_back({index, bounds.lo, bounds.secondLo, bounds.hi});
-    if (hasGap && !parts_.empty() && parts_[index] != GapPart::Both) {
+    // A least element apart from the rest, or below 0, is most likely a sentinel that predicates ask for.
+    bool isSentinel = bounds.secondLo > bounds.lo + 1 || (bounds.lo < 0 && bounds.secondLo > bounds.lo);
+    bool hasGap = isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
+    if (hasGap && !isByCases_ && gaps_.size() < kMaxGaps)
+      gaps_.push_back(index);
+    if (hasGap && isByCases_ && parts_[index] != GapPart::Both) {
       if (parts_[index] == GapPart::Least)
         return AbstractValue::integers(bounds.lo, bounds.lo);
       return AbstractValue::integers(bounds.secondLo, bounds.hi);
@@ -227,6 +251,12 @@ void IntervalEvaluator::evaluate(int32_t begin, int32_t end, const PositionBound
 TileClass IntervalEvaluator::classify(const PositionBounds &tile) {
   const TapeProgram &program = *program_;
   int32_t end = static_cast<int32_t>(program.nodes.size());
+  for (int32_t guard : guards_) {
+    AbstractValue difference = affine(program.nodes[guard], tile);
+    if (classOf(compareWithZero(program.nodes[guard].operation, difference.lo, difference.hi)) ==
+        guardClass_)
+      return guardClass_;
+  }
   gaps_.clear();
   if (!hasQPart_ || last_.qLo != tile.qLo || last_.qHi != tile.qHi)
     evaluate(program.numConstants, program.kvBegin, tile);
@@ -244,22 +274,23 @@ TileClass IntervalEvaluator::classify(const PositionBounds &tile) {
 
 /// Every combination of least element and rest covers all values; what all combinations agree on is proved.
 TileClass IntervalEvaluator::classifyByCases(const PositionBounds &tile) {
-  std::vector<AbstractValue> kept = values_;
-  std::vector<Gap> gaps = gaps_;
+  if (caseValues_.empty())
+    caseValues_ = values_; // for its constants
   parts_.assign(values_.size(), GapPart::Both);
+  values_.swap(caseValues_);
+  isByCases_ = true;
   bool canBeTrue = false, canBeFalse = false;
-  for (size_t combination = 0; combination < size_t(1) << gaps.size(); ++combination) {
-    for (size_t i = 0; i < gaps.size(); ++i)
-      parts_[gaps[i].node] = combination >> i & 1 ? GapPart::Rest : GapPart::Least;
+  for (size_t combination = 0; combination < size_t(1) << gaps_.size(); ++combination) {
+    for (size_t i = 0; i < gaps_.size(); ++i)
+      parts_[gaps_[i]] = combination >> i & 1 ? GapPart::Rest : GapPart::Least;
     evaluate(program_->numConstants, static_cast<int32_t>(values_.size()), tile);
     canBeTrue |= values_[program_->result].canBeTrue();
     canBeFalse |= values_[program_->result].canBeFalse();
     if (canBeTrue && canBeFalse)
       break;
   }
-  parts_.clear();
-  gaps_ = std::move(gaps);
-  values_ = std::move(kept);
+  isByCases_ = false;
+  values_.swap(caseValues_);
   return classOf(AbstractValue::booleans(canBeTrue, canBeFalse));
 }
 

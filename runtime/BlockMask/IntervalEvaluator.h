@@ -18,7 +18,7 @@ public:
   /// Empty or Full when that is proved for every pair of the tile, Partial when it is not known.
   TileClass classify(const PositionBounds &tile);
 
-  /// The values of node `index` in the last classified tile.
+  /// The values of node `index` in the last classified tile, which has to be undecided.
   const AbstractValue &value(int32_t index) const { return values_[index]; }
 
   /// The program without what the last classified tile, which has to be undecided, decides for every tile inside it;
@@ -34,21 +34,21 @@ private:
   AbstractValue load(const ProgramNode &node, int32_t index);
   AbstractValue reduction(int32_t index, const PositionBounds &tile);
   TileClass classifyByCases(const PositionBounds &tile);
+  void collectGuards(int32_t index, Operation chain, std::vector<bool> &isVisited);
 
   /// Which part of a load's values an evaluation by cases looks at.
   enum class GapPart : uint8_t { Both, Least, Rest };
-  /// A load whose values are one least element and, some way above it, the rest.
-  struct Gap {
-    int32_t node = -1;
-    int64_t least = 0, secondLo = 0, hi = 0;
-  };
-
   const TapeProgram *program_;
+  std::vector<int32_t> guards_; ///< affine comparisons that decide the result alone when they are guardClass_
+  TileClass guardClass_ = TileClass::Empty;
   std::vector<AbstractValue> values_;
   PositionBounds last_; ///< the tile of which the q part and the kv part are valid
   bool hasQPart_ = false, hasKVPart_ = false;
-  std::vector<Gap> gaps_; ///< found by the last evaluation
-  std::vector<GapPart> parts_; ///< per node; empty while every load means all its values
+  /// Loads whose values are one least element and, some way above it, the rest; found by the last evaluation.
+  std::vector<int32_t> gaps_;
+  std::vector<GapPart> parts_;            ///< per node, while isByCases_
+  std::vector<AbstractValue> caseValues_; ///< takes the place of values_ while isByCases_
+  bool isByCases_ = false;
 };
 
 } // namespace cpflex
