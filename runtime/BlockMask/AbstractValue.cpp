@@ -1,5 +1,5 @@
-// The shared parts of abstract values and the interval rules of Bool and of conversions; IntegerRules.cpp and
-// FloatRules.cpp hold the rules of the number types.
+// The shared parts of abstract values and the interval rules of Bool and of conversions;
+// IntegerRules.cpp and FloatRules.cpp hold the rules of the number types.
 #include "runtime/BlockMask/AbstractValue.h"
 
 #include "runtime/BlockMask/AbstractRules.h"

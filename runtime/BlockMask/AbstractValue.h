@@ -1,5 +1,6 @@
-// Which values can an operation have when its operands lie in intervals? The interval meaning of every entry of
-// Operations.def; each answer contains every concrete result, and is exact when all operands are single values.
+// Which values can an operation have when its operands lie in intervals? The interval meaning of
+// every entry of Operations.def; each answer contains every concrete result, and is exact when all
+// operands are single values.
 #pragma once
 
 #include "runtime/contract/Tape.h"
@@ -9,9 +10,10 @@
 
 namespace cpflex {
 
-/// The values that an expression may take over a tile. Bool, Int and U32 use [lo, hi], both ends included (Bool as 0 and
-/// 1). Float uses [floatLo, floatHi] for the values that are numbers (none when floatLo > floatHi) and mayBeNaN. Which
-/// members are meant follows from the type of the expression.
+/// The values that an expression may take over a tile. Bool, Int and U32 use [lo, hi], both ends
+/// included (Bool as 0 and 1). Float uses [floatLo, floatHi] for the values that are numbers (none
+/// when floatLo > floatHi) and mayBeNaN. Which members are meant follows from the type of the
+/// expression.
 struct AbstractValue {
   union {
     int64_t lo = 0;
@@ -66,7 +68,8 @@ ScalarSlot slotOfFloat(float value);
 AbstractValue hull(ValueType type, const AbstractValue &left, const AbstractValue &right);
 
 /// The interval meaning of one operation; `operands` as for applyOperation.
-AbstractValue applyAbstract(Operation operation, ValueType operandType, const AbstractValue *operands);
+AbstractValue applyAbstract(Operation operation, ValueType operandType,
+                            const AbstractValue *operands);
 
 /// Integer sums and products that become unknown when an end overflows.
 AbstractValue addIntegers(const AbstractValue &left, const AbstractValue &right);

@@ -1,5 +1,5 @@
-// Which global positions do local rows hold? A PositionMap prepared for the questions of the builder: bounds of a range,
-// the affine stretches in it, and where to cut it.
+// Which global positions do local rows hold? A PositionMap prepared for the questions of the
+// builder: bounds of a range, the affine stretches in it, and where to cut it.
 #pragma once
 
 #include "runtime/contract/PositionMap.h"
@@ -57,12 +57,14 @@ public:
       return;
     for (size_t i = pieceOf(rows.begin); i < pieces_.size() && starts_[i] < rows.end; ++i) {
       Range part = partOf(i, rows);
-      visitor(part.begin, AffinePiece{pieces_[i].begin + (part.begin - starts_[i]) * pieces_[i].step,
-                                      part.size(), pieces_[i].step});
+      visitor(part.begin,
+              AffinePiece{pieces_[i].begin + (part.begin - starts_[i]) * pieces_[i].step,
+                          part.size(), pieces_[i].step});
     }
   }
 
-  /// Where to cut a range of at least two rows: at the piece boundary next to its middle, else at its middle.
+  /// Where to cut a range of at least two rows: at the piece boundary next to its middle, else at
+  /// its middle.
   int64_t cut(Range rows) const {
     int64_t middle = rows.begin + rows.size() / 2;
     if (isOnePiece())

@@ -15,7 +15,8 @@ namespace cpflex {
 
 namespace {
 
-/// Appends a run to a row that begins at `rowStart`, joining it to the run before where it continues that.
+/// Appends a run to a row that begins at `rowStart`, joining it to the run before where it
+/// continues that.
 void appendRun(TileRows &rows, size_t rowStart, const TileRun &run) {
   if (run.tileClass == TileClass::Empty || run.begin >= run.end)
     return;
@@ -29,7 +30,8 @@ void appendRun(TileRows &rows, size_t rowStart, const TileRun &run) {
   rows.runs.push_back(run);
 }
 
-/// Calls visitor(begin, end, leftClass, rightClass) for the stretches of a row in which neither side changes.
+/// Calls visitor(begin, end, leftClass, rightClass) for the stretches of a row in which neither
+/// side changes.
 template <typename Visitor>
 void visitStretches(std::span<const TileRun> left, std::span<const TileRun> right, int32_t numTiles,
                     const Visitor &visitor) {
@@ -52,7 +54,8 @@ void visitStretches(std::span<const TileRun> left, std::span<const TileRun> righ
 }
 
 std::span<const TileRun> rowOf(const TileRows &rows, int64_t row) {
-  return std::span(rows.runs).subspan(rows.rowBegin[row], rows.rowBegin[row + 1] - rows.rowBegin[row]);
+  return std::span(rows.runs).subspan(rows.rowBegin[row],
+                                      rows.rowBegin[row + 1] - rows.rowBegin[row]);
 }
 
 struct Combined {
@@ -77,11 +80,11 @@ Combined combined(MaskOperation operation, TileClass left, TileClass right) {
 Status verifyBroadcast(const BlockMask &left, const BlockMask &right) {
   if (left.qLen != right.qLen || left.kvLen != right.kvLen || left.tileQ != right.tileQ ||
       left.tileKV != right.tileKV)
-    return Status::invalid(fmt::format(
-        "cannot combine a mask of {} x {} in tiles of {} x {} with one of {} x {} in tiles of {} x {}; "
-        "expected equal lengths and tiles",
-        left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen, right.kvLen, right.tileQ,
-        right.tileKV));
+    return Status::invalid(fmt::format("cannot combine a mask of {} x {} in tiles of {} x {} with "
+                                       "one of {} x {} in tiles of {} x {}; "
+                                       "expected equal lengths and tiles",
+                                       left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen,
+                                       right.kvLen, right.tileQ, right.tileKV));
   auto canMeet = [](int64_t a, int64_t b) { return a == b || a == 1 || b == 1; };
   if (!canMeet(left.batch, right.batch) || !canMeet(left.heads, right.heads))
     return Status::invalid(fmt::format("cannot combine masks of {} x {} and {} x {} (batch, head); "
@@ -104,7 +107,8 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
   mask.rowSetOf.assign(mask.batch * mask.heads, -1);
   std::map<std::pair<int32_t, int32_t>, int32_t> known;
   auto rowSetAt = [](const BlockMask &source, int64_t b, int64_t h) {
-    return source.rowSetOf[(source.batch == 1 ? 0 : b) * source.heads + (source.heads == 1 ? 0 : h)];
+    return source
+        .rowSetOf[(source.batch == 1 ? 0 : b) * source.heads + (source.heads == 1 ? 0 : h)];
   };
   for (int64_t b = 0; b < mask.batch; ++b)
     for (int64_t h = 0; h < mask.heads; ++h) {
@@ -117,7 +121,8 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
       rows.rowBegin.push_back(0);
       for (int64_t row = 0; row < mask.numQTiles(); ++row) {
         size_t start = rows.runs.size();
-        visitStretches(rowOf(left.rowSets[sources.first], row), rowOf(right.rowSets[sources.second], row),
+        visitStretches(rowOf(left.rowSets[sources.first], row),
+                       rowOf(right.rowSets[sources.second], row),
                        static_cast<int32_t>(mask.numKVTiles()),
                        [&](int32_t begin, int32_t end, TileClass a, TileClass c) {
                          Combined both = combined(operation, a, c);
@@ -160,7 +165,8 @@ BlockMask transpose(const BlockMask &mask) {
   int32_t numColumns = static_cast<int32_t>(mask.numKVTiles());
   for (size_t set = 0; set < mask.rowSets.size(); ++set) {
     const TileRows &source = mask.rowSets[set];
-    // Columns change only where a row differs from the row before it, so that the work follows the runs of the result.
+    // Columns change only where a row differs from the row before it, so that the work follows the
+    // runs of the result.
     struct Open {
       TileClass tileClass = TileClass::Empty;
       uint8_t residual = 0;
@@ -168,7 +174,8 @@ BlockMask transpose(const BlockMask &mask) {
     };
     std::vector<Open> open(numColumns);
     std::vector<std::vector<TileRun>> columns(numColumns);
-    auto changeAll = [&](int32_t row, std::span<const TileRun> before, std::span<const TileRun> after) {
+    auto changeAll = [&](int32_t row, std::span<const TileRun> before,
+                         std::span<const TileRun> after) {
       size_t k = 0;
       visitStretches(before, after, numColumns,
                      [&](int32_t begin, int32_t end, TileClass, TileClass tileClass) {
@@ -220,9 +227,10 @@ StatusOr<BlockMask> concatenate(std::span<const BlockMask> masks, MaskAxis axis)
                              "batches, heads and length of the other axis");
     int64_t length = isQ ? mask.qLen : mask.kvLen, tile = isQ ? mask.tileQ : mask.tileKV;
     if (&mask != &masks.back() && length % tile != 0)
-      return Status::invalid(fmt::format("a mask before the last is {} long; expected a multiple of "
-                                         "its tile, {}",
-                                         length, tile));
+      return Status::invalid(
+          fmt::format("a mask before the last is {} long; expected a multiple of "
+                      "its tile, {}",
+                      length, tile));
     (isQ ? result.qLen : result.kvLen) += length;
   }
   // One row set per combination of the sources' row sets.
@@ -270,7 +278,8 @@ bool isSameMask(const BlockMask &left, const BlockMask &right) {
       continue;
     bool isSame = true;
     for (int64_t row = 0; row < left.numQTiles() && isSame; ++row)
-      visitStretches(rowOf(left.rowSets[sources.first], row), rowOf(right.rowSets[sources.second], row),
+      visitStretches(rowOf(left.rowSets[sources.first], row),
+                     rowOf(right.rowSets[sources.second], row),
                      static_cast<int32_t>(left.numKVTiles()),
                      [&](int32_t, int32_t, TileClass a, TileClass b) { isSame &= a == b; });
     if (!isSame)
@@ -285,7 +294,8 @@ StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape,
   CPFLEX_RETURN_IF_ERROR(verifyTape(tape, bindings));
   if (mask.qLen != options.qLen || mask.kvLen != options.kvLen || mask.batch != options.batch ||
       mask.heads != options.heads)
-    return Status::invalid("the mask to settle has other sizes than the options; expected equal ones");
+    return Status::invalid(
+        "the mask to settle has other sizes than the options; expected equal ones");
   BlockMask result = mask;
   if (mask.qLen == 0 || mask.kvLen == 0 || mask.rowSetOf.empty())
     return result;
@@ -342,7 +352,9 @@ void normalize(BlockMask &mask) {
 }
 
 Status verifyBlockMask(const BlockMask &mask) {
-  auto fault = [](const char *text) { return Status::invalid(fmt::format("not a mask: {}", text)); };
+  auto fault = [](const char *text) {
+    return Status::invalid(fmt::format("not a mask: {}", text));
+  };
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   if (mask.qLen < 0 || mask.kvLen < 0 || mask.tileQ < 1 || mask.tileKV < 1 || mask.batch < 0 ||
       mask.heads < 0)

@@ -1,5 +1,6 @@
-// The hierarchy: one program per distinct (b, h), bands of tile rows as independent tasks, tiles of tiles cut until the
-// intervals decide, runs appended row by row in the order in which the hierarchy is walked.
+// The hierarchy: one program per distinct (b, h), bands of tile rows as independent tasks, tiles of
+// tiles cut until the intervals decide, runs appended row by row in the order in which the
+// hierarchy is walked.
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 
 #include "runtime/BlockMask/MaskPrograms.h"
@@ -129,15 +130,16 @@ private:
     visitParts(settlement, tileRows, tileColumns, rows.size(), columns.size());
   }
 
-  /// Cuts the longer axis, or both when they are about as long. Parts are visited so that for each row of tiles the
-  /// columns ascend.
+  /// Cuts the longer axis, or both when they are about as long. Parts are visited so that for each
+  /// row of tiles the columns ascend.
   void visitParts(TileSettlement &settlement, Range tileRows, Range tileColumns, int64_t numRows,
                   int64_t numColumns) {
     bool cutRows = tileRows.size() > 1 && (tileColumns.size() == 1 || numRows * 2 > numColumns);
     bool cutColumns = tileColumns.size() > 1 && (tileRows.size() == 1 || numColumns * 2 > numRows);
     // Powers of two keep the cuts where summaries have theirs.
     auto middle = [](Range range) {
-      return range.begin + static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
+      return range.begin +
+             static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
     };
     int64_t row = cutRows ? middle(tileRows) : tileRows.end;
     int64_t column = cutColumns ? middle(tileColumns) : tileColumns.end;
@@ -221,7 +223,8 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
       numRuns += bands[rowSet * numBands + band].rows().numRuns();
     if (numRuns > std::numeric_limits<int32_t>::max())
       return Status::unsupported(fmt::format(
-          "the mask has {} runs of tiles; expected at most 2147483647, choose larger tiles", numRuns));
+          "the mask has {} runs of tiles; expected at most 2147483647, choose larger tiles",
+          numRuns));
     rows.runs.reserve(numRuns);
     rows.rowBegin.reserve(numQTiles + 1);
     rows.rowBegin.push_back(0);

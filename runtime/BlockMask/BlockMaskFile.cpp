@@ -1,4 +1,5 @@
-// Writes and reads the binary form of masks; nothing read is believed before the checksum and the structure are verified.
+// Writes and reads the binary form of masks; nothing read is believed before the checksum and the
+// structure are verified.
 #include "runtime/BlockMask/BlockMaskFile.h"
 
 #include "runtime/BlockMask/BlockMaskAlgebra.h"
@@ -48,7 +49,8 @@ public:
     bytes_.remove_prefix(sizeof(T));
     return static_cast<T>(value);
   }
-  /// Whether `count` elements of `size` bytes can still follow, so that nothing larger than the file is allocated.
+  /// Whether `count` elements of `size` bytes can still follow, so that nothing larger than the
+  /// file is allocated.
   bool canHold(int64_t count, int64_t size) {
     bool holds = count >= 0 && count <= static_cast<int64_t>(bytes_.size()) / size;
     isCut_ |= !holds;
@@ -105,12 +107,13 @@ StatusOr<BlockMask> blockMaskFromBytes(std::string_view bytes) {
     return damaged("its checksum differs");
   Reader reader(body);
   BlockMask mask;
-  for (int64_t *value : {&mask.qLen, &mask.kvLen, &mask.tileQ, &mask.tileKV, &mask.batch, &mask.heads})
+  for (int64_t *value :
+       {&mask.qLen, &mask.kvLen, &mask.tileQ, &mask.tileKV, &mask.batch, &mask.heads})
     *value = reader.get<int64_t>();
   int64_t numRowSets = reader.get<int64_t>();
   int64_t numHeads = 0;
-  if (__builtin_mul_overflow(mask.batch, mask.heads, &numHeads) || mask.qLen < 0 || mask.tileQ < 1 ||
-      !reader.canHold(numHeads, sizeof(int32_t)))
+  if (__builtin_mul_overflow(mask.batch, mask.heads, &numHeads) || mask.qLen < 0 ||
+      mask.tileQ < 1 || !reader.canHold(numHeads, sizeof(int32_t)))
     return damaged("its sizes do not fit its length");
   for (int64_t i = 0; i < numHeads; ++i)
     mask.rowSetOf.push_back(reader.get<int32_t>());

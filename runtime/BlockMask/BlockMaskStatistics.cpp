@@ -106,14 +106,16 @@ StatusOr<PairCounts> countAllowed(const BlockMask &mask, const Tape *tape, const
   CPFLEX_RETURN_IF_ERROR(verifyOptions(options));
   if (mask.qLen != options.qLen || mask.kvLen != options.kvLen || mask.batch != options.batch ||
       mask.heads != options.heads)
-    return Status::invalid("the mask has other sizes than the options; expected those it was built with");
+    return Status::invalid(
+        "the mask has other sizes than the options; expected those it was built with");
   PairCounts result;
   result.rowSets.resize(mask.rowSets.size());
   bool hasPrograms = tape && options.qLen > 0 && options.kvLen > 0 && !mask.rowSets.empty();
   if (hasPrograms) {
     CPFLEX_RETURN_IF_ERROR(verifyTape(*tape, bindings));
     MaskPrograms programs(*tape, bindings, options);
-    // Two programs may have equal tiles and unlike pairs inside: each program is counted on its own.
+    // Two programs may have equal tiles and unlike pairs inside: each program is counted on its
+    // own.
     result.rowSets.resize(programs.size());
     std::vector<int32_t> rowSetOfProgram(programs.size());
     for (size_t i = 0; i < mask.rowSetOf.size(); ++i)

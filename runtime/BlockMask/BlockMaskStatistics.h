@@ -1,4 +1,5 @@
-// What does a BlockMask contain? Tile counts, memory, exact pair counts and the rows and columns without partners.
+// What does a BlockMask contain? Tile counts, memory, exact pair counts and the rows and columns
+// without partners.
 #pragma once
 
 #include "runtime/BlockMask/BlockMaskBuilder.h"
@@ -26,10 +27,10 @@ TileCounts countTiles(const BlockMask &mask, const TileRows &rows);
 /// Bytes that the mask stores (one orientation): runs, row offsets and the table of row sets.
 int64_t sizeInBytes(const BlockMask &mask);
 
-/// Pairs of one distinct predicate over (q, kv). Rows and columns are local. Two predicates with unlike pairs may share
-/// a row set.
+/// Pairs of one distinct predicate over (q, kv). Rows and columns are local. Two predicates with
+/// unlike pairs may share a row set.
 struct RowSetPairs {
-  int32_t rowSet = 0;                       ///< whose tiles these are
+  int32_t rowSet = 0; ///< whose tiles these are
   int64_t allowed = 0;
   std::vector<Range> rowsWithoutKeys;       ///< ascending, disjoint, not adjacent
   std::vector<Range> columnsWithoutQueries; ///< ascending, disjoint, not adjacent
@@ -44,8 +45,8 @@ struct PairCounts {
   std::vector<RowSetPairs> rowSets;
 };
 
-/// Counts the allowed pairs exactly by settling the partial tiles with the tape the mask was built from. `tape`,
-/// `bindings` and `options` are those given to buildBlockMask.
+/// Counts the allowed pairs exactly by settling the partial tiles with the tape the mask was built
+/// from. `tape`, `bindings` and `options` are those given to buildBlockMask.
 StatusOr<PairCounts> countAllowed(const BlockMask &mask, const Tape *tape, const Bindings &bindings,
                                   const BlockMaskOptions &options);
 
@@ -55,9 +56,9 @@ struct BuildTimes {
   double buildMs = 0;
 };
 
-/// The JSON object of `cpflexc mask --format json`: q_len, kv_len, tile_q, tile_kv, distinct_bh, empty, full, partial,
-/// compile_ms, build_ms, bytes, points_evaluated; with `pairs` also allowed, rows_without_keys, columns_without_queries,
-/// density. `pairs` may be null.
+/// The JSON object of `cpflexc mask --format json`: q_len, kv_len, tile_q, tile_kv, distinct_bh,
+/// empty, full, partial, compile_ms, build_ms, bytes, points_evaluated; with `pairs` also allowed,
+/// rows_without_keys, columns_without_queries, density. `pairs` may be null.
 std::string toJson(const BlockMaskResult &result, const BuildTimes &times, const PairCounts *pairs);
 
 } // namespace cpflex

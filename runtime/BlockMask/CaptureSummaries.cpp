@@ -163,9 +163,9 @@ Status offenceStatus(const CaptureDeclaration &declaration, const CaptureView &v
     return Status::invalid(fmt::format("{}; expected less than {}", seen, declaration.hi));
   case Offence::Fact::Order: break;
   }
-  return Status::invalid(fmt::format("{}; expected {} or more, because '{}' is declared sorted",
-                                     seen, elementText(view, offset + (offence.position - 1) * stride),
-                                     declaration.name));
+  return Status::invalid(
+      fmt::format("{}; expected {} or more, because '{}' is declared sorted", seen,
+                  elementText(view, offset + (offence.position - 1) * stride), declaration.name));
 }
 
 } // namespace
@@ -179,7 +179,8 @@ Status verifyFacts(const CaptureDeclaration &declaration, const CaptureView &vie
     asLine.shape[0] = asLine.strides[0] = 1;
     return verifyFacts(declaration, asLine);
   }
-  // One line along the last axis per index of the leading axes; a broadcast axis repeats its only line.
+  // One line along the last axis per index of the leading axes; a broadcast axis repeats its only
+  // line.
   int last = view.rank - 1;
   int64_t index[kMaxCaptureRank] = {};
   for (int axis = 0; axis < view.rank; ++axis)

@@ -1,5 +1,6 @@
-// What values does a captured array hold between two indices? Bounds of blocks of elements, built once per bound array
-// and shared between masks, so that a tile's interval is found without reading the tile's elements.
+// What values does a captured array hold between two indices? Bounds of blocks of elements, built
+// once per bound array and shared between masks, so that a tile's interval is found without reading
+// the tile's elements.
 #pragma once
 
 #include "runtime/contract/Bindings.h"
@@ -13,8 +14,9 @@ namespace cpflex {
 class LineSummary;
 class RectangleSummary;
 
-/// Summaries of bound arrays, found by the memory they describe. They are built on first use and kept until the object
-/// dies: whoever changes an array's contents drops the object. Thread safe. The arrays must stay alive and unchanged.
+/// Summaries of bound arrays, found by the memory they describe. They are built on first use and
+/// kept until the object dies: whoever changes an array's contents drops the object. Thread safe.
+/// The arrays must stay alive and unchanged.
 class CaptureSummaries {
 public:
   CaptureSummaries();
@@ -41,8 +43,8 @@ private:
   std::unique_ptr<Storage> storage_;
 };
 
-/// Checks a bound array against what its declaration states (`sorted`, `lo`, `hi`). The message names the capture, the
-/// first offending position and the value found there.
+/// Checks a bound array against what its declaration states (`sorted`, `lo`, `hi`). The message
+/// names the capture, the first offending position and the value found there.
 Status verifyFacts(const CaptureDeclaration &declaration, const CaptureView &view);
 
 } // namespace cpflex

@@ -7,8 +7,8 @@ namespace cpflex {
 
 namespace {
 
-/// How much of each cell of one row of cells is covered by full tiles and by partial ones, in tiles; sums over cells are
-/// kept as differences so that a long run costs the same as a short one.
+/// How much of each cell of one row of cells is covered by full tiles and by partial ones, in
+/// tiles; sums over cells are kept as differences so that a long run costs the same as a short one.
 class CellRow {
 public:
   explicit CellRow(const CellGrid &grid)
@@ -135,8 +135,8 @@ TileRows differenceOf(const BlockMask &mask, const TileRows &left, const TileRow
       look(left, i, leftEnd, classes[0]);
       look(right, j, rightEnd, classes[1]);
       if (classes[0] != classes[1]) {
-        bool isAdjacent = static_cast<int32_t>(result.runs.size()) > rowStart &&
-                          result.runs.back().end == at;
+        bool isAdjacent =
+            static_cast<int32_t>(result.runs.size()) > rowStart && result.runs.back().end == at;
         if (isAdjacent)
           result.runs.back().end = next;
         else

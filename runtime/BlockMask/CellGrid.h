@@ -1,5 +1,5 @@
-// Which cells does a picture of a mask have? Gathers the tiles of a window into at most so many cells per axis, walking
-// runs only.
+// Which cells does a picture of a mask have? Gathers the tiles of a window into at most so many
+// cells per axis, walking runs only.
 #pragma once
 
 #include "runtime/BlockMask/BlockMaskPicture.h"
@@ -20,8 +20,8 @@ struct CellRun {
   uint8_t residual = 0; ///< of single-tile partial cells
 };
 
-/// A window of a mask as rows of cells. Each cell covers `tilesPerRow` x `tilesPerColumn` tiles; the first begins at tile
-/// (firstRow, firstColumn).
+/// A window of a mask as rows of cells. Each cell covers `tilesPerRow` x `tilesPerColumn` tiles;
+/// the first begins at tile (firstRow, firstColumn).
 struct CellGrid {
   int64_t firstRow = 0, firstColumn = 0;       ///< in tiles
   int64_t lastRow = 0, lastColumn = 0;         ///< one past the last tile shown

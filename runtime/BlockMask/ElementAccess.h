@@ -1,5 +1,5 @@
-// How are the elements of a captured array read? One visitor from the run-time element type to typed code, and the
-// conversion of each element to its value inside an expression.
+// How are the elements of a captured array read? One visitor from the run-time element type to
+// typed code, and the conversion of each element to its value inside an expression.
 #pragma once
 
 #include "runtime/contract/Bindings.h"
@@ -27,7 +27,8 @@ inline float toFloat32(Float16Bits value) {
   uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) // infinity and NaN
     return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // Shifted into place, the exponent is 112 too small; the product is exact, subnormal numbers included.
+  // Shifted into place, the exponent is 112 too small; the product is exact, subnormal numbers
+  // included.
   float shifted = std::bit_cast<float>(magnitude << 13);
   return std::bit_cast<float>(std::bit_cast<uint32_t>(shifted * 0x1p112f) | sign);
 }

@@ -19,8 +19,8 @@ int64_t orderOf(float value) {
   return bits < 0 ? -int64_t(bits & 0x7fffffff) : bits;
 }
 float floatOfOrder(int64_t order) {
-  uint32_t bits = order < 0 ? static_cast<uint32_t>(-order) | 0x80000000u
-                            : static_cast<uint32_t>(order);
+  uint32_t bits =
+      order < 0 ? static_cast<uint32_t>(-order) | 0x80000000u : static_cast<uint32_t>(order);
   return std::bit_cast<float>(bits);
 }
 
@@ -122,10 +122,10 @@ AbstractValue ElementBounds::toAbstract(ElementType type) const {
 
 LineSummary::LineSummary(const ElementLine &line, bool isKnownSorted) : line_(line) {
   bool mayBeSorted = line.type != ElementType::U64 && !isFloat(line.type);
-  isSorted_ = mayBeSorted &&
-              (isKnownSorted || visitElements(line.type, line.data, [&](const auto *data) {
-                 return isNonDecreasing(data, line.stride, line.count);
-               }));
+  isSorted_ =
+      mayBeSorted && (isKnownSorted || visitElements(line.type, line.data, [&](const auto *data) {
+                        return isNonDecreasing(data, line.stride, line.count);
+                      }));
   if (isSorted_ || line.count == 0)
     return;
   std::vector<ElementBounds> blocks(ceilDivide(line.count, kBlock));
@@ -214,9 +214,8 @@ RectangleSummary::RectangleSummary(const ElementRectangle &rectangle) : rectangl
       for (int64_t block = 0; block < base.blockColumns; ++block) {
         int64_t begin = block * kBlock, end = std::min(begin + kBlock, rectangle.columns);
         const auto *first = data + row * rectangle.rowStride + begin * rectangle.columnStride;
-        base.blocks[row / kBlock * base.blockColumns + block].add(
-            boundsOf(first, rectangle.columnStride, end - begin,
-                     std::numeric_limits<int64_t>::min()));
+        base.blocks[row / kBlock * base.blockColumns + block].add(boundsOf(
+            first, rectangle.columnStride, end - begin, std::numeric_limits<int64_t>::min()));
       }
   });
   levels_.push_back(std::move(base));
@@ -257,10 +256,9 @@ void RectangleSummary::visit(size_t level, int64_t blockRow, int64_t blockColumn
   if (level == 0) {
     visitElements(rectangle_.type, rectangle_.data, [&](const auto *data) {
       for (int64_t row = commonRows.begin; row < commonRows.end; ++row)
-        result.add(boundsOf(data + row * rectangle_.rowStride +
-                                commonColumns.begin * rectangle_.columnStride,
-                            rectangle_.columnStride, commonColumns.size(),
-                            std::numeric_limits<int64_t>::min()));
+        result.add(boundsOf(
+            data + row * rectangle_.rowStride + commonColumns.begin * rectangle_.columnStride,
+            rectangle_.columnStride, commonColumns.size(), std::numeric_limits<int64_t>::min()));
     });
     return;
   }

@@ -10,13 +10,13 @@
 
 namespace cpflex {
 
-/// Bounds of some elements. Integers as they are (Bool as 0 and 1, u64 wrapped to 64 signed bits); floats as integers of
-/// the same order, NaN left out and noted. Empty when lo > hi.
+/// Bounds of some elements. Integers as they are (Bool as 0 and 1, u64 wrapped to 64 signed bits);
+/// floats as integers of the same order, NaN left out and noted. Empty when lo > hi.
 struct ElementBounds {
   int64_t lo = std::numeric_limits<int64_t>::max();
   int64_t hi = std::numeric_limits<int64_t>::min();
-  /// The least element above the line's least one, for ids with a sentinel such as -1; the maximum of int64_t when there
-  /// is none. Equal to lo where nothing is known.
+  /// The least element above the line's least one, for ids with a sentinel such as -1; the maximum
+  /// of int64_t when there is none. Equal to lo where nothing is known.
   int64_t secondLo = std::numeric_limits<int64_t>::max();
   bool hasNaN = false;
 
@@ -41,8 +41,8 @@ struct ElementLine {
   int64_t count = 0, stride = 1;
 };
 
-/// Bounds of any range of a line: its ends when the line is sorted, otherwise a binary pyramid over blocks of 128
-/// elements whose partly covered blocks are read.
+/// Bounds of any range of a line: its ends when the line is sorted, otherwise a binary pyramid over
+/// blocks of 128 elements whose partly covered blocks are read.
 class LineSummary {
 public:
   LineSummary(const ElementLine &line, bool isKnownSorted);

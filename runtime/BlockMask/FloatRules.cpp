@@ -1,5 +1,5 @@
-// Interval rules of f32: exact ends for the operations that a mask may use, since rounding to nearest is monotone, and
-// generous ones for the transcendental functions.
+// Interval rules of f32: exact ends for the operations that a mask may use, since rounding to
+// nearest is monotone, and generous ones for the transcendental functions.
 #include "runtime/BlockMask/AbstractRules.h"
 
 #include "runtime/contract/Operations.h"
@@ -44,9 +44,9 @@ AbstractValue negate(const AbstractValue &a) {
 AbstractValue multiply(const AbstractValue &a, const AbstractValue &b) {
   bool mayBeNaN = a.mayBeNaN || b.mayBeNaN || (mayBeZero(a) && mayBeInfinite(b)) ||
                   (mayBeInfinite(a) && mayBeZero(b));
-  return hullOfCorners({a.floatLo * b.floatLo, a.floatLo * b.floatHi, a.floatHi * b.floatLo,
-                        a.floatHi * b.floatHi},
-                       mayBeNaN);
+  return hullOfCorners(
+      {a.floatLo * b.floatLo, a.floatLo * b.floatHi, a.floatHi * b.floatLo, a.floatHi * b.floatHi},
+      mayBeNaN);
 }
 
 AbstractValue divide(const AbstractValue &a, const AbstractValue &b) {
@@ -55,9 +55,9 @@ AbstractValue divide(const AbstractValue &a, const AbstractValue &b) {
   if (mayBeZero(b))
     return unknownFloat();
   bool mayBeNaN = a.mayBeNaN || b.mayBeNaN || (mayBeInfinite(a) && mayBeInfinite(b));
-  return hullOfCorners({a.floatLo / b.floatLo, a.floatLo / b.floatHi, a.floatHi / b.floatLo,
-                        a.floatHi / b.floatHi},
-                       mayBeNaN);
+  return hullOfCorners(
+      {a.floatLo / b.floatLo, a.floatLo / b.floatHi, a.floatHi / b.floatLo, a.floatHi / b.floatHi},
+      mayBeNaN);
 }
 
 AbstractValue floorOf(const AbstractValue &a) {
@@ -121,8 +121,8 @@ AbstractValue compare(Operation operation, const AbstractValue &a, const Abstrac
   bool mayBeNaN = a.mayBeNaN || b.mayBeNaN;
   bool haveNumbers = a.hasNumbers() && b.hasNumbers();
   bool canBeEqual = haveNumbers && a.floatLo <= b.floatHi && b.floatLo <= a.floatHi;
-  bool canDiffer = haveNumbers && !(a.floatLo == a.floatHi && b.floatLo == b.floatHi &&
-                                    a.floatLo == b.floatLo);
+  bool canDiffer =
+      haveNumbers && !(a.floatLo == a.floatHi && b.floatLo == b.floatHi && a.floatLo == b.floatLo);
   bool canBeLess = haveNumbers && a.floatLo < b.floatHi;
   bool canBeGreater = haveNumbers && a.floatHi > b.floatLo;
   bool canBeLessOrEqual = haveNumbers && a.floatLo <= b.floatHi;
@@ -143,10 +143,20 @@ AbstractValue applyToFloats(Operation operation, const AbstractValue *x) {
   const AbstractValue &a = x[0];
   const AbstractValue &b = x[1];
   switch (operation) {
-  case Operation::Eq: case Operation::Ne: case Operation::Lt:
-  case Operation::Le: case Operation::Gt: case Operation::Ge: return compare(operation, a, b);
-  case Operation::Add: case Operation::Sub: case Operation::Mul: case Operation::Div:
-  case Operation::FloorDiv: case Operation::Mod: case Operation::Min: case Operation::Max:
+  case Operation::Eq:
+  case Operation::Ne:
+  case Operation::Lt:
+  case Operation::Le:
+  case Operation::Gt:
+  case Operation::Ge: return compare(operation, a, b);
+  case Operation::Add:
+  case Operation::Sub:
+  case Operation::Mul:
+  case Operation::Div:
+  case Operation::FloorDiv:
+  case Operation::Mod:
+  case Operation::Min:
+  case Operation::Max:
   case Operation::Pow: break;
   default: return a.hasNumbers() ? applyUnary(operation, a) : onlyNaN();
   }

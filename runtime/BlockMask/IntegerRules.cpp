@@ -1,5 +1,5 @@
-// Interval rules of integers: sums and products that notice overflow, floor division and modulo of any signs, bits by
-// their known prefix, shifts by a variable amount.
+// Interval rules of integers: sums and products that notice overflow, floor division and modulo of
+// any signs, bits by their known prefix, shifts by a variable amount.
 #include "runtime/BlockMask/AbstractRules.h"
 
 #include "runtime/contract/Operations.h"
@@ -70,7 +70,8 @@ struct Collected {
   void add(int64_t part) { add(AbstractValue::integers(part, part)); }
 };
 
-/// Quotients by divisors of one sign: floor(a / b) is monotone in a and, for each a, in b, so the corners bound it.
+/// Quotients by divisors of one sign: floor(a / b) is monotone in a and, for each a, in b, so the
+/// corners bound it.
 void addQuotients(Collected &result, const AbstractValue &a, int64_t lo, int64_t hi) {
   if (lo > hi)
     return;
@@ -118,7 +119,8 @@ AbstractValue remainder(const AbstractValue &a, const AbstractValue &b) {
   return result.value;
 }
 
-/// What is known of the bits of every value in an interval: those above the highest bit in which the ends differ.
+/// What is known of the bits of every value in an interval: those above the highest bit in which
+/// the ends differ.
 struct KnownBits {
   uint64_t value = 0;   ///< the known bits, 0 elsewhere
   uint64_t unknown = 0; ///< bits that may be either
@@ -184,7 +186,8 @@ AbstractValue shiftedLeft(const AbstractValue &a, int64_t amount) {
   return multiplyIntegers(a, AbstractValue::integers(int64_t(1) << amount, int64_t(1) << amount));
 }
 
-/// Shifts to the left by every amount in [lo, hi]; beyond 64 places either way nothing changes any more.
+/// Shifts to the left by every amount in [lo, hi]; beyond 64 places either way nothing changes any
+/// more.
 AbstractValue shiftLeft(const AbstractValue &a, int64_t lo, int64_t hi) {
   Collected result;
   for (int64_t n = std::clamp<int64_t>(lo, -64, 64); n <= std::clamp<int64_t>(hi, -64, 64); ++n)
@@ -225,7 +228,8 @@ AbstractValue addIntegers(const AbstractValue &left, const AbstractValue &right)
   if (__builtin_add_overflow(left.lo, right.lo, &lo) ||
       __builtin_add_overflow(left.hi, right.hi, &hi))
     return left.isSingle() && right.isSingle()
-               ? AbstractValue::integers(exact::add(left.lo, right.lo), exact::add(left.lo, right.lo))
+               ? AbstractValue::integers(exact::add(left.lo, right.lo),
+                                         exact::add(left.lo, right.lo))
                : unknownInteger();
   return AbstractValue::integers(lo, hi);
 }
@@ -238,7 +242,8 @@ AbstractValue multiplyIntegers(const AbstractValue &left, const AbstractValue &r
   overflows |= __builtin_mul_overflow(left.hi, right.hi, &corners[3]);
   if (overflows)
     return left.isSingle() && right.isSingle()
-               ? AbstractValue::integers(exact::mul(left.lo, right.lo), exact::mul(left.lo, right.lo))
+               ? AbstractValue::integers(exact::mul(left.lo, right.lo),
+                                         exact::mul(left.lo, right.lo))
                : unknownInteger();
   auto [lo, hi] = std::minmax({corners[0], corners[1], corners[2], corners[3]});
   return AbstractValue::integers(lo, hi);

@@ -1,5 +1,5 @@
-// The interval meaning of programs: affine forms exactly, loads from summaries, reductions in chunks, ids with a
-// sentinel by cases.
+// The interval meaning of programs: affine forms exactly, loads from summaries, reductions in
+// chunks, ids with a sentinel by cases.
 #include "runtime/BlockMask/IntervalEvaluator.h"
 
 #include "runtime/BlockMask/ElementAccess.h"
@@ -155,9 +155,12 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
     result = AbstractValue::single(type, readElement(view, offset, type));
   } else if (line) {
     ElementBounds bounds = line->bounds(reach[0].begin, reach[0].end);
-    // A least element apart from the rest, or below 0, is most likely a sentinel that predicates ask for.
-    bool isSentinel = bounds.secondLo > bounds.lo + 1 || (bounds.lo < 0 && bounds.secondLo > bounds.lo);
-    bool hasGap = isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
+    // A least element apart from the rest, or below 0, is most likely a sentinel that predicates
+    // ask for.
+    bool isSentinel =
+        bounds.secondLo > bounds.lo + 1 || (bounds.lo < 0 && bounds.secondLo > bounds.lo);
+    bool hasGap =
+        isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
     if (hasGap && !isByCases_ && gaps_.size() < kMaxGaps)
       gaps_.push_back(index);
     if (hasGap && isByCases_ && parts_[index] != GapPart::Both) {
@@ -272,7 +275,8 @@ TileClass IntervalEvaluator::classify(const PositionBounds &tile) {
   return result;
 }
 
-/// Every combination of least element and rest covers all values; what all combinations agree on is proved.
+/// Every combination of least element and rest covers all values; what all combinations agree on is
+/// proved.
 TileClass IntervalEvaluator::classifyByCases(const PositionBounds &tile) {
   if (caseValues_.empty())
     caseValues_ = values_; // for its constants

@@ -1,4 +1,5 @@
-// The loops over lanes: the concrete functions of Operations.h applied to arrays, so that the compiler vectorises them.
+// The loops over lanes: the concrete functions of Operations.h applied to arrays, so that the
+// compiler vectorises them.
 #include "runtime/BlockMask/LaneEvaluator.h"
 
 #include "runtime/BlockMask/ElementAccess.h"
@@ -12,7 +13,8 @@ namespace cpflex {
 
 namespace {
 
-/// Lanes as an array of T; bool lanes are bytes. A node's lanes are only ever read as the type they were written as.
+/// Lanes as an array of T; bool lanes are bytes. A node's lanes are only ever read as the type they
+/// were written as.
 template <typename T> auto *as(std::byte *lanes) {
   if constexpr (std::is_same_v<T, bool>)
     return reinterpret_cast<uint8_t *>(lanes);
@@ -64,8 +66,8 @@ void applyLanes(Operation operation, ValueType operandType, std::byte *const *op
     return selectLanes(condition, as<ops::U32>(operands[1]), as<ops::U32>(operands[2]),
                        as<ops::U32>(result), count);
   case ValueType::Float:
-    return selectLanes(condition, as<float>(operands[1]), as<float>(operands[2]),
-                       as<float>(result), count);
+    return selectLanes(condition, as<float>(operands[1]), as<float>(operands[2]), as<float>(result),
+                       count);
   }
 }
 
@@ -89,9 +91,7 @@ void fillLanes(ValueType type, ScalarSlot slot, std::byte *out, int64_t count) {
   switch (type) {
   case ValueType::Bool: std::fill_n(as<bool>(out), count, static_cast<uint8_t>(slot)); break;
   case ValueType::Int: std::fill_n(as<ops::Int>(out), count, ops::Int{slot}); break;
-  case ValueType::U32:
-    std::fill_n(as<ops::U32>(out), count, static_cast<ops::U32>(slot));
-    break;
+  case ValueType::U32: std::fill_n(as<ops::U32>(out), count, static_cast<ops::U32>(slot)); break;
   case ValueType::Float: std::fill_n(as<float>(out), count, floatOfSlot(slot)); break;
   }
 }
@@ -112,8 +112,7 @@ ScalarSlot combine(Operation reduction, ValueType type, ScalarSlot result, Scala
   case Operation::ReduceAny: return result | element;
   case Operation::ReduceAll: return result & element;
   case Operation::ReduceSum: return applyOperation(Operation::Add, type, both);
-  case Operation::ReduceMin:
-    return isFirst ? element : applyOperation(Operation::Min, type, both);
+  case Operation::ReduceMin: return isFirst ? element : applyOperation(Operation::Min, type, both);
   default: return isFirst ? element : applyOperation(Operation::Max, type, both);
   }
 }
@@ -170,9 +169,7 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
   for (int32_t i = begin; i < end; ++i) {
     const ProgramNode &node = program_->nodes[i];
     switch (node.form) {
-    case NodeForm::Affine:
-      scalars_[i] = node.offset + node.qFactor * q + node.kvFactor * kv;
-      break;
+    case NodeForm::Affine: scalars_[i] = node.offset + node.qFactor * q + node.kvFactor * kv; break;
     case NodeForm::AffineCompare: {
       ScalarSlot sides[2] = {node.offset + node.qFactor * q + node.kvFactor * kv, 0};
       scalars_[i] = applyOperation(node.operation, ValueType::Int, sides);
@@ -232,10 +229,10 @@ void LaneEvaluator::loadLanes(int32_t index, int64_t count) {
   for (int axis = 1; axis < load.numAxes; ++axis) {
     const ops::Int *at = as<ops::Int>(lanes(node.operands[axis]));
     for (int64_t i = 0; i < count; ++i)
-      offsets[i] = offsets[i] >= 0 &&
-                           static_cast<uint64_t>(at[i]) < static_cast<uint64_t>(load.shape[axis])
-                       ? offsets[i] + at[i] * load.strides[axis]
-                       : -1;
+      offsets[i] =
+          offsets[i] >= 0 && static_cast<uint64_t>(at[i]) < static_cast<uint64_t>(load.shape[axis])
+              ? offsets[i] + at[i] * load.strides[axis]
+              : -1;
   }
   // 2. The elements.
   std::byte *out = lanes(index);

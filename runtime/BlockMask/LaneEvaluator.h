@@ -1,5 +1,5 @@
-// Which pairs of a row attend? Runs a program over many kv positions of one q at once, one loop over lanes per node, or
-// over a single pair.
+// Which pairs of a row attend? Runs a program over many kv positions of one q at once, one loop
+// over lanes per node, or over a single pair.
 #pragma once
 
 #include "runtime/BlockMask/TapeProgram.h"
@@ -10,7 +10,8 @@
 
 namespace cpflex {
 
-/// Evaluates one program at points. Holds scratch memory: one object per thread. The program must outlive it.
+/// Evaluates one program at points. Holds scratch memory: one object per thread. The program must
+/// outlive it.
 class LaneEvaluator {
 public:
   explicit LaneEvaluator(const TapeProgram &program);

@@ -1,4 +1,5 @@
-// Turns allowed ranges per token into runs of tiles: each row of tiles counts how much of each tile its tokens cover.
+// Turns allowed ranges per token into runs of tiles: each row of tiles counts how much of each tile
+// its tokens cover.
 #include "runtime/BlockMask/MaskImports.h"
 
 #include "runtime/BlockMask/BlockMaskAlgebra.h"
@@ -54,12 +55,14 @@ public:
 
 private:
   const MaskShape &shape_;
-  std::map<int64_t, int64_t> changes_; ///< by tile: tokens that begin to cover whole tiles from here on
-  std::map<int64_t, int64_t> extra_;   ///< by tile: pairs besides
+  std::map<int64_t, int64_t>
+      changes_; ///< by tile: tokens that begin to cover whole tiles from here on
+  std::map<int64_t, int64_t> extra_; ///< by tile: pairs besides
 };
 
 /// The mask whose token q attends to the disjoint, non-empty ranges rangesOf(q).
-template <typename RangesOf> BlockMask fromTokenRanges(const MaskShape &shape, const RangesOf &rangesOf) {
+template <typename RangesOf>
+BlockMask fromTokenRanges(const MaskShape &shape, const RangesOf &rangesOf) {
   BlockMask mask;
   mask.qLen = shape.qLen;
   mask.kvLen = shape.kvLen;
@@ -106,17 +109,20 @@ Range columnsOf(const MaskSlice &slice, int64_t q) {
 
 Status verifyShape(const MaskShape &shape) {
   if (shape.qLen < 0 || shape.kvLen < 0 || shape.tileQ < 1 || shape.tileKV < 1)
-    return Status::invalid(fmt::format("the imported mask is {} x {} in tiles of {} x {}; expected sizes of "
-                                       "0 or more and tiles of 1 or more",
-                                       shape.qLen, shape.kvLen, shape.tileQ, shape.tileKV));
+    return Status::invalid(
+        fmt::format("the imported mask is {} x {} in tiles of {} x {}; expected sizes of "
+                    "0 or more and tiles of 1 or more",
+                    shape.qLen, shape.kvLen, shape.tileQ, shape.tileKV));
   return Status::ok();
 }
 
 } // namespace
 
-StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths, int64_t length) {
+StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths,
+                                           int64_t length) {
   if (cumulativeLengths.empty() || cumulativeLengths.front() != 0)
-    return Status::invalid("cumulative lengths do not begin with 0; expected [0, l0, l0 + l1, ...]");
+    return Status::invalid(
+        "cumulative lengths do not begin with 0; expected [0, l0, l0 + l1, ...]");
   for (size_t i = 1; i < cumulativeLengths.size(); ++i)
     if (cumulativeLengths[i] < cumulativeLengths[i - 1])
       return Status::invalid(fmt::format("cumulative length {} is {}; expected {} or more", i,
@@ -138,9 +144,9 @@ StatusOr<BlockMask> fromSlices(std::span<const MaskSlice> slices, const MaskShap
   };
   for (size_t i = 0; i < slices.size(); ++i)
     if (!isInside(slices[i].q, shape.qLen) || !isInside(slices[i].kv, shape.kvLen))
-      return Status::invalid(fmt::format("slice {} covers q {}..{}, kv {}..{}; expected it inside {} x {}", i,
-                                         slices[i].q.begin, slices[i].q.end, slices[i].kv.begin,
-                                         slices[i].kv.end, shape.qLen, shape.kvLen));
+      return Status::invalid(fmt::format(
+          "slice {} covers q {}..{}, kv {}..{}; expected it inside {} x {}", i, slices[i].q.begin,
+          slices[i].q.end, slices[i].kv.begin, slices[i].kv.end, shape.qLen, shape.kvLen));
   // Slices by their first row, so that each row looks at those that have begun and not ended.
   std::vector<MaskSlice> waiting(slices.begin(), slices.end());
   std::sort(waiting.begin(), waiting.end(),
@@ -164,11 +170,13 @@ StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBo
   bool isCausal = triangle == FlashMaskTriangle::Causal;
   bool isKnown = isCausal ? numBounds == 1 || numBounds == 2 : numBounds == 2 || numBounds == 4;
   if (!isKnown)
-    return Status::invalid(fmt::format("columns have {} bounds; expected {}", numBounds,
-                                       isCausal ? "1 or 2 in a causal mask" : "2 or 4 in other masks"));
+    return Status::invalid(
+        fmt::format("columns have {} bounds; expected {}", numBounds,
+                    isCausal ? "1 or 2 in a causal mask" : "2 or 4 in other masks"));
   if (static_cast<int64_t>(bounds.size()) != shape.kvLen * numBounds)
-    return Status::invalid(fmt::format("columns have {} bounds in all; expected {} for each of {} positions",
-                                       bounds.size(), numBounds, shape.kvLen));
+    return Status::invalid(
+        fmt::format("columns have {} bounds in all; expected {} for each of {} positions",
+                    bounds.size(), numBounds, shape.kvLen));
   // The columns' ranges of rows are those of the transposed mask.
   MaskShape turned{shape.kvLen, shape.qLen, shape.tileKV, shape.tileQ};
   BlockMask mask = fromTokenRanges(turned, [&](int64_t kv) {
@@ -186,8 +194,8 @@ StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBo
       lower.end = bound[1];
       upper = {bound[2], bound[3]};
     }
-    std::vector<Range> hidden = joined({intersection(lower, {diagonal, shape.qLen}),
-                                        intersection(upper, {0, diagonal})});
+    std::vector<Range> hidden =
+        joined({intersection(lower, {diagonal, shape.qLen}), intersection(upper, {0, diagonal})});
     std::vector<Range> allowed;
     int64_t begin = 0;
     for (Range range : hidden) {

@@ -1,4 +1,5 @@
-// Specialises a tape for each (b, h) it can tell apart and finds the equal ones, such as heads with broadcast captures.
+// Specialises a tape for each (b, h) it can tell apart and finds the equal ones, such as heads with
+// broadcast captures.
 #include "runtime/BlockMask/MaskPrograms.h"
 
 #include "runtime/BlockMask/ParallelFor.h"
@@ -46,11 +47,12 @@ Status verifyOptions(const BlockMaskOptions &options) {
   auto isNegative = [](int64_t value) { return value < 0; };
   if (isNegative(options.batch) || isNegative(options.heads) || isNegative(options.qLen) ||
       isNegative(options.kvLen))
-    return Status::invalid(fmt::format("sizes are batch {}, heads {}, q {}, kv {}; expected 0 or more",
-                                       options.batch, options.heads, options.qLen, options.kvLen));
+    return Status::invalid(
+        fmt::format("sizes are batch {}, heads {}, q {}, kv {}; expected 0 or more", options.batch,
+                    options.heads, options.qLen, options.kvLen));
   if (options.tileQ < 1 || options.tileKV < 1)
-    return Status::invalid(fmt::format("tiles are {} x {}; expected 1 x 1 or larger", options.tileQ,
-                                       options.tileKV));
+    return Status::invalid(
+        fmt::format("tiles are {} x {}; expected 1 x 1 or larger", options.tileQ, options.tileKV));
   constexpr int64_t kMaxTiles = std::numeric_limits<int32_t>::max();
   if (ceilDivide(options.qLen, options.tileQ) >= kMaxTiles ||
       ceilDivide(options.kvLen, options.tileKV) >= kMaxTiles ||

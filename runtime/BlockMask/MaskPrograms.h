@@ -1,4 +1,5 @@
-// Which programs does a mask need for its batches and heads? One per (b, h) that can differ, equal ones shared.
+// Which programs does a mask need for its batches and heads? One per (b, h) that can differ, equal
+// ones shared.
 #pragma once
 
 #include "runtime/BlockMask/BlockMaskBuilder.h"
@@ -20,7 +21,8 @@ public:
 
   int64_t size() const { return static_cast<int64_t>(programs_.size()); }
   const TapeProgram &program(int64_t index) const { return programs_[index]; }
-  /// The programs of the instructions that the options' residuals assume something of, for the same (b, h).
+  /// The programs of the instructions that the options' residuals assume something of, for the same
+  /// (b, h).
   const std::vector<TapeProgram> &assumptions(int64_t index) const { return assumptions_[index]; }
   const MaskPositions &positions() const { return positions_; }
   /// The program of each (b, h), at b * heads + h.

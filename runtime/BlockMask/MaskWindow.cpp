@@ -1,4 +1,5 @@
-// Windows of masks in tilings of their own: each row of target tiles gathers what the source tiles under it cover.
+// Windows of masks in tilings of their own: each row of target tiles gathers what the source tiles
+// under it cover.
 #include "runtime/BlockMask/BlockMaskAlgebra.h"
 #include "runtime/BlockMask/RowSetSharing.h"
 
@@ -33,8 +34,8 @@ public:
     }
   }
 
-  /// A partial source tile in target columns [begin, end); it is whole when no edge of the window or of a target row
-  /// cuts it.
+  /// A partial source tile in target columns [begin, end); it is whole when no edge of the window
+  /// or of a target row cuts it.
   void addPartial(int64_t begin, int64_t end, bool isWhole) {
     int64_t first = begin / tileKV_, last = (end - 1) / tileKV_;
     for (int64_t tile = first; tile <= last; ++tile) {
@@ -62,7 +63,8 @@ public:
     size_t start = rows.runs.size();
     int64_t covered = 0, unsettled = 0;
     for (auto it = stretches.begin(); it != stretches.end(); ++it) {
-      int64_t begin = it->first, end = std::next(it) == stretches.end() ? numTiles : std::next(it)->first;
+      int64_t begin = it->first,
+              end = std::next(it) == stretches.end() ? numTiles : std::next(it)->first;
       if (auto change = coverChanges_.find(begin); change != coverChanges_.end())
         covered += change->second;
       auto extra = extraArea_.find(begin);
@@ -74,7 +76,8 @@ public:
                                                      : TileClass::Empty;
       if (partial != partial_.end()) {
         tileClass = TileClass::Partial;
-        // A whole partial tile decides, and so do full pairs beside certainly empty ones only with it.
+        // A whole partial tile decides, and so do full pairs beside certainly empty ones only with
+        // it.
         unsettled += !partial->second;
       }
       if (tileClass == TileClass::Empty)
@@ -94,16 +97,17 @@ private:
   int64_t kvLen_, tileKV_, numRows_;
   std::map<int64_t, int64_t> coverChanges_; ///< by tile: rows that begin to be covered from here on
   std::map<int64_t, int64_t> extraArea_;    ///< by tile: full pairs besides
-  std::map<int64_t, bool> partial_;         ///< by tile: whether a partial source tile lies wholly inside
+  std::map<int64_t, bool> partial_; ///< by tile: whether a partial source tile lies wholly inside
 };
 
 } // namespace
 
 StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
   if (window.qLen < 0 || window.kvLen < 0 || window.tileQ < 1 || window.tileKV < 1)
-    return Status::invalid(fmt::format("the window is {} x {} in tiles of {} x {}; expected sizes of 0 "
-                                       "or more and tiles of 1 or more",
-                                       window.qLen, window.kvLen, window.tileQ, window.tileKV));
+    return Status::invalid(
+        fmt::format("the window is {} x {} in tiles of {} x {}; expected sizes of 0 "
+                    "or more and tiles of 1 or more",
+                    window.qLen, window.kvLen, window.tileQ, window.tileKV));
   CombinedMask result;
   BlockMask &out = result.mask;
   out = mask;
@@ -119,8 +123,10 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
     for (int64_t row = 0; row < out.numQTiles(); ++row) {
       Range target{row * out.tileQ, std::min((row + 1) * out.tileQ, out.qLen)};
       GatheredRow gathered(out.kvLen, out.tileKV, target.size());
-      Range q = intersection({target.begin + window.qBegin, target.end + window.qBegin}, {0, mask.qLen});
-      for (int64_t tile = q.isEmpty() ? 0 : q.begin / mask.tileQ; tile * mask.tileQ < q.end && !q.isEmpty(); ++tile) {
+      Range q =
+          intersection({target.begin + window.qBegin, target.end + window.qBegin}, {0, mask.qLen});
+      for (int64_t tile = q.isEmpty() ? 0 : q.begin / mask.tileQ;
+           tile * mask.tileQ < q.end && !q.isEmpty(); ++tile) {
         Range tileRows{tile * mask.tileQ, std::min((tile + 1) * mask.tileQ, mask.qLen)};
         Range common = intersection(tileRows, q);
         for (int32_t i = source.rowBegin[tile]; i < source.rowBegin[tile + 1]; ++i) {
@@ -153,9 +159,10 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
 StatusOr<CombinedMask> slice(const BlockMask &mask, Range q, Range kv) {
   if (q.begin < 0 || q.end > mask.qLen || kv.begin < 0 || kv.end > mask.kvLen || q.begin > q.end ||
       kv.begin > kv.end)
-    return Status::invalid(fmt::format("cannot slice rows {}..{} and columns {}..{} of a mask of {} x {}; "
-                                       "expected them inside",
-                                       q.begin, q.end, kv.begin, kv.end, mask.qLen, mask.kvLen));
+    return Status::invalid(
+        fmt::format("cannot slice rows {}..{} and columns {}..{} of a mask of {} x {}; "
+                    "expected them inside",
+                    q.begin, q.end, kv.begin, kv.end, mask.qLen, mask.kvLen));
   return window(mask, {q.begin, kv.begin, q.size(), kv.size(), mask.tileQ, mask.tileKV});
 }
 

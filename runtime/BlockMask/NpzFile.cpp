@@ -72,8 +72,8 @@ private:
 
 /// A `.npy` file, format version 1.0; its header is padded to a multiple of 64 bytes.
 template <typename T> std::string toNpy(std::span<const T> elements, const std::string &shape) {
-  std::string header = fmt::format("{{'descr': '<i{}', 'fortran_order': False, 'shape': ({}), }}",
-                                   sizeof(T), shape);
+  std::string header =
+      fmt::format("{{'descr': '<i{}', 'fortran_order': False, 'shape': ({}), }}", sizeof(T), shape);
   constexpr size_t kPrefix = 10, kAlignment = 64;
   size_t padding = kAlignment - (kPrefix + header.size() + 1) % kAlignment;
   header.append(padding % kAlignment, ' ');
@@ -84,7 +84,8 @@ template <typename T> std::string toNpy(std::span<const T> elements, const std::
   bytes += header;
   for (T element : elements)
     for (size_t i = 0; i < sizeof(T); ++i)
-      bytes.push_back(static_cast<char>(static_cast<std::make_unsigned_t<T>>(element) >> (8 * i) & 0xff));
+      bytes.push_back(
+          static_cast<char>(static_cast<std::make_unsigned_t<T>>(element) >> (8 * i) & 0xff));
   return bytes;
 }
 
@@ -95,10 +96,14 @@ std::string toNpz(const IndexLists &lists) {
   auto addLists = [&](const TileLists &tiles, const char *axis, int64_t rows, int64_t columns) {
     std::string counts = fmt::format("{}, {}, {}", lists.batch, lists.heads, rows);
     std::string indices = fmt::format("{}, {}", counts, columns);
-    archive.add(fmt::format("{}_num_blocks.npy", axis), toNpy(std::span(tiles.partialCounts), counts));
-    archive.add(fmt::format("{}_indices.npy", axis), toNpy(std::span(tiles.partialIndices), indices));
-    archive.add(fmt::format("full_{}_num_blocks.npy", axis), toNpy(std::span(tiles.fullCounts), counts));
-    archive.add(fmt::format("full_{}_indices.npy", axis), toNpy(std::span(tiles.fullIndices), indices));
+    archive.add(fmt::format("{}_num_blocks.npy", axis),
+                toNpy(std::span(tiles.partialCounts), counts));
+    archive.add(fmt::format("{}_indices.npy", axis),
+                toNpy(std::span(tiles.partialIndices), indices));
+    archive.add(fmt::format("full_{}_num_blocks.npy", axis),
+                toNpy(std::span(tiles.fullCounts), counts));
+    archive.add(fmt::format("full_{}_indices.npy", axis),
+                toNpy(std::span(tiles.fullIndices), indices));
   };
   addLists(lists.byQ, "kv", lists.numQTiles(), lists.numKVTiles());
   addLists(lists.byKV, "q", lists.numKVTiles(), lists.numQTiles());

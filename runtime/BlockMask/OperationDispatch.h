@@ -1,4 +1,5 @@
-// Which typed function of Operations.h does an operation on a type call? One visitor from the run-time pair to code.
+// Which typed function of Operations.h does an operation on a type call? One visitor from the
+// run-time pair to code.
 #pragma once
 
 #include "runtime/contract/Operations.h"
@@ -9,6 +10,16 @@
 #include <type_traits>
 
 namespace cpflex {
+
+/// Number of operands of an entry of Operations.def; 0 for other operations.
+constexpr int arityOf(Operation operation) {
+  switch (operation) {
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
+  case Operation::Enumerator: return arity;
+#include "runtime/contract/Operations.def"
+  default: return 0;
+  }
+}
 
 /// The letter of a C++ operand type in the domains of Operations.def.
 template <typename T> constexpr char domainLetter() {
@@ -22,8 +33,9 @@ template <typename T> constexpr char domainLetter() {
     return 'F';
 }
 
-/// Calls `visitor.template unary<T>(function)` or `visitor.template binary<T>(function)` with the function of an
-/// operation other than Select on operands of type T. Returns false, calling nothing, where it does not exist.
+/// Calls `visitor.template unary<T>(function)` or `visitor.template binary<T>(function)` with the
+/// function of an operation other than Select on operands of type T. Returns false, calling
+/// nothing, where it does not exist.
 template <typename T, typename Visitor> bool visitTyped(Operation operation, Visitor &&visitor) {
   switch (operation) {
 #define CPFLEX_SELECT_ARITY_1(function)                                                            \

@@ -9,7 +9,8 @@
 
 namespace cpflex {
 
-/// Calls task(i) for each i in [0, count), on up to `threads` threads including the caller's; returns when all are done.
+/// Calls task(i) for each i in [0, count), on up to `threads` threads including the caller's;
+/// returns when all are done.
 template <typename Task> void parallelFor(int64_t count, int threads, const Task &task) {
   std::atomic<int64_t> next = 0;
   auto work = [&] {

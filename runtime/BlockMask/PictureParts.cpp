@@ -42,9 +42,9 @@ std::string describeCells(const BlockMask &mask, const CellGrid &grid) {
 std::string describeTiles(const BlockMask &mask, const TileRows &rows) {
   TileCounts counts = countTiles(mask, rows);
   int64_t all = mask.numQTiles() * mask.numKVTiles();
-  double visited = all > 0 ? 100.0 * static_cast<double>(counts.full + counts.partial) /
-                                 static_cast<double>(all)
-                           : 0;
+  double visited =
+      all > 0 ? 100.0 * static_cast<double>(counts.full + counts.partial) / static_cast<double>(all)
+              : 0;
   return fmt::format("{} tiles: {} full, {} partial, {} empty ({:.2f}% visited)", all, counts.full,
                      counts.partial, counts.empty, visited);
 }

@@ -21,7 +21,8 @@ std::string describeCells(const BlockMask &mask, const CellGrid &grid);
 std::string describeTiles(const BlockMask &mask, const TileRows &rows);
 
 /// Whether two masks can be compared at the options' (b, h).
-Status verifySameShape(const BlockMask &left, const BlockMask &right, const PictureOptions &options);
+Status verifySameShape(const BlockMask &left, const BlockMask &right,
+                       const PictureOptions &options);
 
 /// Turns the cells of a difference into Different ones.
 void markDifferent(CellGrid &grid);

@@ -36,10 +36,12 @@ StatusOr<std::string> drawPng(const BlockMask &mask, const PictureOptions &optio
     return Status::invalid(describeAbsence(mask, options));
   CellGrid grid = cellsOf(mask, mask.rows(options.batch, options.head), options);
   int64_t longest = std::max(grid.numRows, grid.numColumns);
-  int64_t cell = options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
+  int64_t cell =
+      options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
   if (longest * cell > kMaxPixels)
-    return Status::invalid(fmt::format("the picture has {} x {} pixels; expected at most {} in an axis",
-                                       grid.numColumns * cell, grid.numRows * cell, kMaxPixels));
+    return Status::invalid(
+        fmt::format("the picture has {} x {} pixels; expected at most {} in an axis",
+                    grid.numColumns * cell, grid.numRows * cell, kMaxPixels));
   int64_t width = grid.numColumns * cell, height = grid.numRows * cell;
 
   // 1. Lines of palette indices, each behind a byte that says "no filter".

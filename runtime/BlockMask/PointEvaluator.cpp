@@ -1,7 +1,9 @@
-// Point evaluation on whole tapes: specialised rows for speed, and the explanation of one point straight from the tape.
+// Point evaluation on whole tapes: specialised rows for speed, and the explanation of one point
+// straight from the tape.
 #include "runtime/BlockMask/PointEvaluator.h"
 
 #include "runtime/BlockMask/LaneEvaluator.h"
+#include "runtime/BlockMask/OperationDispatch.h"
 #include "runtime/BlockMask/TapeProgram.h"
 
 #include <fmt/format.h>
@@ -18,15 +20,6 @@ constexpr int64_t kMaxPosition = int64_t(1) << 40;
 constexpr int kMaxLoopDepth = 5;
 
 bool isReduction(Operation operation) { return operation >= Operation::ReduceAny; }
-
-int arityOf(Operation operation) {
-  switch (operation) {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  case Operation::Enumerator: return arity;
-#include "runtime/contract/Operations.def"
-  default: return 0;
-  }
-}
 
 const char *domainsOf(Operation operation) {
   switch (operation) {
@@ -79,9 +72,8 @@ private:
       return fault(index, "applies an operation that does not exist for its operand type");
     for (int k = 0; k < arityOf(instruction.operation); ++k) {
       bool isCondition = instruction.operation == Operation::Select && k == 0;
-      CPFLEX_RETURN_IF_ERROR(
-          checkOperand(index, instruction.operands[k],
-                       isCondition ? ValueType::Bool : instruction.operandType));
+      CPFLEX_RETURN_IF_ERROR(checkOperand(index, instruction.operands[k],
+                                          isCondition ? ValueType::Bool : instruction.operandType));
     }
     return Status::ok();
   }
@@ -152,8 +144,7 @@ private:
         tape_.instructions[index + 1].operation != Operation::Induction)
       return fault(index, "has no proper body; expected it to begin with its index");
     CPFLEX_RETURN_IF_ERROR(checkScope(index + 1, bodyEnd, depth + 1));
-    CPFLEX_RETURN_IF_ERROR(
-        checkOperand(bodyEnd, instruction.operands[2], instruction.resultType));
+    CPFLEX_RETURN_IF_ERROR(checkOperand(bodyEnd, instruction.operands[2], instruction.resultType));
     for (int32_t i = index + 1; i < bodyEnd; ++i)
       isVisible_[i] = false;
     return Status::ok();

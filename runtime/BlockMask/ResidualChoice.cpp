@@ -1,4 +1,5 @@
-// Proves assumptions as if each were a mask of its own: true for all pairs is full, false for all is empty.
+// Proves assumptions as if each were a mask of its own: true for all pairs is full, false for all
+// is empty.
 #include "runtime/BlockMask/ResidualChoice.h"
 
 #include <fmt/format.h>
@@ -19,8 +20,9 @@ std::vector<int32_t> assumedInstructions(std::span<const Residual> residuals) {
 
 Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape) {
   if (residuals.size() >= kMostResiduals)
-    return Status::invalid(fmt::format("the mask has {} residuals besides itself; expected at most {}",
-                                       residuals.size(), kMostResiduals - 1));
+    return Status::invalid(
+        fmt::format("the mask has {} residuals besides itself; expected at most {}",
+                    residuals.size(), kMostResiduals - 1));
   int32_t size = static_cast<int32_t>(tape.instructions.size());
   std::vector<bool> isOutside(size, false);
   for (int32_t i = 0; i < size; ++i) {
@@ -37,9 +39,10 @@ Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape) {
     for (const ResidualAssumption &assumption : residuals[i].assumptions)
       isValid &= isPredicate(assumption.instruction);
     if (!isValid)
-      return Status::invalid(fmt::format("residual {} names values that are not Bool values of tape '{}'; "
-                                         "expected values outside of reductions",
-                                         i + 1, tape.name));
+      return Status::invalid(
+          fmt::format("residual {} names values that are not Bool values of tape '{}'; "
+                      "expected values outside of reductions",
+                      i + 1, tape.name));
   }
   return Status::ok();
 }
@@ -53,7 +56,8 @@ ResidualChoice::ResidualChoice(std::span<const Residual> residuals,
   for (const Residual &residual : residuals) {
     std::vector<Assumed> &assumed = residuals_.emplace_back();
     for (const ResidualAssumption &assumption : residual.assumptions) {
-      auto place = std::lower_bound(instructions.begin(), instructions.end(), assumption.instruction);
+      auto place =
+          std::lower_bound(instructions.begin(), instructions.end(), assumption.instruction);
       assumed.push_back({static_cast<int32_t>(place - instructions.begin()),
                          assumption.value ? TileClass::Full : TileClass::Empty});
     }

@@ -1,5 +1,5 @@
-// Which part of a mask is left to evaluate in a partial tile? Picks the first residual predicate whose assumptions are
-// proved there.
+// Which part of a mask is left to evaluate in a partial tile? Picks the first residual predicate
+// whose assumptions are proved there.
 #pragma once
 
 #include "runtime/BlockMask/IntervalEvaluator.h"
@@ -15,16 +15,19 @@ namespace cpflex {
 /// The distinct instructions that residuals assume something of, ascending.
 std::vector<int32_t> assumedInstructions(std::span<const Residual> residuals);
 
-/// Checks that assumptions and results are Bool values of the tape outside of reductions, and their number.
+/// Checks that assumptions and results are Bool values of the tape outside of reductions, and their
+/// number.
 Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape);
 
-/// Chooses residuals for the tiles of one (b, h). One object per thread; everything given must outlive it.
+/// Chooses residuals for the tiles of one (b, h). One object per thread; everything given must
+/// outlive it.
 class ResidualChoice {
 public:
   /// `programs` are those of the assumed instructions, in their order, specialised for the (b, h).
   ResidualChoice(std::span<const Residual> residuals, std::span<const TapeProgram> programs);
 
-  /// The number of the residual for a tile: 1 + its index, or 0, the whole mask, when none is proved.
+  /// The number of the residual for a tile: 1 + its index, or 0, the whole mask, when none is
+  /// proved.
   uint8_t numberFor(const PositionBounds &tile);
 
 private:

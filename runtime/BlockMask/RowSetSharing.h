@@ -5,7 +5,8 @@
 
 namespace cpflex {
 
-/// Keeps one of equal row sets and drops unused ones; rowSetOf is led to those that stay, numbered by first use.
+/// Keeps one of equal row sets and drops unused ones; rowSetOf is led to those that stay, numbered
+/// by first use.
 void shareEqualRowSets(BlockMask &mask);
 
 } // namespace cpflex

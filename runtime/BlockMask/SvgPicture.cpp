@@ -1,4 +1,5 @@
-// Draws masks as SVG: one rectangle per run of cells, axes in tokens, a legend, and titles that browsers show on hover.
+// Draws masks as SVG: one rectangle per run of cells, axes in tokens, a legend, and titles that
+// browsers show on hover.
 #include "runtime/BlockMask/BlockMaskPicture.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
 #include "runtime/BlockMask/CellGrid.h"
@@ -57,8 +58,8 @@ public:
   SvgPage(const BlockMask &mask, const CellGrid &grid, const PictureOptions &options)
       : mask_(mask), grid_(grid), options_(options) {
     int64_t longest = std::max<int64_t>({grid.numRows, grid.numColumns, 1});
-    cell_ = options.cellPixels > 0 ? options.cellPixels
-                                   : std::max<int64_t>(1, kTargetPixels / longest);
+    cell_ =
+        options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
   }
 
   std::string draw(const std::string &statistics, std::initializer_list<CellClass> legend) {
@@ -112,7 +113,8 @@ private:
 
   void addRun(int64_t row, const CellRun &run) {
     Range q = rowTokens(row), kv = columnTokens(run.begin, run.end);
-    add("<rect class=\"c {}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>q {}..{}, kv {}..{}: "
+    add("<rect class=\"c {}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>q {}..{}, kv "
+        "{}..{}: "
         "{}",
         styleOf(run.cellClass), kMargin + run.begin * cell_, kMargin + row * cell_,
         (run.end - run.begin) * cell_, cell_, q.begin, q.end, kv.begin, kv.end,
@@ -143,15 +145,18 @@ private:
 
   /// Lines where documents begin, across both axes.
   void addBounds() {
-    double perColumn = static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerColumn * mask_.tileKV);
-    double perRow = static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerRow * mask_.tileQ);
+    double perColumn =
+        static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerColumn * mask_.tileKV);
+    double perRow =
+        static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerRow * mask_.tileQ);
     int64_t right = kMargin + grid_.numColumns * cell_, bottom = kMargin + grid_.numRows * cell_;
     for (int64_t token : options_.documentBounds) {
       int64_t column = token - grid_.firstColumn * mask_.tileKV;
       int64_t row = token - grid_.firstRow * mask_.tileQ;
       if (column > 0 && token < grid_.lastColumn * mask_.tileKV)
         add("<line class=\"b\" x1=\"{0:.2f}\" y1=\"{1}\" x2=\"{0:.2f}\" y2=\"{2}\"/>\n",
-            static_cast<double>(kMargin) + static_cast<double>(column) * perColumn, kMargin, bottom);
+            static_cast<double>(kMargin) + static_cast<double>(column) * perColumn, kMargin,
+            bottom);
       if (row > 0 && token < grid_.lastRow * mask_.tileQ)
         add("<line class=\"b\" x1=\"{0}\" y1=\"{1:.2f}\" x2=\"{2}\" y2=\"{1:.2f}\"/>\n", kMargin,
             static_cast<double>(kMargin) + static_cast<double>(row) * perRow, right);

@@ -1,8 +1,10 @@
-// Specialises tapes: folds what a fixed (b, h) and the bindings decide, recognises affine positions, unrolls small
-// reductions, shares equal nodes and orders what is left by the coordinates it depends on.
+// Specialises tapes: folds what a fixed (b, h) and the bindings decide, recognises affine
+// positions, unrolls small reductions, shares equal nodes and orders what is left by the
+// coordinates it depends on.
 #include "runtime/BlockMask/TapeProgram.h"
 
 #include "runtime/BlockMask/ElementAccess.h"
+#include "runtime/BlockMask/OperationDispatch.h"
 #include "runtime/BlockMask/PointEvaluator.h"
 
 #include <algorithm>
@@ -16,15 +18,6 @@ namespace {
 
 constexpr int64_t kMaxUnrolledNodes = 1024;
 constexpr int64_t kMaxRectangles = 4096;
-
-int arityOf(Operation operation) {
-  switch (operation) {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  case Operation::Enumerator: return arity;
-#include "runtime/contract/Operations.def"
-  default: return 0;
-  }
-}
 
 bool isComparison(Operation operation) {
   return operation == Operation::Eq || operation == Operation::Ne || operation == Operation::Lt ||
@@ -79,7 +72,7 @@ private:
   std::vector<std::vector<int32_t>> scopes_; ///< nodes of the open loops, outermost first
   std::vector<ProgramLoad> loads_;
   std::map<NodeKey, int32_t> known_;
-  std::vector<int32_t> valueOf_;             ///< node of each tape instruction
+  std::vector<int32_t> valueOf_; ///< node of each tape instruction
 };
 
 int32_t Specializer::add(ProgramNode node, bool isShared) {
@@ -158,8 +151,8 @@ std::optional<Affine> Specializer::affineResult(Operation operation,
   if (!a || !b)
     return std::nullopt;
   auto combined = [&](__int128 left, __int128 right) {
-    return Affine{left * a->qFactor + right * b->qFactor,
-                  left * a->kvFactor + right * b->kvFactor, left * a->offset + right * b->offset};
+    return Affine{left * a->qFactor + right * b->qFactor, left * a->kvFactor + right * b->kvFactor,
+                  left * a->offset + right * b->offset};
   };
   auto isNumber = [](const Affine &x) { return x.qFactor == 0 && x.kvFactor == 0; };
   std::optional<Affine> result;
@@ -196,8 +189,8 @@ std::optional<Affine> Specializer::affineResult(Operation operation,
   return std::nullopt;
 }
 
-int32_t Specializer::addOperation(Operation operation, ValueType operandType,
-                                  ValueType resultType, const int32_t *operands) {
+int32_t Specializer::addOperation(Operation operation, ValueType operandType, ValueType resultType,
+                                  const int32_t *operands) {
   int arity = arityOf(operation);
   ProgramNode node;
   node.form = NodeForm::Operation;
@@ -245,8 +238,7 @@ int32_t Specializer::addOperation(Operation operation, ValueType operandType,
         if (fits(difference)) {
           ScalarSlot sides[2] = {static_cast<int64_t>(difference.offset), 0};
           if (difference.qFactor == 0 && difference.kvFactor == 0)
-            return addConstant(ValueType::Bool,
-                               applyOperation(operation, ValueType::Int, sides));
+            return addConstant(ValueType::Bool, applyOperation(operation, ValueType::Int, sides));
           ProgramNode compare;
           compare.form = NodeForm::AffineCompare;
           compare.operation = operation;
@@ -254,8 +246,8 @@ int32_t Specializer::addOperation(Operation operation, ValueType operandType,
           compare.qFactor = static_cast<int64_t>(difference.qFactor);
           compare.kvFactor = static_cast<int64_t>(difference.kvFactor);
           compare.offset = static_cast<int64_t>(difference.offset);
-          compare.dependence = (compare.qFactor ? kDependsOnQ : 0) |
-                               (compare.kvFactor ? kDependsOnKV : 0);
+          compare.dependence =
+              (compare.qFactor ? kDependsOnQ : 0) | (compare.kvFactor ? kDependsOnKV : 0);
           return add(compare);
         }
       }
@@ -271,13 +263,14 @@ void Specializer::summarize(ProgramLoad &load) const {
     if (load.shape[axis] == 0)
       return;
   if (load.numAxes == 1) {
-    bool isSorted = static_cast<size_t>(load.capture) < options_.declarations.size() &&
-                    options_.declarations[load.capture].isSorted &&
-                    load.strides[0] == bindings_.captures[load.capture]
-                                           .strides[bindings_.captures[load.capture].rank - 1];
-    load.line = &options_.summaries->line(
-        load.data, load.type, load.shape[0], load.strides[0],
-        isSorted ? CaptureSummaries::Order::Sorted : CaptureSummaries::Order::Unknown);
+    bool isSorted =
+        static_cast<size_t>(load.capture) < options_.declarations.size() &&
+        options_.declarations[load.capture].isSorted &&
+        load.strides[0] ==
+            bindings_.captures[load.capture].strides[bindings_.captures[load.capture].rank - 1];
+    load.line = &options_.summaries->line(load.data, load.type, load.shape[0], load.strides[0],
+                                          isSorted ? CaptureSummaries::Order::Sorted
+                                                   : CaptureSummaries::Order::Unknown);
     return;
   }
   int64_t outer[2] = {1, 1};
@@ -471,19 +464,6 @@ TapeProgram Specializer::run() {
 
 } // namespace
 
-int numOperands(const ProgramNode &node) {
-  switch (node.form) {
-  case NodeForm::Operation: return arityOf(node.operation);
-  case NodeForm::Load: {
-    int count = 0;
-    while (count < kMaxCaptureRank && node.operands[count] >= 0)
-      ++count;
-    return count;
-  }
-  default: return 0;
-  }
-}
-
 TapeProgram specialize(const Tape &tape, const Bindings &bindings,
                        const SpecializationOptions &options) {
   return Specializer(tape, bindings, options).run();
@@ -518,80 +498,6 @@ uint8_t coordinatesRead(const Tape &tape) {
           isNeeded[operand] = true;
   }
   return read;
-}
-
-bool isSameProgram(const TapeProgram &left, const TapeProgram &right) {
-  return left.result == right.result && left.nodes == right.nodes && *left.loads == *right.loads;
-}
-
-TapeProgram assemble(const std::vector<ProgramNode> &nodes, int32_t result,
-                     std::shared_ptr<const std::vector<ProgramLoad>> loads) {
-  int32_t size = static_cast<int32_t>(nodes.size());
-  // 1. The reduction around each node, so that bodies stay whole and move with it.
-  std::vector<int32_t> outermost(size, -1);
-  for (int32_t i = 0; i < size; ++i)
-    if (nodes[i].form == NodeForm::Reduce && outermost[i] < 0)
-      for (int32_t k = i; k < nodes[i].operands[1]; ++k)
-        outermost[k] = i;
-  // 2. Which nodes the result needs; a needed reduction needs its whole body.
-  std::vector<bool> isNeeded(size, false);
-  isNeeded[result] = true;
-  auto needOperands = [&](const ProgramNode &node) {
-    for (int k = 0; k < numOperands(node); ++k)
-      isNeeded[node.operands[k]] = true;
-    if (node.form == NodeForm::Reduce)
-      isNeeded[node.operands[0]] = isNeeded[node.operands[2]] = true;
-  };
-  for (int32_t i = size - 1; i >= 0; --i) {
-    if (!isNeeded[i] || (outermost[i] >= 0 && outermost[i] != i))
-      continue;
-    if (nodes[i].form == NodeForm::Reduce)
-      for (int32_t k = i; k < nodes[i].operands[1]; ++k) {
-        isNeeded[k] = true;
-        needOperands(nodes[k]);
-      }
-    else
-      needOperands(nodes[i]);
-  }
-  // 3. Order by class, each class in definition order.
-  TapeProgram program;
-  std::vector<int32_t> renumbered(size, -1);
-  std::vector<int32_t> order;
-  auto classOf = [&](int32_t i) {
-    const ProgramNode &node = nodes[outermost[i] >= 0 ? outermost[i] : i];
-    if (node.form == NodeForm::Constant)
-      return 0;
-    return 1 + (node.dependence & kDependsOnBoth);
-  };
-  int32_t begins[6] = {};
-  for (int wanted = 0; wanted <= 4; ++wanted) {
-    begins[wanted] = static_cast<int32_t>(order.size());
-    for (int32_t i = 0; i < size; ++i)
-      if (isNeeded[i] && classOf(i) == wanted) {
-        renumbered[i] = static_cast<int32_t>(order.size());
-        order.push_back(i);
-      }
-  }
-  program.numConstants = begins[1];
-  program.qBegin = begins[2];
-  program.kvBegin = begins[3];
-  program.bothBegin = begins[4];
-  for (int32_t i : order) {
-    ProgramNode node = nodes[i];
-    for (int k = 0; k < numOperands(node); ++k)
-      node.operands[k] = renumbered[node.operands[k]];
-    if (node.form == NodeForm::Reduce) {
-      node.operands[1] = renumbered[i] + (node.operands[1] - i);
-      node.operands[0] = renumbered[node.operands[0]];
-      node.operands[2] = renumbered[node.operands[2]];
-    }
-    if (outermost[i] < 0)
-      node.dependence &= kDependsOnBoth;
-    program.nodes.push_back(node);
-  }
-  program.result = renumbered[result];
-  program.loads = std::move(loads);
-  return program;
 }
 
 } // namespace cpflex

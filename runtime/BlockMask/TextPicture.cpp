@@ -57,9 +57,9 @@ std::string drawText(const BlockMask &mask, const PictureOptions &options) {
   const TileRows &rows = mask.rows(options.batch, options.head);
   CellGrid grid = cellsOf(mask, rows, options);
   appendCells(mask, grid, out);
-  out += fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full),
-                     textOf(CellClass::Partial), textOf(CellClass::Empty),
-                     describeCells(mask, grid));
+  out +=
+      fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full),
+                  textOf(CellClass::Partial), textOf(CellClass::Empty), describeCells(mask, grid));
   out += describeTiles(mask, rows) + "\n";
   return out;
 }
@@ -76,10 +76,10 @@ StatusOr<MaskDifference> drawDifferenceText(const BlockMask &left, const BlockMa
   CellGrid grid = cellsOf(left, rows, options);
   markDifferent(grid);
   appendCells(left, grid, result.picture);
-  result.picture += fmt::format("{} differs  {} same   {}\n{} of {} tiles differ\n",
-                                textOf(CellClass::Different), textOf(CellClass::Empty),
-                                describeCells(left, grid), result.differingTiles,
-                                left.numQTiles() * left.numKVTiles());
+  result.picture +=
+      fmt::format("{} differs  {} same   {}\n{} of {} tiles differ\n", textOf(CellClass::Different),
+                  textOf(CellClass::Empty), describeCells(left, grid), result.differingTiles,
+                  left.numQTiles() * left.numKVTiles());
   return result;
 }
 

@@ -26,8 +26,11 @@ void TileSettlement::lookAtCorners(const Tile &tile, Sight &sight) {
   int64_t top = tile.rows.begin, bottom = tile.rows.end - 1;
   int64_t left = tile.columns.begin, right = tile.columns.end - 1;
   // The first two differ on every tile that a diagonal crosses.
-  const std::pair<int64_t, int64_t> points[] = {
-      {top, right}, {bottom, left}, {top, left}, {bottom, right}, {(top + bottom) / 2, (left + right) / 2}};
+  const std::pair<int64_t, int64_t> points[] = {{top, right},
+                                                {bottom, left},
+                                                {top, left},
+                                                {bottom, right},
+                                                {(top + bottom) / 2, (left + right) / 2}};
   for (auto [row, column] : points) {
     ++pointsEvaluated_;
     bool attends = points_.evaluate(positions_.q.position(row), positions_.kv.position(column));
@@ -87,9 +90,9 @@ void TileSettlement::split(const Tile &tile, Sight &sight) {
     byColumn.tiles[1] = {tile.rows, {cut, tile.columns.end}};
     look(byColumn);
   }
-  bool isRowBetter = byRow.decidedArea > byColumn.decidedArea ||
-                     (byRow.decidedArea == byColumn.decidedArea &&
-                      tile.rows.size() >= tile.columns.size());
+  bool isRowBetter =
+      byRow.decidedArea > byColumn.decidedArea ||
+      (byRow.decidedArea == byColumn.decidedArea && tile.rows.size() >= tile.columns.size());
   const Halves &chosen = isRowBetter ? byRow : byColumn;
   for (int i = 0; i < 2; ++i)
     if (chosen.classes[i] == TileClass::Partial)
@@ -101,8 +104,8 @@ TileClass TileSettlement::settle(Range rows, Range columns) {
   Sight sight;
   // 1. Witnesses: one true and one false pair prove a partial tile.
   lookAtCorners(tile, sight);
-  // 2. Smaller tiles, those of few pairs and those beyond the budget point by point. Where intervals get nowhere, as
-  // with hashed ids, a row of pairs most often shows both classes.
+  // 2. Smaller tiles, those of few pairs and those beyond the budget point by point. Where
+  // intervals get nowhere, as with hashed ids, a row of pairs most often shows both classes.
   open_.assign(1, tile);
   int64_t firstEvaluation = tilesEvaluated_;
   int64_t lastEvaluation = firstEvaluation + kMaxSplitEvaluations;

@@ -1,5 +1,5 @@
-// Is a tile that interval analysis leaves open empty, full or partial? Settles it exactly: by witnesses, by smaller
-// tiles, at last by every point. Also counts the pairs of partial tiles.
+// Is a tile that interval analysis leaves open empty, full or partial? Settles it exactly: by
+// witnesses, by smaller tiles, at last by every point. Also counts the pairs of partial tiles.
 #pragma once
 
 #include "runtime/BlockMask/AxisPositions.h"

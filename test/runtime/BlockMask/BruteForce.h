@@ -1,4 +1,5 @@
-// What is the true class of every tile? Evaluates all pairs of a small mask once and answers for any tiling.
+// What is the true class of every tile? Evaluates all pairs of a small mask once and answers for
+// any tiling.
 #pragma once
 
 #include "runtime/contract/BlockMask.h"

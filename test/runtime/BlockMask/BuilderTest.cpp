@@ -1,4 +1,5 @@
-// What does the builder promise besides classes: sharing of heads, shards, threads, facts, explanations and clear errors?
+// What does the builder promise besides classes: sharing of heads, shards, threads, facts,
+// explanations and clear errors?
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
 #include "runtime/BlockMask/PointEvaluator.h"
@@ -38,7 +39,8 @@ TEST(Builder, AMaskWithoutTokensHasNoTiles) {
     options.kvLen = kvLen;
     auto result = buildBlockMask(&builder.tape(), builder.bindings(), options);
     ASSERT_TRUE(result.isOk());
-    EXPECT_EQ(result->mask.rowSets[0].rowBegin.size(), static_cast<size_t>(result->mask.numQTiles() + 1));
+    EXPECT_EQ(result->mask.rowSets[0].rowBegin.size(),
+              static_cast<size_t>(result->mask.numQTiles() + 1));
     EXPECT_TRUE(result->mask.rowSets[0].runs.empty());
     auto pairs = countAllowed(result->mask, &builder.tape(), builder.bindings(), options);
     ASSERT_TRUE(pairs.isOk());
@@ -172,7 +174,8 @@ TEST(Builder, PartialTilesGetTheFirstResidualProvedThere) {
         }
     }
   }
-  // Diagonal tiles inside a document, tiles below the diagonal across a bound, and those where both matter.
+  // Diagonal tiles inside a document, tiles below the diagonal across a bound, and those where both
+  // matter.
   EXPECT_EQ(uses[1], 5);
   EXPECT_EQ(uses[2], 10);
   EXPECT_EQ(uses[0], 3);
@@ -190,7 +193,8 @@ TEST(BuilderErrors, ResidualsNameValuesOfTheTape) {
   residuals[0].result = q.index;
   options.residuals = residuals;
   EXPECT_EQ(buildBlockMask(&builder.tape(), builder.bindings(), options).status().message(),
-            "residual 1 names values that are not Bool values of tape ''; expected values outside of reductions");
+            "residual 1 names values that are not Bool values of tape ''; expected values outside "
+            "of reductions");
   residuals.resize(8);
   options.residuals = residuals;
   EXPECT_EQ(buildBlockMask(&builder.tape(), builder.bindings(), options).status().message(),
@@ -207,19 +211,23 @@ TEST(BuilderErrors, SayWhatWasSeenAndExpected) {
   };
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qLen = -1; }),
             "sizes are batch 1, heads 1, q -1, kv 100; expected 0 or more");
-  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.tileKV = 0; }), "tiles are 128 x 0; expected 1 x 1 or larger");
-  EXPECT_EQ(messageOf([](BlockMaskOptions &o) {
-              o.kvLen = int64_t(1) << 40;
-              o.tileKV = 1;
-            }),
-            "the mask has more rows or columns of tiles than 32-bit indices hold; choose larger tiles");
+  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.tileKV = 0; }),
+            "tiles are 128 x 0; expected 1 x 1 or larger");
+  EXPECT_EQ(
+      messageOf([](BlockMaskOptions &o) {
+        o.kvLen = int64_t(1) << 40;
+        o.tileKV = 1;
+      }),
+      "the mask has more rows or columns of tiles than 32-bit indices hold; choose larger tiles");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qPositions = PositionMap::identity(7); }),
             "the q positions have 7 rows; expected 100");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.kvPositions.pieces = {{0, 100, 0}}; }),
-            "a piece of the kv positions has 100 rows in steps of 0; expected 0 or more rows in steps of 1 or more");
+            "a piece of the kv positions has 100 rows in steps of 0; expected 0 or more rows in "
+            "steps of 1 or more");
   auto built = buildBlockMask(&builder.tape(), builder.bindings(), square(100));
-  EXPECT_EQ(countAllowed(built->mask, &builder.tape(), builder.bindings(), square(99)).status().message(),
-            "the mask has other sizes than the options; expected those it was built with");
+  EXPECT_EQ(
+      countAllowed(built->mask, &builder.tape(), builder.bindings(), square(99)).status().message(),
+      "the mask has other sizes than the options; expected those it was built with");
 }
 
 TEST(TapeErrors, NameTheValue) {
@@ -240,7 +248,8 @@ TEST(TapeErrors, NameTheValue) {
   };
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 0)}, 1), "");
   EXPECT_EQ(messageOf({q}, 3), "tape 't': value 3 is not a value of the tape; expected the result");
-  EXPECT_EQ(messageOf({q}, 0), "tape 't': value 0 is not Bool; expected the result of a predicate to be");
+  EXPECT_EQ(messageOf({q}, 0),
+            "tape 't': value 0 is not Bool; expected the result of a predicate to be");
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 1)}, 1),
             "tape 't': value 1 uses a value that is not in scope; expected an earlier one");
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 0), binary(Operation::Add, 0, 1)}, 1),
@@ -255,28 +264,34 @@ TEST(TapeErrors, NameTheValue) {
             "tape 't': value 0 reads a dimension that is not bound");
   EXPECT_EQ(messageOf({{.operation = Operation::Load, .immediate = -1}}, 0),
             "tape 't': value 0 loads from an array that is not bound");
-  TapeInstruction load{.operation = Operation::Load, .resultType = ValueType::Int, .operands = {0, -1, -1, -1}};
+  TapeInstruction load{
+      .operation = Operation::Load, .resultType = ValueType::Int, .operands = {0, -1, -1, -1}};
   EXPECT_EQ(messageOf({q, load}, 1),
             "tape 't': value 1 loads elements of another type than the bound array has");
   load.operands[1] = 0;
-  EXPECT_EQ(messageOf({q, load}, 1), "tape 't': value 1 has more indices than its array has dimensions");
+  EXPECT_EQ(messageOf({q, load}, 1),
+            "tape 't': value 1 has more indices than its array has dimensions");
   EXPECT_EQ(messageOf({{.operation = Operation::Induction}}, 0),
             "tape 't': value 0 is an index outside of a reduction's first place");
-  TapeInstruction any{.operation = Operation::ReduceAny, .resultType = ValueType::Bool, .operands = {0, 2, 0, -1}};
-  EXPECT_EQ(messageOf({q, any}, 1), "tape 't': value 1 has no proper body; expected it to begin with its index");
+  TapeInstruction any{
+      .operation = Operation::ReduceAny, .resultType = ValueType::Bool, .operands = {0, 2, 0, -1}};
+  EXPECT_EQ(messageOf({q, any}, 1),
+            "tape 't': value 1 has no proper body; expected it to begin with its index");
   // A reduction's value read from outside its body.
   any.operands[1] = 4;
   any.operands[2] = 3;
-  EXPECT_EQ(messageOf({q, any, {.operation = Operation::Induction}, binary(Operation::Le, 0, 2)}, 3),
-            "tape 't': value 3 is inside a reduction; expected the result outside");
+  EXPECT_EQ(
+      messageOf({q, any, {.operation = Operation::Induction}, binary(Operation::Le, 0, 2)}, 3),
+      "tape 't': value 3 is inside a reduction; expected the result outside");
   TapeBuilder deep;
   std::function<Value(int)> nest = [&](int depth) {
-    return deep.reduce(Operation::ReduceAny, deep.constant(2), [&](Value i) {
-      return depth == 0 ? i <= i : nest(depth - 1);
-    });
+    return deep.reduce(Operation::ReduceAny, deep.constant(2),
+                       [&](Value i) { return depth == 0 ? i <= i : nest(depth - 1); });
   };
   deep.finish(nest(6));
-  EXPECT_NE(verifyTape(deep.tape(), deep.bindings()).message().find("nests reductions too deeply; expected at most 5 levels"),
+  EXPECT_NE(verifyTape(deep.tape(), deep.bindings())
+                .message()
+                .find("nests reductions too deeply; expected at most 5 levels"),
             std::string::npos);
   TapeBuilder wide;
   int slot = wide.bools({1});
@@ -324,10 +339,13 @@ TEST(FactErrors, NameTheFirstOffendingElement) {
   bounded.name = "len";
   bounded.hasLo = bounded.hasHi = true;
   bounded.hi = 8;
-  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, -1}))).message(), "'len[1]' is -1; expected 0 or more");
-  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, 8}))).message(), "'len[1]' is 8; expected less than 8");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, -1}))).message(),
+            "'len[1]' is -1; expected 0 or more");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, 8}))).message(),
+            "'len[1]' is 8; expected less than 8");
   int floats = builder.capture(ElementType::F32, std::vector<float>{0.5f, NAN}, {2});
-  EXPECT_EQ(verifyFacts(bounded, builder.view(floats)).message(), "'len[1]' is nan; expected 0 or more");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(floats)).message(),
+            "'len[1]' is nan; expected 0 or more");
 }
 
 TEST(Explain, GivesTheValueOfEveryInstruction) {
@@ -335,7 +353,8 @@ TEST(Explain, GivesTheValueOfEveryInstruction) {
   int table = builder.ints({5, 6, 7});
   Value q = builder.q(), kv = builder.kv();
   Value loaded = builder.load(table, {kv});
-  Value found = builder.reduce(Operation::ReduceAny, builder.constant(10), [&](Value i) { return i * i == q; });
+  Value found = builder.reduce(Operation::ReduceAny, builder.constant(10),
+                               [&](Value i) { return i * i == q; });
   builder.finish((loaded <= q) & found);
   PointExplanation yes = explainPoint(builder.tape(), builder.bindings(), 0, 0, 16, 1);
   EXPECT_TRUE(yes.attends);
@@ -361,15 +380,20 @@ TEST(Elements, HalfPrecisionIsReadExactly) {
   // 1.5, the smallest subnormal, -2, infinity and NaN in f16 and bf16.
   const uint16_t halves[] = {0x3e00, 0x0001, 0xc000, 0x7c00, 0x7e00};
   const float wanted[] = {1.5f, 0x1p-24f, -2.0f, INFINITY};
-  CaptureView view{.data = halves, .shape = {5}, .strides = {1}, .type = ElementType::F16, .rank = 1};
+  CaptureView view{
+      .data = halves, .shape = {5}, .strides = {1}, .type = ElementType::F16, .rank = 1};
   for (int i = 0; i < 4; ++i)
-    EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, i, ValueType::Float))), wanted[i]);
-  EXPECT_TRUE(std::isnan(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 4, ValueType::Float)))));
+    EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, i, ValueType::Float))),
+              wanted[i]);
+  EXPECT_TRUE(std::isnan(
+      std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 4, ValueType::Float)))));
   const uint16_t brains[] = {0x3fc0, 0xc000};
   view.data = brains;
   view.type = ElementType::BF16;
-  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 0, ValueType::Float))), 1.5f);
-  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 1, ValueType::Float))), -2.0f);
+  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 0, ValueType::Float))),
+            1.5f);
+  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 1, ValueType::Float))),
+            -2.0f);
 }
 
 } // namespace

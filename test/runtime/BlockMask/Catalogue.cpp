@@ -13,7 +13,8 @@ int64_t hashed(int64_t x) {
   return static_cast<int64_t>((static_cast<uint64_t>(x) * 2654435761u & 0xffffffffu) >> 8);
 }
 
-/// Collects cases; a formula is called once with tape values and, for the oracle, with plain numbers.
+/// Collects cases; a formula is called once with tape values and, for the oracle, with plain
+/// numbers.
 class Collector {
 public:
   std::vector<CatalogueCase> cases;
@@ -80,15 +81,13 @@ template <typename Make> std::vector<int32_t> numbersOf(int64_t count, const Mak
 
 void addPositional(Collector &c) {
   c.plain("M01", kS, kS, {67108864, 0, 4096, 0, 0, 0}, [](auto q, auto kv) { return q >= 0; });
-  c.plain("M02", kS, kS, {33558528, 2016, 2016, 64, 0, 0},
-          [](auto q, auto kv) { return kv <= q; });
+  c.plain("M02", kS, kS, {33558528, 2016, 2016, 64, 0, 0}, [](auto q, auto kv) { return kv <= q; });
   c.plain("M02b", 2048, kS, {2098176, 888, 120, 16, 0, 6144},
           [](auto q, auto kv) { return kv <= q; });
   c.plain("M03", 2048, kS, {14681088, 120, 888, 16, 0, 0},
           [](auto q, auto kv) { return kv <= q + (kS - 2048); });
   c.plain("M04", kS, kS, {33550336, 2016, 2016, 64, 1, 1}, [](auto q, auto kv) { return kv < q; });
-  c.plain("M05", kS, kS, {33558528, 2016, 2016, 64, 0, 0},
-          [](auto q, auto kv) { return kv >= q; });
+  c.plain("M05", kS, kS, {33558528, 2016, 2016, 64, 0, 0}, [](auto q, auto kv) { return kv >= q; });
   auto window = [](int64_t width) {
     return [width](auto q, auto kv) { return (kv <= q) & (q - kv < width); };
   };
@@ -111,9 +110,8 @@ void addPositional(Collector &c) {
   c.plain("M30", kS, kS, {8785920, 2016, 0, 2080, 0, 0}, [](auto q, auto kv) {
     return (kv <= q) & ((q / 128 == kv / 128) | (kv % 128 >= 128 - 32));
   });
-  c.plain("M31", kS, kS, {1298496, 2016, 0, 2080, 0, 0}, [](auto q, auto kv) {
-    return (kv <= q) & ((q - kv < 128) | ((q - kv) % 128 == 0));
-  });
+  c.plain("M31", kS, kS, {1298496, 2016, 0, 2080, 0, 0},
+          [](auto q, auto kv) { return (kv <= q) & ((q - kv < 128) | ((q - kv) % 128 == 0)); });
   auto blocks = [](int64_t size) {
     return [size](auto q, auto kv) { return kv / size <= q / size; };
   };
@@ -130,8 +128,7 @@ void addPositional(Collector &c) {
   });
   c.plain("M50", kS, kS, {33685504, 2016, 2016, 64, 0, 0}, blocks(32));
   c.plain("M52", 4096, kS, {16795648, 992, 1024, 32, 0, 0}, [](auto q, auto kv) {
-    return (kv < 4096) |
-           ((kv >= 4096) & (q / 8 == (kv - 4096) / 8) & ((kv - 4096) % 8 <= q % 8));
+    return (kv < 4096) | ((kv >= 4096) & (q / 8 == (kv - 4096) / 8) & ((kv - 4096) % 8 <= q % 8));
   });
   c.plain("M66", 1024, 1024, {523776, 28, 28, 8, 1, 1},
           [](auto q, auto kv) { return kv * 8 + 5 <= q * 8 + 3; });
@@ -163,8 +160,8 @@ void addGrids(Collector &c) {
   });
   c.plain("M37", kS, kS, {320000, 3824, 0, 272, 0, 0}, [](auto q, auto kv) {
     auto qy = q / 32 % 32, ky = kv / 32 % 32, qx = q % 32, kx = kv % 32;
-    return (q / 1024 == kv / 1024) & (qy % 2 == ky % 2) & (qx % 2 == kx % 2) &
-           (abs(qy - ky) <= 6) & (abs(qx - kx) <= 6);
+    return (q / 1024 == kv / 1024) & (qy % 2 == ky % 2) & (qx % 2 == kx % 2) & (abs(qy - ky) <= 6) &
+           (abs(qx - kx) <= 6);
   });
   c.plain("M38", kS, kS, {1384448, 3612, 0, 484, 0, 0}, [isNear](auto q, auto kv) {
     auto x = [](auto i) { return i / 128 % 8 * 16 + i % 128 % 16; };
@@ -180,9 +177,8 @@ void addGrids(Collector &c) {
     auto windowOf = [](auto i) { return i / 128 / 8 * 16 + i % 128 / 8; };
     return windowOf(q) == windowOf(kv);
   });
-  c.plain("M43", 6976, 6976, {32160670, 992, 1903, 130, 0, 0}, [](auto q, auto kv) {
-    return (kv < 226) | (q < 226) | (abs(q - kv) < 2688);
-  });
+  c.plain("M43", 6976, 6976, {32160670, 992, 1903, 130, 0, 0},
+          [](auto q, auto kv) { return (kv < 226) | (q < 226) | (abs(q - kv) < 2688); });
   c.plain("M45", kS, kS, {38986752, 968, 1800, 1328, 0, 0}, [](auto q, auto kv) {
     auto distance = max(abs(q / 512 - kv / 512), number(q, 1));
     return (kv < 512) | (abs(q % 512 - kv % 512) < number(q, 512) >> ilog2(distance));
@@ -223,9 +219,8 @@ void addDocuments(Collector &c) {
     };
   });
   c.add("M21", kS, kS, {22394778, 2665, 1326, 105, 1500, 1500}, [&](TapeBuilder &b) {
-    return [pad = Table(b, {1500})](auto q, auto kv) {
-      return (kv <= q) & (kv >= pad(number(q, 0)));
-    };
+    return
+        [pad = Table(b, {1500})](auto q, auto kv) { return (kv <= q) & (kv >= pad(number(q, 0))); };
   });
   c.add("M23", 1024, kS, {2870208, 261, 146, 105, 0, 0}, [&](TapeBuilder &b) {
     return [qDoc = Table(b, documentIds({100, 300, 50, 574})),
@@ -251,15 +246,15 @@ void addDocuments(Collector &c) {
 
 void addTables(Collector &c) {
   c.add("M14", kS, kS, {1296300, 2016, 0, 2080, 0, 0}, [](TapeBuilder &b) {
-    return [vertical = Flags(b, flagsOf(kS, [](int64_t i) { return hashed(i) % 64 == 0; })),
-            slash = Flags(b, flagsOf(kS, [](int64_t i) {
-              return i < 64 || hashed(i + 77777) % 128 == 0;
-            }))](auto q, auto kv) { return (kv <= q) & (vertical(kv) | slash(q - kv)); };
+    return
+        [vertical = Flags(b, flagsOf(kS, [](int64_t i) { return hashed(i) % 64 == 0; })),
+         slash = Flags(b, flagsOf(kS, [](int64_t i) {
+                         return i < 64 || hashed(i + 77777) % 128 == 0;
+                       }))](auto q, auto kv) { return (kv <= q) & (vertical(kv) | slash(q - kv)); };
   });
   c.add("M27", kS, kS, {5254920, 2890, 190, 1016, 0, 0}, [](TapeBuilder &b) {
-    return [isGlobal = Flags(b, flagsOf(kS, [](int64_t i) {
-      return i < 64 || i % 1024 == 0;
-    }))](auto q, auto kv) { return (abs(q - kv) <= 256) | isGlobal(q) | isGlobal(kv); };
+    return [isGlobal = Flags(b, flagsOf(kS, [](int64_t i) { return i < 64 || i % 1024 == 0; }))](
+               auto q, auto kv) { return (abs(q - kv) <= 256) | isGlobal(q) | isGlobal(kv); };
   });
   c.add("M29", kS, kS, {10027008, 3484, 612, 0, 0, 0}, [](TapeBuilder &b) {
     std::vector<uint8_t> random(64 * 64);
@@ -300,17 +295,18 @@ void addTables(Collector &c) {
     return [gate = Flags(b, gate, 64)](auto q, auto kv) { return (kv <= q) & gate(q, kv / 128); };
   });
   c.add("M61", kS, kS, {8327168, 2686, 0, 1410, 0, 0}, [](TapeBuilder &b) {
-    return [map = Flags(b, flagsOf(128 * 128, [](int64_t i) {
-                          return i / 128 == i % 128 || hashed(i) % 128 < 15;
-                        }), 128)](auto q, auto kv) { return map(q / 64, kv / 64); };
+    return
+        [map = Flags(b,
+                     flagsOf(128 * 128,
+                             [](int64_t i) { return i / 128 == i % 128 || hashed(i) % 128 < 15; }),
+                     128)](auto q, auto kv) { return map(q / 64, kv / 64); };
   });
   c.add("M64", kS, kS, {528400, 2016, 0, 2080, 0, 0}, [](TapeBuilder &b) {
     return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return hashed(i) % 64; }))](
                auto q, auto kv) { return (kv <= q) & (bucket(q) == bucket(kv)); };
   });
   c.add("M65", kS, kS, {2080768, 3969, 127, 0, 0, 0}, [](TapeBuilder &b) {
-    return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return i / 128; }))](
-               auto q, auto kv) {
+    return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return i / 128; }))](auto q, auto kv) {
       return (bucket(q) == bucket(kv)) | (bucket(q) == bucket(kv) + 1);
     };
   });

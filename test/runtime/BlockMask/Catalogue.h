@@ -1,5 +1,5 @@
-// Which masks must come out with which counts? The counted cases of the mask catalogue as tapes with their arrays, and
-// the same predicates as plain C++ for the oracle.
+// Which masks must come out with which counts? The counted cases of the mask catalogue as tapes
+// with their arrays, and the same predicates as plain C++ for the oracle.
 #pragma once
 
 #include "test/runtime/BlockMask/TapeBuilder.h"
@@ -12,7 +12,8 @@
 
 namespace cpflex::test {
 
-/// Counts of one case in tiles of 128 x 128; made by brute force over all pairs, independently of this project.
+/// Counts of one case in tiles of 128 x 128; made by brute force over all pairs, independently of
+/// this project.
 struct CatalogueCounts {
   int64_t allowed, empty, full, partial, rowsWithoutKeys, columnsWithoutQueries;
 };

@@ -1,7 +1,7 @@
 // Do the masks of the catalogue come out with the counts that brute force gave?
+#include "test/runtime/BlockMask/Catalogue.h"
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
-#include "test/runtime/BlockMask/Catalogue.h"
 
 #include <gtest/gtest.h>
 
@@ -28,8 +28,8 @@ TEST_P(CatalogueTest, CountsEqualBruteForce) {
   EXPECT_EQ(pairs->rowsWithoutKeys, mask.counts.rowsWithoutKeys);
   EXPECT_EQ(pairs->columnsWithoutQueries, mask.counts.columnsWithoutQueries);
   // The share of pairs that had to be looked at one by one.
-  double share = static_cast<double>(result->pointsEvaluated) /
-                 static_cast<double>(mask.qLen * mask.kvLen);
+  double share =
+      static_cast<double>(result->pointsEvaluated) / static_cast<double>(mask.qLen * mask.kvLen);
   EXPECT_LE(share, 0.01);
 }
 

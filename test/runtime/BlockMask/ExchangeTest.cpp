@@ -48,7 +48,8 @@ TEST(BlockMaskFileErrors, SayWhatIsWrong) {
             "the block mask is damaged: it does not begin as one");
   std::string other = bytes;
   other[8] = 9;
-  EXPECT_EQ(blockMaskFromBytes(other).status().message(), "the block mask has version 9; expected 1");
+  EXPECT_EQ(blockMaskFromBytes(other).status().message(),
+            "the block mask has version 9; expected 1");
   std::string changed = bytes;
   changed.back() = 7;
   EXPECT_EQ(blockMaskFromBytes(changed).status().message(),
@@ -102,7 +103,8 @@ TEST(IndexListErrors, SayWhichRowIsWrong) {
   EXPECT_EQ(messageOf([](IndexLists &l) { l.tileQ = 0; }),
             "index lists have negative sizes; expected 0 or more, and tiles of 1 or more");
   EXPECT_EQ(messageOf([](IndexLists &l) { l.byQ.fullCounts.pop_back(); }),
-            "index lists do not have 3 rows of 3 tiles; expected counts of [1, 1, 3] and indices of [1, 1, 3, 3]");
+            "index lists do not have 3 rows of 3 tiles; expected counts of [1, 1, 3] and indices "
+            "of [1, 1, 3, 3]");
   EXPECT_EQ(messageOf([](IndexLists &l) { l.byQ.partialCounts[1] = 4; }),
             "row 1 of the index lists has 4 tiles; expected 0 to 3");
   EXPECT_EQ(messageOf([](IndexLists &l) { l.byQ.partialIndices[0] = 3; }),
@@ -116,10 +118,12 @@ TEST(IndexListErrors, SayWhichRowIsWrong) {
 TEST(Npz, HoldsEveryArrayOnceInAZipArchive) {
   std::string npz = toNpz(*toIndexLists(causalMask(48, 16)));
   EXPECT_EQ(npz.substr(0, 4), std::string("PK\x03\x04"));
-  for (const char *name : {"kv_num_blocks.npy", "kv_indices.npy", "full_kv_num_blocks.npy",
-                           "q_indices.npy", "full_q_indices.npy", "block_size.npy", "seq_lengths.npy"})
+  for (const char *name :
+       {"kv_num_blocks.npy", "kv_indices.npy", "full_kv_num_blocks.npy", "q_indices.npy",
+        "full_q_indices.npy", "block_size.npy", "seq_lengths.npy"})
     EXPECT_NE(npz.find(name), std::string::npos) << name;
-  EXPECT_NE(npz.find("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 1, 3, 3), }"), std::string::npos);
+  EXPECT_NE(npz.find("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 1, 3, 3), }"),
+            std::string::npos);
   // Ten members in the end record.
   EXPECT_EQ(npz[npz.size() - 12], 10);
   // Written for the check with NumPy, where that is asked for.
@@ -144,8 +148,8 @@ TEST(Imports, SlicesEqualTheirPairs) {
       bool isInside = slice.q.contains(q) && slice.kv.contains(kv);
       bool isBefore = slice.kv.end - kv >= slice.q.end - q;
       bool isBehind = kv - slice.kv.begin >= q - slice.q.begin;
-      bool isAllowed = slice.kind == SliceKind::Full ? true
-                       : slice.kind == SliceKind::Causal ? isBefore
+      bool isAllowed = slice.kind == SliceKind::Full            ? true
+                       : slice.kind == SliceKind::Causal        ? isBefore
                        : slice.kind == SliceKind::InverseCausal ? isBehind
                                                                 : isBefore && isBehind;
       if (isInside && isAllowed)
@@ -162,9 +166,10 @@ TEST(Imports, SlicesEqualTheirPairs) {
 
 TEST(Imports, FlashMaskColumnsEqualTheirPairs) {
   constexpr int64_t kLength = 60;
-  for (auto [triangle, numBounds] :
-       {std::pair{FlashMaskTriangle::Causal, 1}, {FlashMaskTriangle::Causal, 2},
-        {FlashMaskTriangle::Both, 2}, {FlashMaskTriangle::Both, 4}}) {
+  for (auto [triangle, numBounds] : {std::pair{FlashMaskTriangle::Causal, 1},
+                                     {FlashMaskTriangle::Causal, 2},
+                                     {FlashMaskTriangle::Both, 2},
+                                     {FlashMaskTriangle::Both, 4}}) {
     std::vector<int32_t> bounds;
     for (int32_t kv = 0; kv < kLength; ++kv)
       for (int32_t i = 0; i < numBounds; ++i)
@@ -172,7 +177,9 @@ TEST(Imports, FlashMaskColumnsEqualTheirPairs) {
     auto attends = [&, triangle = triangle, numBounds = numBounds](int64_t q, int64_t kv) {
       const int32_t *bound = bounds.data() + kv * numBounds;
       if (q >= kv) {
-        int64_t end = numBounds == 4 || (numBounds == 2 && triangle == FlashMaskTriangle::Causal) ? bound[1] : kLength;
+        int64_t end = numBounds == 4 || (numBounds == 2 && triangle == FlashMaskTriangle::Causal)
+                          ? bound[1]
+                          : kLength;
         return !(q >= bound[0] && q < end);
       }
       if (triangle == FlashMaskTriangle::Causal)
@@ -196,7 +203,8 @@ TEST(ImportErrors, SayWhatWasSeenAndExpected) {
   EXPECT_EQ(fromSlices(slices, {8, 8, 4, 4}).status().message(),
             "slice 0 covers q 0..9, kv 0..5; expected it inside 8 x 8");
   EXPECT_EQ(fromSlices({}, {8, 8, 0, 4}).status().message(),
-            "the imported mask is 8 x 8 in tiles of 0 x 4; expected sizes of 0 or more and tiles of 1 or more");
+            "the imported mask is 8 x 8 in tiles of 0 x 4; expected sizes of 0 or more and tiles "
+            "of 1 or more");
   std::vector<int32_t> bounds(8);
   EXPECT_EQ(fromFlashMask(bounds, 3, FlashMaskTriangle::Both, {8, 8, 4, 4}).status().message(),
             "columns have 3 bounds; expected 2 or 4 in other masks");

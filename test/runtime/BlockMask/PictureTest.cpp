@@ -18,14 +18,15 @@ int64_t occurrences(const std::string &text, const std::string &part) {
 }
 
 TEST(TextPicture, ShowsOneCellPerTile) {
-  EXPECT_EQ(drawText(causalMask(64, 16), {.title = "causal"}), "causal\n"
-                                                               "     kv 0 .. 64\n"
-                                                               " 0 │ ▒▒······\n"
-                                                               "   │ ██▒▒····\n"
-                                                               "   │ ████▒▒··\n"
-                                                               "48 │ ██████▒▒\n"
-                                                               "██ full  ▒▒ partial  ·· empty   1 cell = 1 tile of 16 x 16 tokens\n"
-                                                               "16 tiles: 6 full, 4 partial, 6 empty (62.50% visited)\n");
+  EXPECT_EQ(drawText(causalMask(64, 16), {.title = "causal"}),
+            "causal\n"
+            "     kv 0 .. 64\n"
+            " 0 │ ▒▒······\n"
+            "   │ ██▒▒····\n"
+            "   │ ████▒▒··\n"
+            "48 │ ██████▒▒\n"
+            "██ full  ▒▒ partial  ·· empty   1 cell = 1 tile of 16 x 16 tokens\n"
+            "16 tiles: 6 full, 4 partial, 6 empty (62.50% visited)\n");
 }
 
 TEST(TextPicture, CoarseCellsAreFullOnlyWhenAllTheirTilesAre) {
@@ -60,7 +61,8 @@ TEST(SvgPicture, HasOneTitledRectanglePerRun) {
 }
 
 TEST(SvgPicture, SaysWhyThereIsNone) {
-  EXPECT_NE(drawSvg(causalMask(0, 16), {}).find("nothing to draw of 0 x 0 tokens"), std::string::npos);
+  EXPECT_NE(drawSvg(causalMask(0, 16), {}).find("nothing to draw of 0 x 0 tokens"),
+            std::string::npos);
 }
 
 TEST(SvgPicture, OfAMillionTokensIsSmall) {
@@ -103,8 +105,10 @@ TEST(DifferencePicture, ShowsTheTilesThatDiffer) {
   BlockMask strict = maskOf(64, 64, 16, 16, [](int64_t q, int64_t kv) { return kv + 16 <= q; });
   auto text = drawDifferenceText(causal, strict, {.title = "difference"});
   ASSERT_TRUE(text.isOk());
-  EXPECT_EQ(text->differingTiles, 7); // the diagonal and, partial instead of full, the tiles below it
-  EXPECT_NE(text->picture.find(" 0 │ ><······\n   │ ><><····\n   │ ··><><··\n48 │ ····><><\n"), std::string::npos)
+  EXPECT_EQ(text->differingTiles,
+            7); // the diagonal and, partial instead of full, the tiles below it
+  EXPECT_NE(text->picture.find(" 0 │ ><······\n   │ ><><····\n   │ ··><><··\n48 │ ····><><\n"),
+            std::string::npos)
       << text->picture;
   EXPECT_NE(text->picture.find("7 of 16 tiles differ"), std::string::npos);
   auto svg = drawDifferenceSvg(causal, strict, {});
@@ -115,10 +119,12 @@ TEST(DifferencePicture, ShowsTheTilesThatDiffer) {
 
 TEST(DifferencePicture, NeedsEqualShapes) {
   EXPECT_EQ(drawDifferenceText(causalMask(64, 16), causalMask(64, 8), {}).status().message(),
-            "the masks are 64 x 64 in tiles of 16 x 16 and 64 x 64 in tiles of 8 x 8; expected equal lengths "
+            "the masks are 64 x 64 in tiles of 16 x 16 and 64 x 64 in tiles of 8 x 8; expected "
+            "equal lengths "
             "and tiles");
-  EXPECT_EQ(drawDifferenceSvg(causalMask(64, 16), causalMask(64, 16), {.batch = -1}).status().message(),
-            "the mask has 1 x 1 (batch, head); expected (-1, 0) to be one of them");
+  EXPECT_EQ(
+      drawDifferenceSvg(causalMask(64, 16), causalMask(64, 16), {.batch = -1}).status().message(),
+      "the mask has 1 x 1 (batch, head); expected (-1, 0) to be one of them");
 }
 
 TEST(Statistics, JsonHoldsThePromisedFields) {
@@ -130,7 +136,8 @@ TEST(Statistics, JsonHoldsThePromisedFields) {
   ASSERT_TRUE(result.isOk());
   auto pairs = countAllowed(result->mask, &builder.tape(), builder.bindings(), options);
   ASSERT_TRUE(pairs.isOk());
-  nlohmann::json json = nlohmann::json::parse(toJson(*result, {.compileMs = 1.5, .buildMs = 0.25}, &*pairs));
+  nlohmann::json json =
+      nlohmann::json::parse(toJson(*result, {.compileMs = 1.5, .buildMs = 0.25}, &*pairs));
   EXPECT_EQ(json["q_len"], 1000);
   EXPECT_EQ(json["tile_kv"], 128);
   EXPECT_EQ(json["distinct_bh"], 1);

@@ -1,5 +1,6 @@
-// What does a catalogue formula mean, without this project's evaluators? Plain numbers with Python's division, and arrays
-// that can be indexed by plain numbers or by values of a tape, so that one formula serves both.
+// What does a catalogue formula mean, without this project's evaluators? Plain numbers with
+// Python's division, and arrays that can be indexed by plain numbers or by values of a tape, so
+// that one formula serves both.
 #pragma once
 
 #include "test/runtime/BlockMask/TapeBuilder.h"

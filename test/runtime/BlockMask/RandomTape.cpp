@@ -28,7 +28,9 @@ public:
   }
 
 private:
-  int64_t below(int64_t count) { return static_cast<int64_t>(random_() % static_cast<uint64_t>(count)); }
+  int64_t below(int64_t count) {
+    return static_cast<int64_t>(random_() % static_cast<uint64_t>(count));
+  }
   bool chance(int percent) { return below(100) < percent; }
   template <typename T> T pick(std::initializer_list<T> choices) {
     return choices.begin()[below(static_cast<int64_t>(choices.size()))];
@@ -50,7 +52,7 @@ private:
       matrix[i] = i > 0 && chance(70) ? matrix[i - 1] : chance(50);
     std::vector<float> floats(48);
     for (float &x : floats)
-      x = chance(3) ? std::numeric_limits<float>::quiet_NaN()
+      x = chance(3)   ? std::numeric_limits<float>::quiet_NaN()
           : chance(3) ? std::numeric_limits<float>::infinity()
                       : static_cast<float>(below(64) - 32) * 0.5f;
     std::vector<uint32_t> words(48);
@@ -111,8 +113,8 @@ private:
   }
 
   Operation comparison() {
-    return pick({Operation::Eq, Operation::Ne, Operation::Lt, Operation::Le, Operation::Gt,
-                 Operation::Ge});
+    return pick(
+        {Operation::Eq, Operation::Ne, Operation::Lt, Operation::Le, Operation::Gt, Operation::Ge});
   }
 
   Value anyType(int depth) {
@@ -148,14 +150,17 @@ private:
     if (!inductions_.empty() && chance(50))
       return inductions_.back();
     int64_t choice = below(10);
-    return choice < 4 ? builder_->q() : choice < 8 ? builder_->kv() : choice < 9 ? builder_->b() : builder_->h();
+    return choice < 4   ? builder_->q()
+           : choice < 8 ? builder_->kv()
+           : choice < 9 ? builder_->b()
+                        : builder_->h();
   }
 
   Value constant() {
     if (chance(3))
-      return builder_->constant(pick({std::numeric_limits<int64_t>::min(),
-                                      std::numeric_limits<int64_t>::max(), int64_t(1) << 40,
-                                      -(int64_t(1) << 31)}));
+      return builder_->constant(
+          pick({std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(),
+                int64_t(1) << 40, -(int64_t(1) << 31)}));
     return chance(20) ? builder_->param(below(40)) : builder_->constant(below(44) - 8);
   }
 
@@ -179,8 +184,9 @@ private:
           {a, b});
     }
     if (choice < 70)
-      return builder_->apply(pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
-                             {integer(depth + 1)});
+      return builder_->apply(
+          pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
+          {integer(depth + 1)});
     if (choice < 76) {
       Value condition = boolean(depth + 1), a = integer(depth + 1), b = integer(depth + 1);
       return select(condition, a, b);
@@ -193,19 +199,21 @@ private:
       return builder_->load(intMatrix_, {i, j});
     }
     if (choice < 92) {
-      Value i = chance(50) ? builder_->b() : index(depth + 1), j = builder_->h(), k = index(depth + 1);
+      Value i = chance(50) ? builder_->b() : index(depth + 1), j = builder_->h(),
+            k = index(depth + 1);
       return builder_->load(intCube_, {i, j, k});
     }
     if (choice < 96)
       return builder_->apply(Operation::ToInt, {anyType(depth + 1)});
-    return reduction(pick({Operation::ReduceSum, Operation::ReduceMin, Operation::ReduceMax}), depth,
-                     [&] { return integer(kMaxDepth - 1); });
+    return reduction(pick({Operation::ReduceSum, Operation::ReduceMin, Operation::ReduceMax}),
+                     depth, [&] { return integer(kMaxDepth - 1); });
   }
 
   Value word(int depth) {
     if (depth >= kMaxDepth || chance(30))
       return chance(60) ? builder_->apply(Operation::ToU32, {coordinate()})
-                        : builder_->constantU32(static_cast<uint32_t>(chance(50) ? below(9) : below(1LL << 32)));
+                        : builder_->constantU32(
+                              static_cast<uint32_t>(chance(50) ? below(9) : below(1LL << 32)));
     int64_t choice = below(100);
     if (choice < 70) {
       Value a = word(depth + 1), b = word(depth + 1);
@@ -216,8 +224,9 @@ private:
           {a, b});
     }
     if (choice < 80)
-      return builder_->apply(pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
-                             {word(depth + 1)});
+      return builder_->apply(
+          pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
+          {word(depth + 1)});
     if (choice < 90)
       return builder_->load(wordArray_, {index(depth + 1)});
     return builder_->apply(Operation::ToU32, {anyType(depth + 1)});
@@ -230,10 +239,10 @@ private:
     int64_t choice = below(100);
     if (choice < 54) {
       Value a = real(depth + 1), b = real(depth + 1);
-      return builder_->apply(pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::Div,
-                                   Operation::FloorDiv, Operation::Mod, Operation::Min,
-                                   Operation::Max}),
-                             {a, b});
+      return builder_->apply(
+          pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::Div, Operation::FloorDiv,
+                Operation::Mod, Operation::Min, Operation::Max}),
+          {a, b});
     }
     if (choice < 75)
       return builder_->apply(
@@ -253,12 +262,14 @@ private:
   std::mt19937_64 random_;
   std::shared_ptr<TapeBuilder> builder_;
   std::vector<int> intArrays_;
-  int intMatrix_ = 0, intCube_ = 0, boolArray_ = 0, boolMatrix_ = 0, floatArray_ = 0, wordArray_ = 0;
+  int intMatrix_ = 0, intCube_ = 0, boolArray_ = 0, boolMatrix_ = 0, floatArray_ = 0,
+      wordArray_ = 0;
   int numLoops_ = 0;
   std::vector<Value> inductions_;
 };
 
-/// Plain recursion; values are kept per instruction, reductions run their body again for each index.
+/// Plain recursion; values are kept per instruction, reductions run their body again for each
+/// index.
 class Interpreter {
 public:
   Interpreter(const Tape &tape, const Bindings &bindings, const int64_t *at)
@@ -318,8 +329,11 @@ private:
       case Operation::Dim: values_[i] = bindings_.dims[instruction.immediate]; break;
       case Operation::Coordinate: values_[i] = at_[instruction.immediate]; break;
       case Operation::Load: values_[i] = loaded(instruction); break;
-      case Operation::ReduceAny: case Operation::ReduceAll: case Operation::ReduceSum:
-      case Operation::ReduceMin: case Operation::ReduceMax:
+      case Operation::ReduceAny:
+      case Operation::ReduceAll:
+      case Operation::ReduceSum:
+      case Operation::ReduceMin:
+      case Operation::ReduceMax:
         values_[i] = reduced(i);
         i = instruction.operands[1] - 1;
         break;

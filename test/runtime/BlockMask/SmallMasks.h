@@ -15,7 +15,8 @@ namespace cpflex::test {
 using Pairs = std::function<bool(int64_t q, int64_t kv)>;
 
 /// The BlockMask of a predicate by brute force; one (b, h).
-inline BlockMask maskOf(int64_t qLen, int64_t kvLen, int64_t tileQ, int64_t tileKV, const Pairs &pairs) {
+inline BlockMask maskOf(int64_t qLen, int64_t kvLen, int64_t tileQ, int64_t tileKV,
+                        const Pairs &pairs) {
   BlockMask mask;
   mask.qLen = qLen;
   mask.kvLen = kvLen;

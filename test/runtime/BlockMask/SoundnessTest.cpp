@@ -1,5 +1,6 @@
-// Does every interval answer contain what really happens? Fuzzes the rule of each operation, whole random predicates over
-// tiles of every size, and the finished masks, against plain interpretation. CPFLEX_FUZZ_SCALE multiplies the rounds.
+// Does every interval answer contain what really happens? Fuzzes the rule of each operation, whole
+// random predicates over tiles of every size, and the finished masks, against plain interpretation.
+// CPFLEX_FUZZ_SCALE multiplies the rounds.
 #include "runtime/BlockMask/AbstractValue.h"
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
@@ -63,9 +64,16 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
     return type == ValueType::U32 ? value & 0xffffffff : value;
   };
   auto floatFor = [&] {
-    constexpr float kSpecial[] = {0.0f, -0.0f, 1.0f, -1.0f, 3.4e38f, -3.4e38f, 1e-42f,
+    constexpr float kSpecial[] = {0.0f,
+                                  -0.0f,
+                                  1.0f,
+                                  -1.0f,
+                                  3.4e38f,
+                                  -3.4e38f,
+                                  1e-42f,
                                   std::numeric_limits<float>::infinity(),
-                                  -std::numeric_limits<float>::infinity(), 9.3e18f};
+                                  -std::numeric_limits<float>::infinity(),
+                                  9.3e18f};
     if (random() % 3 == 0)
       return kSpecial[random() % std::size(kSpecial)];
     return static_cast<float>(static_cast<int64_t>(random() % 2000) - 1000) * 0.37f;
@@ -82,7 +90,8 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
       bool hasNaN = random() % 6 == 0;
       float lo = std::min(a, b), hi = std::max(a, b);
       operand.abstract = AbstractValue::floats(lo, hi, hasNaN);
-      float middle = std::isinf(lo) || std::isinf(hi) ? std::clamp(0.5f, lo, hi) : lo + (hi - lo) * 0.5f;
+      float middle =
+          std::isinf(lo) || std::isinf(hi) ? std::clamp(0.5f, lo, hi) : lo + (hi - lo) * 0.5f;
       operand.concrete[0] = slotOfFloat(lo);
       operand.concrete[1] = slotOfFloat(hi);
       operand.concrete[2] = slotOfFloat(std::clamp(std::isnan(middle) ? lo : middle, lo, hi));
@@ -183,15 +192,19 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
       TileClass answer = evaluator.classify(bounds), expected = truth.classOf(q, kv);
       ++truths[static_cast<int>(expected)];
       ++answers[static_cast<int>(answer)];
-      ASSERT_TRUE(isSound(answer, expected))
-          << "seed " << seed << " q " << q.begin << ".." << q.end << " kv " << kv.begin << ".." << kv.end;
+      ASSERT_TRUE(isSound(answer, expected)) << "seed " << seed << " q " << q.begin << ".." << q.end
+                                             << " kv " << kv.begin << ".." << kv.end;
       // A classifier that samples corners and centre, which this suite has to be able to refute.
       int64_t seen = 0;
-      for (auto [row, column] : {std::pair{q.begin, kv.begin}, {q.begin, kv.end - 1},
-                                 {q.end - 1, kv.begin}, {q.end - 1, kv.end - 1},
+      for (auto [row, column] : {std::pair{q.begin, kv.begin},
+                                 {q.begin, kv.end - 1},
+                                 {q.end - 1, kv.begin},
+                                 {q.end - 1, kv.end - 1},
                                  {(q.begin + q.end - 1) / 2, (kv.begin + kv.end - 1) / 2}})
         seen += truth.allowed({row, row + 1}, {column, column + 1});
-      TileClass sampled = seen == 0 ? TileClass::Empty : seen == 5 ? TileClass::Full : TileClass::Partial;
+      TileClass sampled = seen == 0   ? TileClass::Empty
+                          : seen == 5 ? TileClass::Full
+                                      : TileClass::Partial;
       caught += !isSound(sampled, expected);
       // What a tile decides stays right for the tiles inside it.
       if (answer == TileClass::Partial && i % 4 == 0)
@@ -200,7 +213,8 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
           Range innerQ = randomRange(random, q.size()), innerKV = randomRange(random, kv.size());
           innerQ = {q.begin + innerQ.begin, q.begin + innerQ.end};
           innerKV = {kv.begin + innerKV.begin, kv.begin + innerKV.end};
-          TileClass inner = inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
+          TileClass inner =
+              inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
           ASSERT_TRUE(isSound(inner, truth.classOf(innerQ, innerKV))) << "pruned, seed " << seed;
         }
     }
@@ -260,7 +274,8 @@ TEST(Soundness, RandomMasksEqualBruteForceInAnyTiling) {
     ASSERT_TRUE(result.isOk()) << result.status().message();
     for (int64_t b = 0; b < 2; ++b)
       for (int64_t h = 0; h < 2; ++h)
-        ASSERT_EQ(result->mask.rows(b, h), bruteForceOf(tape, b, h).rows(options.tileQ, options.tileKV))
+        ASSERT_EQ(result->mask.rows(b, h),
+                  bruteForceOf(tape, b, h).rows(options.tileQ, options.tileKV))
             << "seed " << seed << " b " << b << " h " << h;
     options.threads = 2;
     auto onTwoThreads = buildBlockMask(&tape.builder->tape(), bindings, options);

@@ -1,4 +1,5 @@
-// How does a test write a predicate? Builds tapes from C++ expressions that look like the mask language.
+// How does a test write a predicate? Builds tapes from C++ expressions that look like the mask
+// language.
 #pragma once
 
 #include "runtime/contract/Bindings.h"
@@ -36,23 +37,31 @@ public:
   Value q() { return coordinate(2); }
   Value kv() { return coordinate(3); }
 
-  Value constant(int64_t value) { return add({.operation = Operation::Constant, .immediate = value}); }
+  Value constant(int64_t value) {
+    return add({.operation = Operation::Constant, .immediate = value});
+  }
   Value constantU32(uint32_t value) {
-    return add({.operation = Operation::Constant, .operandType = ValueType::U32,
-                .resultType = ValueType::U32, .immediate = value});
+    return add({.operation = Operation::Constant,
+                .operandType = ValueType::U32,
+                .resultType = ValueType::U32,
+                .immediate = value});
   }
   Value constantFloat(float value) {
-    return add({.operation = Operation::Constant, .operandType = ValueType::Float,
-                .resultType = ValueType::Float, .immediate = std::bit_cast<uint32_t>(value)});
+    return add({.operation = Operation::Constant,
+                .operandType = ValueType::Float,
+                .resultType = ValueType::Float,
+                .immediate = std::bit_cast<uint32_t>(value)});
   }
   Value constantBool(bool value) {
-    return add({.operation = Operation::Constant, .operandType = ValueType::Bool,
-                .resultType = ValueType::Bool, .immediate = value});
+    return add({.operation = Operation::Constant,
+                .operandType = ValueType::Bool,
+                .resultType = ValueType::Bool,
+                .immediate = value});
   }
   Value param(int64_t value) {
     params_.push_back(value);
-    return add({.operation = Operation::Param,
-                .immediate = static_cast<int64_t>(params_.size()) - 1});
+    return add(
+        {.operation = Operation::Param, .immediate = static_cast<int64_t>(params_.size()) - 1});
   }
 
   Value apply(Operation operation, std::vector<Value> operands) {
@@ -75,7 +84,8 @@ public:
   }
 
   /// Binds an array, kept alive by the builder, and returns its slot.
-  template <typename T> int capture(ElementType type, std::vector<T> elements, std::vector<int64_t> shape) {
+  template <typename T>
+  int capture(ElementType type, std::vector<T> elements, std::vector<int64_t> shape) {
     storage_.emplace_back(elements.size() * sizeof(T) + 1);
     std::copy_n(reinterpret_cast<const char *>(elements.data()), elements.size() * sizeof(T),
                 storage_.back().data());

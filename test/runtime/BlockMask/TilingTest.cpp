@@ -30,9 +30,11 @@ TEST_P(TilingTest, ShardsEqualBruteForceInEveryTiling) {
         positions.push_back(piece.begin + i * piece.step);
     return positions;
   };
-  std::vector<int64_t> qAt = positionsOf(options.qPositions), kvAt = positionsOf(options.kvPositions);
-  BruteForce truth(options.qLen, options.kvLen,
-                   [&](int64_t row, int64_t column) { return mask.oracle(qAt[row], kvAt[column]); });
+  std::vector<int64_t> qAt = positionsOf(options.qPositions),
+                       kvAt = positionsOf(options.kvPositions);
+  BruteForce truth(options.qLen, options.kvLen, [&](int64_t row, int64_t column) {
+    return mask.oracle(qAt[row], kvAt[column]);
+  });
   CaptureSummaries summaries;
   options.summaries = &summaries;
   Bindings bindings = mask.builder->bindings();
