@@ -43,7 +43,7 @@ def captures(name, x, launch):
         "documents": lambda: [(P, x["doc"].data_ptr()), (L, x["doc"].shape[1])],
         "doc_causal": lambda: [(P, x["doc"].data_ptr()), (L, x["doc"].shape[1])],
         "sink_window": lambda: [(I, x["width"]), (I, x["sink"])], "dilated": lambda: [(I, x["width"])],
-        "alibi_causal": lambda: [(I, x["heads"])], "softcap_causal": lambda: [(F, x["cap"])],
+        "alibi_causal": lambda: [(I, x["heads"])], "softcap_causal": lambda: [(F, x["cap"]), (F, 1.0 / x["cap"])],
         "per_head": lambda: [(I, x["width"])],
     }.get(name, lambda: [])())
 

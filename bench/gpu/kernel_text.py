@@ -29,7 +29,7 @@ def tile_config(role, family, d, dv):
     if role in ("backward_delta", "backward_sink"):
         return Tiles(128, 0, 1, 128, 0)
     if family == "wgmma":
-        rest = 1024 + 256
+        rest = 1024 + 384
         if role == "forward":
             kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
             q = 192 if widest <= 64 else 128
@@ -120,9 +120,9 @@ PROGRAMS = {
     "dilated": program("int width;", mask="return q >= kv & (q - kv) % 4 == 0 & q - kv <= c.width;"),
     "alibi_causal": program("int heads;", mask="return kv <= q;", form="Additive",
                             score="return s + exp2f(-8.0f * (h + 1) / c.heads) * (float)(kv - q);"),
-    "softcap_causal": program("float cap;", mask="return kv <= q;", form="General",
-                              score="using namespace cpflex; return ops::mul(c.cap, ops::tanh(ops::div(s, c.cap)));",
-                              gradient="using namespace cpflex; float t = ops::tanh(ops::div(s, c.cap)); return ops::mul(g, ops::sub(1.0f, ops::mul(t, t)));"),
+    "softcap_causal": program("float cap, inverse;", mask="return kv <= q;", form="General",
+                              score="return c.cap * cpflex::ops::tanh(s * c.inverse);",
+                              gradient="float t = cpflex::ops::tanh(s * c.inverse); return g * (1.0f - t * t);"),
     "relpos": program(form="Additive", score="return s + (float)(q - kv);"),
     "per_head": program("int width;", mask="return h % 2 == 0 ? kv <= q : (q >= kv & q - kv <= c.width);"),
 }

@@ -11,8 +11,12 @@ namespace {
 constexpr int kElementBytes = 2;
 constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
-constexpr int kBarrierBytes = 256;    // barriers, messages and the work queue of the wgmma kernels
+constexpr int kBarrierBytes = 384;    // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
+// Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers.
+constexpr int kSpillsInRareCode = 512;
+// A warp of the mma_sync kernels holds all of its rows' accumulators; larger tiles are worth a few bytes.
+constexpr int kSpillsOfFullRegisters = 512;
 constexpr int kWarpgroup = 128;       // threads; a producer and a consumer per 64 rows in the wgmma kernels
 
 int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -35,6 +39,7 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.tileKV = widest <= 128 || (spec.headDim <= 192 && spec.vHeadDim <= 128) ? 128 : widest <= 192 ? 112 : 80;
   tiles.stages = 2;
   tiles.threads = tiles.tileQ / 64 * kWarpgroup + kWarpgroup;
+  tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
   tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes +
                       kAlignmentSlack;
   return tiles;
@@ -51,6 +56,7 @@ TileConfig backwardKVWgmma(const KernelSpec &spec) {
   constexpr int kFloatBytes = static_cast<int>(sizeof(float));
   // Two rows of LSE and delta per query; where the consumers divide a tile, two slots of factors pass between them.
   int rowBytes = tiles.tileQ * 2 * kFloatBytes, exchangeBytes = isWide ? 2 * tiles.tileKV * tiles.tileQ * kFloatBytes : 0;
+  tiles.spillLimit = isWide ? 0 : kSpillsInRareCode;
   tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) + exchangeBytes +
                       kBarrierBytes + kAlignmentSlack;
   return tiles;
@@ -81,6 +87,7 @@ TileConfig forwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   }
   tiles.sharedBytes = bytes();
   tiles.blocksPerProcessor = widest <= 128 ? 2 : 1;
+  tiles.spillLimit = kSpillsOfFullRegisters;
   return tiles;
 }
 
@@ -95,6 +102,7 @@ TileConfig backwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   tiles.threads = owned / 16 * 32; // a warp owns 16 rows
   tiles.sharedBytes = bytes();
   tiles.blocksPerProcessor = 2;
+  tiles.spillLimit = kSpillsOfFullRegisters;
   return tiles;
 }
 

@@ -19,6 +19,7 @@ struct TileConfig {
   int threads = 0;        ///< per block
   int sharedBytes = 0;    ///< dynamic shared memory per block
   int blocksPerProcessor = 1; ///< that shared memory and registers allow; grid = min(items, processors * this)
+  int spillLimit = 0; ///< bytes that the compiler may store and load aside, for kernels where that is off the critical path
   friend bool operator==(const TileConfig &, const TileConfig &) = default;
 };
 

@@ -49,7 +49,8 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i)
       dQ[i] = 0.0f;
-    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    TileWalk walk;
+    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
     while (walk.next()) {
       __syncthreads();
       copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS, walk.tile * kTileKV, arguments.kvLen);

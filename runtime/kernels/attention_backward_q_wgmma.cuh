@@ -63,7 +63,8 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
       return queue.publish(rest.work, WorkQueue::kEnd);
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int kvHead = work.h / headsPerKV;
-    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    TileWalk walk;
+    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
     bool hasTile = walk.next(), isFirst = true;
     queue.publish(rest.work, item * 2 + hasTile);
     while (hasTile) {

@@ -59,7 +59,8 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       for (int i = 0; i < kVColumns / 2; ++i)
         output[group][i] = 0.0f;
 
-    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    TileWalk walk;
+    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
     bool hasTile = walk.next();
     if (hasTile) {
       copyRows<kTileQ, Config::kHeadDim, kThreads>(q, qSlice, arguments.q.strideS, work.row * kTileQ, arguments.qLen);

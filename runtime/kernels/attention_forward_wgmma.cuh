@@ -31,6 +31,7 @@ template <class Config> struct ForwardWgmmaShared {
     SharedBarrier kFull[Config::kStages], kEmpty[Config::kStages];
     SharedBarrier vFull[Config::kStages], vEmpty[Config::kStages];
     TileMessage message[Config::kStages]; ///< of the K tiles
+    TileWalk walk;                        ///< of the producer, which has few registers
     WorkQueue::Shared work;
   };
   static_assert(Config::kTileQ % kRowsPerConsumer == 0);
@@ -72,7 +73,8 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
       return queue.publish(barriers.work, WorkQueue::kEnd);
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int kvHead = work.h / headsPerKV;
-    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    TileWalk &walk = barriers.walk;
+    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
 
     auto loadV = [&](int tile) {
       SharedBarrier &full = barriers.vFull[vRing.slot];

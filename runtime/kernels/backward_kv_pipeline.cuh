@@ -32,6 +32,9 @@ template <class Config> struct BackwardKVShared {
     TileMessage message[Config::kStages];
     int head[Config::kStages]; ///< query head of the tile
     SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
+    TileWalk walk; ///< the producer's, which has few registers, like the next three
+    WorkItem item;
+    int walkHead, endHead;
     WorkQueue::Shared work;
   };
   static_assert(Config::kTileKV == (kIsWide ? kRowsPerConsumer : kConsumers * kRowsPerConsumer));
@@ -92,15 +95,19 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
     int item = atomicAdd(arguments.work.counter, 1);
     if (item >= numItems)
       return queue.publish(rest.work, WorkQueue::kEnd);
-    WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.kvHeads);
-    int head = work.h * headsPerKV, endHead = head + headsPerKV;
-    TileWalk walk(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
+    WorkItem &work = rest.item;
+    work = workItem(arguments.work, item, arguments.batch, arguments.kvHeads);
+    int &head = rest.walkHead;
+    head = work.h * headsPerKV;
+    rest.endHead = head + headsPerKV;
+    TileWalk &walk = rest.walk;
+    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
     // Steps to the next tile of this head or of a later one.
     auto next = [&] {
       while (!walk.next()) {
-        if (++head == endHead)
+        if (++head == rest.endHead)
           return false;
-        walk = TileWalk(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
+        walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
       }
       return true;
     };
@@ -114,22 +121,25 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
       copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, rest.kvFull, shared.v(), work.row * Config::kTileKV, work.h, work.b, CacheHint::EvictFirst);
     }
     while (hasTile) {
-      int tile = walk.tile, row = tile * Config::kTileQ, tileHead = head;
+      // What a slot's consumers are told is read back where the copies need it: registers are few here.
+      SharedBarrier &qFull = rest.qFull[ring.slot], &dOFull = rest.dOFull[ring.slot];
+      TileMessage &message = rest.message[ring.slot];
+      int &tileHead = rest.head[ring.slot];
+      rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
+      tileHead = head;
+      int tile = walk.tile;
       bool isPartial = walk.isPartial;
       hasTile = next();
-      SharedBarrier &qFull = rest.qFull[ring.slot], &dOFull = rest.dOFull[ring.slot];
-      rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
-      rest.message[ring.slot] = TileMessage::of(tile, isPartial, !hasTile);
-      rest.head[ring.slot] = tileHead;
+      message = TileMessage::of(tile, isPartial, !hasTile);
       qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
-      copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, qFull, shared.q(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, qFull, shared.q(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.lseLog2[ring.slot], arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + tileHead * arguments.lseLog2.strideH + row, Shared::kRowBytes, qFull);
+        copyBytes(rest.lseLog2[ring.slot], rowSlice(arguments.lseLog2, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes, qFull);
       rest.dOEmpty[ring.slot].wait(ring.parity ^ 1);
       dOFull.arriveExpecting(Shared::kDOBytes + Shared::kRowBytes);
-      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot), row, tileHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.delta[ring.slot], arguments.delta.data + work.b * arguments.delta.strideB + tileHead * arguments.delta.strideH + row, Shared::kRowBytes, dOFull);
+        copyBytes(rest.delta[ring.slot], rowSlice(arguments.delta, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes, dOFull);
       ring.advance();
     }
   }

@@ -21,6 +21,11 @@ template <bool kIsF32> __device__ __forceinline__ void *outputSlice(const Tensor
   return static_cast<unsigned char *>(tensor.data) + (b * tensor.strideB + h * tensor.strideH) * (kIsF32 ? 4 : kElementBytes);
 }
 
+/// The values of local batch row b and head h.
+__device__ __forceinline__ const float *rowSlice(const RowArgument &array, int b, int h) {
+  return array.data + b * array.strideB + h * array.strideH;
+}
+
 /// One row of kernel tiles of one (batch, head).
 struct WorkItem {
   int row, b, h;
@@ -41,14 +46,16 @@ __device__ __forceinline__ WorkItem workItem(const WorkArgument &work, int item,
   return {row, pair / heads, pair % heads};
 }
 
-/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked.
+/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked. Plain data, so
+/// that a thread short of registers can keep it in shared memory.
 struct TileWalk {
-  int tile = 0;           ///< current tile, in kernel tiles
-  bool isPartial = false; ///< whether the mask decides pair by pair
+  int tile;       ///< current tile, in kernel tiles
+  bool isPartial; ///< whether the mask decides pair by pair
 
-  /// Starts before the first tile. `numTiles` kernel tiles exist in the direction of the walk.
-  __device__ __forceinline__ TileWalk(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask)
-      : numTiles_(numTiles), ratio_(mask.colTilesPerMaskTile) {
+  /// Stands before the first tile of row `row` of a (b, h). `numTiles` kernel tiles exist in the direction of the walk.
+  __device__ __forceinline__ void start(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask) {
+    numTiles_ = numTiles;
+    ratio_ = mask.colTilesPerMaskTile;
     tile = -1;
     end_ = 0;
     if (mask.runs) {
@@ -78,7 +85,6 @@ struct TileWalk {
     return true;
   }
 
-private:
   const RunArgument *next_, *last_;
   int end_, pendingBegin_, pendingEnd_, numTiles_, ratio_;
   bool pendingIsPartial_;

@@ -81,8 +81,9 @@ TEST_P(CompileMatrixTest, CompilesWithoutSpills) {
   StatusOr<KernelImage> image = compileKernel(*source, **nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   EXPECT_THAT(image->warnings, testing::IsEmpty());
-  EXPECT_EQ(image->spillBytes, 0);
-  EXPECT_EQ(image->stackBytes, 0);
+  EXPECT_LE(image->spillBytes, source->tiles.spillLimit);
+  if (source->tiles.spillLimit == 0)
+    EXPECT_EQ(image->stackBytes, 0);
   RecordProperty("registers", image->registers);
 }
 
