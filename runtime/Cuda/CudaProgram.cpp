@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include <system_error>
+#include <thread>
 #include <utility>
 
 namespace cpflex {
@@ -33,6 +35,25 @@ bool isIdentity(const PositionMap &map) {
     begin += piece.count;
   }
   return true;
+}
+
+/// Compiles all sources, each on a thread of its own: NVRTC takes most of a second for each.
+std::vector<StatusOr<CompiledKernel>> compileAll(const std::vector<KernelSource> &sources, const KernelToolchain &toolchain) {
+  std::vector<StatusOr<CompiledKernel>> results(sources.size(), Status::unavailable("not compiled"));
+  auto compile = [&](size_t i) { results[i] = cachedKernel(sources[i], toolchain); };
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < sources.size(); ++i) {
+    try {
+      threads.emplace_back(compile, i);
+    } catch (const std::system_error &) {
+      compile(i); // no thread to be had
+    }
+  }
+  if (!sources.empty())
+    compile(0);
+  for (std::thread &thread : threads)
+    thread.join();
+  return results;
 }
 
 bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
@@ -151,11 +172,11 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
   StatusOr<std::vector<KernelSource>> sources = kernelSources(program->functions_, options, capability);
   if (!sources)
     return sources.status();
-  for (const KernelSource &source : *sources) {
-    StatusOr<CompiledKernel> compiled = cachedKernel(source, toolchain);
-    if (!compiled)
-      return compiled.status();
-    StatusOr<LoadedKernel> kernel = LoadedKernel::load(device, source.spec, std::move(*compiled));
+  std::vector<StatusOr<CompiledKernel>> compiled = compileAll(*sources, toolchain);
+  for (size_t i = 0; i < sources->size(); ++i) {
+    if (!compiled[i])
+      return compiled[i].status();
+    StatusOr<LoadedKernel> kernel = LoadedKernel::load(device, (*sources)[i].spec, std::move(*compiled[i]));
     if (!kernel)
       return kernel.status();
     program->kernels_.push_back(std::move(*kernel));
