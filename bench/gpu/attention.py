@@ -429,9 +429,9 @@ class Shape:
         return f"{self.program} B{self.b} H{self.h}:{self.hkv} S{self.s} D{self.d}"
 
 
-def cudnn(torch, shape):
+def cudnn(torch, shape, backend="CUDNN_ATTENTION"):
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+    with sdpa_kernel(getattr(SDPBackend, backend)):
         return torch.nn.functional.scaled_dot_product_attention(shape.q, shape.k, shape.v, is_causal=shape.program == "causal",
                                                                 enable_gqa=shape.h != shape.hkv)
 
@@ -456,6 +456,8 @@ def time_forward(torch, variants, shapes, results, peers=True):
         calls = {}
         if peers and shape.program in ("dense", "causal"):
             calls["cudnn"] = lambda: cudnn(torch, shape)
+            if all(v[0] == "mma_sync" for v in variants.values()):
+                calls["FlashAttention-2"] = lambda: cudnn(torch, shape, "FLASH_ATTENTION")
         for name in variants:
             spec = specs[name, shape.program, shape.d]
             if spec.key in IMAGES:
@@ -626,7 +628,12 @@ def main():
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
     parser.add_argument("--families", default="wgmma,mma_sync")
     parser.add_argument("--variants", help="Python file that defines VARIANTS and SHAPES")
+    parser.add_argument("--sample", action="store_true", help="few cases that cover each kernel, for slow tools")
     options = parser.parse_args()
+    if options.sample:
+        pick = lambda cases: [c for c in cases if (c.program, c.d) in (("causal", 64), ("doc_causal", 128), ("window", 192), ("causal", 72),
+                                                                       ("softcap_causal", 256))][:6]
+        FORWARD_CASES[:], BACKWARD_CASES[:] = pick(FORWARD_CASES), pick(BACKWARD_CASES)
     import torch
     print(torch.cuda.get_device_name(0), torch.__version__, flush=True)
     families = options.families.split(",")

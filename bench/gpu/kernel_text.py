@@ -43,7 +43,8 @@ def tile_config(role, family, d, dv):
             kv = 128 if widest <= 128 else 64 if widest <= 192 else 48
             return Tiles(128, kv, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
     if role == "forward":
-        return Tiles(128, 64, 1, 128 if widest <= 128 else 256, panel_bytes(128, d) + panel_bytes(64, d) + panel_bytes(64, dv) + 1024,
+        kv = 128 if widest <= 64 else 64
+        return Tiles(128, kv, 1, 128 if widest <= 128 else 256, panel_bytes(128, d) + panel_bytes(kv, d) + panel_bytes(kv, dv) + 1024,
                      2 if widest <= 128 else 1)
     streamed = 64 if widest <= 128 else 32
     shared = panel_bytes(64 + streamed, d) + panel_bytes(64 + streamed, dv) + 1024

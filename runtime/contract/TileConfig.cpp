@@ -77,7 +77,7 @@ TileConfig forwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   TileConfig tiles;
   int widest = widestHead(spec);
   tiles.tileQ = 128;
-  tiles.tileKV = 64;
+  tiles.tileKV = widest <= 64 ? 128 : 64;
   tiles.threads = widest <= 128 ? 128 : 256;
   auto bytes = [&] { return panelBytes(tiles.tileQ, spec.headDim) + pairBytes(tiles.tileKV, spec) + kAlignmentSlack; };
   if (bytes() > sharedLimit) {

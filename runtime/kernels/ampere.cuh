@@ -21,13 +21,27 @@ template <int kPending> __device__ __forceinline__ void copyWait() {
 template <int kRows, int kColumns, int kThreads>
 __device__ __forceinline__ void copyRows(unsigned char *panels, const void *slice, long long strideS, int firstRow, int numRows) {
   constexpr int kChunks = roundUp(kColumns, 16) / 8;
+  constexpr int kRowStep = kThreads / kChunks;
   uint32 base = sharedAddress(panels);
+  const unsigned short *elements = static_cast<const unsigned short *>(slice);
+  if constexpr (kThreads % kChunks == 0 && kRowStep % 8 == 0 && kRows % kRowStep == 0 && kColumns == kChunks * 8) {
+    // A thread keeps its columns and so its place in the swizzle: addresses advance by constants.
+    int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks * 8;
+    uint32 destination = base + swizzledOffset<kRows>(row, column);
+    const unsigned short *source = elements + (long long)(firstRow + row) * strideS + column;
+    int rowsLeft = numRows - firstRow - row;
+    long long step = kRowStep * strideS;
 #pragma unroll
-  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-    int row = i / kChunks, column = i % kChunks * 8;
-    bool isInside = firstRow + row < numRows && column < kColumns;
-    const unsigned short *source = static_cast<const unsigned short *>(slice) + (firstRow + row) * strideS + column;
-    copyChunk(base + swizzledOffset<kRows>(row, column), isInside ? source : slice, isInside);
+    for (int i = 0; i < kRows / kRowStep; ++i, source += step)
+      copyChunk(destination + i * kRowStep * 128, i * kRowStep < rowsLeft ? source : elements, i * kRowStep < rowsLeft);
+  } else {
+#pragma unroll
+    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+      int row = i / kChunks, column = i % kChunks * 8;
+      bool isInside = firstRow + row < numRows && column < kColumns;
+      const unsigned short *source = elements + (firstRow + row) * strideS + column;
+      copyChunk(base + swizzledOffset<kRows>(row, column), isInside ? source : elements, isInside);
+    }
   }
 }
 
@@ -69,12 +83,12 @@ template <int kRows> __device__ __forceinline__ void loadOperandBTransposed(uint
 /// d[16 x 8] += a[16 x 16] b[16 x 8]; d is registers 4g .. 4g + 3 of an accumulator (tiles.cuh).
 template <class Element> __device__ __forceinline__ void warpProduct(float *d, const uint32 *a, uint32 b0, uint32 b1) {
   if constexpr (IsSame<Element, BFloat16>::value)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
                  " {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
                  " {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
