@@ -8,7 +8,7 @@
 #if defined(__CUDACC_RTC__)
 #define CPFLEX_OPS_FUNCTION static __device__ __forceinline__
 #else
-#include <cmath>
+#include "runtime/contract/OperationsMath.h"
 #define CPFLEX_OPS_FUNCTION static inline
 #endif
 
@@ -179,24 +179,13 @@ CPFLEX_OPS_FUNCTION float tanh(float a) {
 }
 CPFLEX_OPS_FUNCTION float sqrt(float a) { return sqrtf(a); }
 CPFLEX_OPS_FUNCTION float rsqrt(float a) { return rsqrtf(a); }
-CPFLEX_OPS_FUNCTION float sin(float a) { return sinf(a); }
-CPFLEX_OPS_FUNCTION float cos(float a) { return cosf(a); }
+// From 2^29 on neighbouring f32 are further apart than a period: sin and cos see 0, NaN for infinity.
+CPFLEX_OPS_FUNCTION float sin(float a) { return sinf(fabsf(a) < 0x1p29f ? a : a - a); }
+CPFLEX_OPS_FUNCTION float cos(float a) { return cosf(fabsf(a) < 0x1p29f ? a : a - a); }
 CPFLEX_OPS_FUNCTION float floor(float a) { return floorf(a); }
 CPFLEX_OPS_FUNCTION float pow(float a, float b) { return powf(a, b); }
-#else
-CPFLEX_OPS_FUNCTION float exp(float a) { return __builtin_expf(a); }
-CPFLEX_OPS_FUNCTION float exp2(float a) { return __builtin_exp2f(a); }
-CPFLEX_OPS_FUNCTION float log(float a) { return __builtin_logf(a); }
-CPFLEX_OPS_FUNCTION float log1p(float a) { return __builtin_log1pf(a); }
-CPFLEX_OPS_FUNCTION float tanh(float a) { return __builtin_tanhf(a); }
-CPFLEX_OPS_FUNCTION float sqrt(float a) { return __builtin_sqrtf(a); }
-CPFLEX_OPS_FUNCTION float rsqrt(float a) { return 1.0f / __builtin_sqrtf(a); }
-CPFLEX_OPS_FUNCTION float sin(float a) { return __builtin_sinf(a); }
-CPFLEX_OPS_FUNCTION float cos(float a) { return __builtin_cosf(a); }
-CPFLEX_OPS_FUNCTION float floor(float a) { return __builtin_floorf(a); }
-CPFLEX_OPS_FUNCTION float pow(float a, float b) { return __builtin_powf(a, b); }
+CPFLEX_OPS_FUNCTION float sigmoid(float a) { return 1.0f / (1.0f + expf(-a)); }
 #endif
-CPFLEX_OPS_FUNCTION float sigmoid(float a) { return 1.0f / (1.0f + exp(-a)); }
 CPFLEX_OPS_FUNCTION float floorDiv(float a, float b) { return b == 0.0f ? 0.0f : floor(div(a, b)); }
 CPFLEX_OPS_FUNCTION float mod(float a, float b) { return b == 0.0f ? 0.0f : sub(a, mul(floor(div(a, b)), b)); }
 

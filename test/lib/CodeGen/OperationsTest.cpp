@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -12,6 +14,8 @@ namespace {
 using ops::Int;
 using ops::U32;
 constexpr Int kLeast = std::numeric_limits<Int>::min(), kMost = std::numeric_limits<Int>::max();
+
+constexpr float kAllFloats = std::numeric_limits<float>::infinity();
 
 TEST(Operations, divisionFloorsAndNeverTraps) {
   EXPECT_EQ(ops::floorDiv(Int(-7), Int(2)), -4);
@@ -69,6 +73,90 @@ TEST(Operations, everyHalfIsItsFloat) {
       EXPECT_NE(actual, actual) << bits;
     else
       EXPECT_EQ(__builtin_bit_cast(U32, actual), __builtin_bit_cast(U32, expected)) << bits;
+  }
+}
+
+/// Distance of `actual` from the real number `expected` in units of the last place of the f32 nearest to it.
+double distanceInUlp(float actual, double expected) {
+  if (std::isnan(expected) || std::isnan(actual))
+    return std::isnan(expected) && std::isnan(actual) ? 0 : std::numeric_limits<double>::infinity();
+  float nearest = static_cast<float>(expected);
+  if (std::isinf(nearest) || std::isinf(actual))
+    return nearest == actual || std::abs(actual) == std::numeric_limits<float>::max() ? 0
+                                                                                      : std::numeric_limits<double>::infinity();
+  int exponent = std::max(expected == 0 ? -126 : std::ilogb(expected), -126);
+  return std::abs(actual - expected) / std::ldexp(1.0, exponent - 23);
+}
+
+/// The largest distance over one in `stride` of all f32, every special value among them.
+template <typename Function, typename Reference>
+void expectAccurate(Function function, Reference reference, double mostUlp, float largest = kAllFloats) {
+  constexpr uint64_t kStride = 1009;
+  double worst = 0;
+  float worstAt = 0;
+  auto visit = [&](float x) {
+    if (largest != kAllFloats && !(std::abs(x) < largest))
+      return;
+    double distance = distanceInUlp(function(x), reference(static_cast<double>(x)));
+    if (distance > worst) {
+      worst = distance;
+      worstAt = x;
+    }
+  };
+  for (uint64_t bits = 0; bits <= UINT32_MAX; bits += kStride)
+    visit(__builtin_bit_cast(float, static_cast<uint32_t>(bits)));
+  for (float x : {0.0f, -0.0f, 1.0f, -1.0f, 0x1p-149f, -0x1p-149f, 0x1.fffffep127f, -0x1.fffffep127f, INFINITY, -INFINITY, NAN})
+    visit(x);
+  // Around 1 and 0, where logarithms and sums cancel.
+  for (int i = -100000; i <= 100000; ++i)
+    visit(1.0f + i * 0x1p-24f);
+  EXPECT_LE(worst, mostUlp) << "at " << worstAt;
+  testing::Test::RecordProperty("worst_ulp", std::to_string(worst));
+}
+
+TEST(OperationsMath, exp) { expectAccurate([](float x) { return ops::exp(x); }, [](double x) { return std::exp(x); }, 1.5); }
+TEST(OperationsMath, exp2) { expectAccurate([](float x) { return ops::exp2(x); }, [](double x) { return std::exp2(x); }, 1.5); }
+TEST(OperationsMath, log) { expectAccurate([](float x) { return ops::log(x); }, [](double x) { return std::log(x); }, 0.51); }
+TEST(OperationsMath, log1p) {
+  expectAccurate([](float x) { return ops::log1p(x); }, [](double x) { return std::log1p(x); }, 0.6);
+}
+TEST(OperationsMath, tanh) { expectAccurate([](float x) { return ops::tanh(x); }, [](double x) { return std::tanh(x); }, 2.0); }
+TEST(OperationsMath, sigmoid) {
+  expectAccurate([](float x) { return ops::sigmoid(x); }, [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, 2.0);
+}
+TEST(OperationsMath, sin) {
+  expectAccurate([](float x) { return ops::sin(x); }, [](double x) { return std::sin(x); }, 0.51, ops::kLargestAngle);
+}
+TEST(OperationsMath, cos) {
+  expectAccurate([](float x) { return ops::cos(x); }, [](double x) { return std::cos(x); }, 0.51, ops::kLargestAngle);
+}
+TEST(OperationsMath, rsqrt) {
+  expectAccurate([](float x) { return ops::rsqrt(x); },
+                 [](double x) { return x < 0 ? NAN : 1.0 / std::sqrt(x); }, 2.0);
+}
+TEST(OperationsMath, anglesBeyondAPeriodOfResolutionAreZero) {
+  EXPECT_EQ(ops::sin(0x1p30f), 0.0f);
+  EXPECT_EQ(ops::cos(-0x1p30f), 1.0f);
+  EXPECT_NE(ops::sin(INFINITY), ops::sin(INFINITY));
+  EXPECT_NE(ops::cos(NAN), ops::cos(NAN));
+}
+TEST(OperationsMath, pow) {
+  for (float b : {0.0f, 0.5f, 1.0f, 2.0f, 3.0f, -1.0f, -2.5f, 7.0f, 31.0f, -33.0f, 100.5f, 1e6f, 16777217.0f, 1e9f,
+                  INFINITY, -INFINITY, NAN}) {
+    float worstAt = 0;
+    double worst = 0;
+    auto visit = [&](float a) {
+      double distance = distanceInUlp(ops::pow(a, b), std::pow(static_cast<double>(a), static_cast<double>(b)));
+      if (distance > worst) {
+        worst = distance;
+        worstAt = a;
+      }
+    };
+    for (uint64_t bits = 0; bits <= UINT32_MAX; bits += 16381)
+      visit(__builtin_bit_cast(float, static_cast<uint32_t>(bits)));
+    for (float a : {0.0f, -0.0f, 1.0f, -1.0f, 0.99999994f, 1.0000001f, -1.0000001f, INFINITY, -INFINITY, NAN})
+      visit(a);
+    EXPECT_LE(worst, 0.6) << worstAt << " to the power of " << b;
   }
 }
 
