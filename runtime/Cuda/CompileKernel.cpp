@@ -141,7 +141,7 @@ void readResourceReport(const std::string &log, KernelImage &image) {
       image.stackBytes = std::max(image.stackBytes, *stack);
       int32_t spills = numberBefore(line, " bytes spill stores").value_or(0) + numberBefore(line, " bytes spill loads").value_or(0);
       image.spillBytes = std::max(image.spillBytes, spills);
-      if (spills > 0)
+      if (spills > image.tiles.spillLimit)
         image.warnings.push_back(line);
     }
     if (auto registers = numberBefore(line, " registers")) {

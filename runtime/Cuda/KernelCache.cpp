@@ -64,6 +64,7 @@ Json toJson(const KernelSource &source, const KernelImage &image) {
           {"threads", tiles.threads},
           {"shared_bytes", tiles.sharedBytes},
           {"blocks_per_processor", tiles.blocksPerProcessor},
+          {"spill_limit", tiles.spillLimit},
           {"registers", image.registers},
           {"spill_bytes", image.spillBytes},
           {"stack_bytes", image.stackBytes},
@@ -126,6 +127,7 @@ std::optional<KernelImage> fromJson(const std::string &text, std::string &cubinD
   reader.number("threads", image.tiles.threads);
   reader.number("shared_bytes", image.tiles.sharedBytes);
   reader.number("blocks_per_processor", image.tiles.blocksPerProcessor);
+  reader.number("spill_limit", image.tiles.spillLimit);
   reader.number("registers", image.registers);
   reader.number("spill_bytes", image.spillBytes);
   reader.number("stack_bytes", image.stackBytes);

@@ -67,6 +67,10 @@ TEST(ResourceReport, ReadsRegistersSpillsAndShared) {
   EXPECT_EQ(image.spillBytes, 20);
   EXPECT_EQ(image.staticSharedBytes, 256);
   EXPECT_EQ(image.warnings.size(), 1u);
+  KernelImage allowed;
+  allowed.tiles.spillLimit = 20;
+  readResourceReport("ptxas         .     400 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n", allowed);
+  EXPECT_THAT(allowed.warnings, IsEmpty());
 }
 
 TEST(ResourceReport, ReportsSerialisedWgmma) {

@@ -36,7 +36,7 @@ protected:
     image.cubin.assign(bytes, fill);
     image.functionName = "attention_forward";
     image.architecture = "sm_90a";
-    image.tiles = {.tileQ = 128, .tileKV = 80, .stages = 2, .threads = 384, .sharedBytes = 4096, .blocksPerProcessor = 1};
+    image.tiles = {.tileQ = 128, .tileKV = 80, .stages = 2, .threads = 384, .sharedBytes = 4096, .blocksPerProcessor = 1, .spillLimit = 9};
     image.registers = 168;
     image.spillBytes = 8;
     image.stackBytes = 16;
