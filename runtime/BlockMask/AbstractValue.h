@@ -50,9 +50,10 @@ struct AbstractValue {
   bool canBeFalse() const { return lo == 0; }
   bool isSingle() const { return lo == hi; }
   bool hasNumbers() const { return floatLo <= floatHi; }
-  /// Whether exactly one value of `type` is possible.
+  /// Whether exactly one value of `type` is possible. Both zeros of Float compare equal and are two
+  /// values.
   bool isSingle(ValueType type) const {
-    return type == ValueType::Float ? floatLo == floatHi && !mayBeNaN : lo == hi;
+    return type == ValueType::Float ? floatLo == floatHi && floatLo != 0 && !mayBeNaN : lo == hi;
   }
   /// The value as a slot when it is single.
   ScalarSlot toSlot(ValueType type) const;

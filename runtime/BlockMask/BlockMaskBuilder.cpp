@@ -10,8 +10,6 @@
 #include "runtime/BlockMask/RowSetSharing.h"
 #include "runtime/BlockMask/TileSettlement.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <optional>
@@ -221,10 +219,7 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
     int64_t numRuns = 0;
     for (int64_t band = 0; band < numBands; ++band)
       numRuns += bands[rowSet * numBands + band].rows().numRuns();
-    if (numRuns > std::numeric_limits<int32_t>::max())
-      return Status::unsupported(fmt::format(
-          "the mask has {} runs of tiles; expected at most 2147483647, choose larger tiles",
-          numRuns));
+    CPFLEX_RETURN_IF_ERROR(verifyNumRuns(numRuns));
     rows.runs.reserve(numRuns);
     rows.rowBegin.reserve(numQTiles + 1);
     rows.rowBegin.push_back(0);

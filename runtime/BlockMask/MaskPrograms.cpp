@@ -27,17 +27,30 @@ uint64_t hashOf(const TapeProgram &program) {
   return hash;
 }
 
+/// Positions beyond any sequence: sums and products of a few of them still fit 64 bits.
+constexpr int64_t kMaxPosition = int64_t(1) << 40;
+
 Status verifyMap(const PositionMap &map, int64_t count, const char *axis) {
   if (map.pieces.empty())
     return Status::ok();
-  for (const AffinePiece &piece : map.pieces)
+  int64_t total = 0;
+  for (const AffinePiece &piece : map.pieces) {
     if (piece.count < 0 || piece.step < 1)
       return Status::invalid(fmt::format("a piece of the {} positions has {} rows in steps of {}; "
                                          "expected 0 or more rows in steps of 1 or more",
                                          axis, piece.count, piece.step));
-  if (map.size() != count)
+    bool isFar = piece.begin < 0 || piece.begin > kMaxPosition || piece.count > kMaxPosition ||
+                 piece.step > kMaxPosition ||
+                 (piece.count > 0 && piece.step > kMaxPosition / piece.count);
+    if (isFar)
+      return Status::invalid(fmt::format("a piece of the {} positions begins at {} and has {} rows "
+                                         "in steps of {}; expected positions of 0 to 2^40",
+                                         axis, piece.begin, piece.count, piece.step));
+    total = std::min(total + piece.count, kMaxPosition);
+  }
+  if (total != count)
     return Status::invalid(
-        fmt::format("the {} positions have {} rows; expected {}", axis, map.size(), count));
+        fmt::format("the {} positions have {} rows; expected {}", axis, total, count));
   return Status::ok();
 }
 
@@ -54,6 +67,10 @@ Status verifyOptions(const BlockMaskOptions &options) {
     return Status::invalid(
         fmt::format("tiles are {} x {}; expected 1 x 1 or larger", options.tileQ, options.tileKV));
   constexpr int64_t kMaxTiles = std::numeric_limits<int32_t>::max();
+  if (options.qLen > kMaxPosition || options.kvLen > kMaxPosition || options.tileQ > kMaxPosition ||
+      options.tileKV > kMaxPosition || options.batch >= kMaxTiles || options.heads >= kMaxTiles)
+    return Status::unsupported("the mask has lengths or tiles beyond 2^40, or batches or heads "
+                               "beyond 2^31");
   if (ceilDivide(options.qLen, options.tileQ) >= kMaxTiles ||
       ceilDivide(options.kvLen, options.tileKV) >= kMaxTiles ||
       options.batch * options.heads >= kMaxTiles)
@@ -61,6 +78,15 @@ Status verifyOptions(const BlockMaskOptions &options) {
                                "hold; choose larger tiles");
   CPFLEX_RETURN_IF_ERROR(verifyMap(options.qPositions, options.qLen, "q"));
   return verifyMap(options.kvPositions, options.kvLen, "kv");
+}
+
+Status verifyNumRuns(int64_t numRuns) {
+  constexpr int64_t kMaxRuns = std::numeric_limits<int32_t>::max();
+  if (numRuns > kMaxRuns)
+    return Status::unsupported(
+        fmt::format("the mask has {} runs of tiles; expected at most {}, choose larger tiles",
+                    numRuns, kMaxRuns));
+  return Status::ok();
 }
 
 MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,

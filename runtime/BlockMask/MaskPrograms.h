@@ -14,6 +14,9 @@ namespace cpflex {
 /// Checks sizes, tiles, offsets and position maps.
 Status verifyOptions(const BlockMaskOptions &options);
 
+/// Checks that 32-bit indices can name so many runs of one row set.
+Status verifyNumRuns(int64_t numRuns);
+
 /// The specialised programs of a verified tape. Borrows the bindings and the options' summaries.
 class MaskPrograms {
 public:

@@ -2,6 +2,7 @@
 // explanations and clear errors?
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
+#include "runtime/BlockMask/MaskPrograms.h"
 #include "runtime/BlockMask/PointEvaluator.h"
 #include "test/runtime/BlockMask/SmallMasks.h"
 
@@ -219,11 +220,20 @@ TEST(BuilderErrors, SayWhatWasSeenAndExpected) {
         o.tileKV = 1;
       }),
       "the mask has more rows or columns of tiles than 32-bit indices hold; choose larger tiles");
+  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qLen = int64_t(1) << 50; }),
+            "the mask has lengths or tiles beyond 2^40, or batches or heads beyond 2^31");
+  EXPECT_EQ(
+      messageOf([](BlockMaskOptions &o) { o.qPositions.pieces = {{int64_t(1) << 50, 100, 1}}; }),
+      "a piece of the q positions begins at 1125899906842624 and has 100 rows in steps of 1; "
+      "expected positions of 0 to 2^40");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qPositions = PositionMap::identity(7); }),
             "the q positions have 7 rows; expected 100");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.kvPositions.pieces = {{0, 100, 0}}; }),
             "a piece of the kv positions has 100 rows in steps of 0; expected 0 or more rows in "
             "steps of 1 or more");
+  EXPECT_EQ(
+      verifyNumRuns(int64_t(1) << 31).message(),
+      "the mask has 2147483648 runs of tiles; expected at most 2147483647, choose larger tiles");
   auto built = buildBlockMask(&builder.tape(), builder.bindings(), square(100));
   EXPECT_EQ(
       countAllowed(built->mask, &builder.tape(), builder.bindings(), square(99)).status().message(),
