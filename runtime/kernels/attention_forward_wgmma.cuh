@@ -238,16 +238,13 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       if constexpr (Config::kHasSoftmax)
         needsRescale = softmax.step(scores, scale.toLog2, rescale);
 
-      // 4. The weights of tile j replace those of j-1 when their product is done. Waiting on either side of a branch that
-      // depends on the sums keeps the wait behind the exponentials: in one block it would be scheduled before them.
-      if (needsRescale) {
-        productWait<0>();
-        pinRegisters(output);
+      // 4. The weights of tile j replace those of j-1 when their product is done.
+      if constexpr (Config::kHasSoftmax)
+        softmax.finishBeforeHere();
+      productWait<0>();
+      pinRegisters(output);
+      if (needsRescale)
         rescaleOutput();
-      } else {
-        productWait<0>();
-        pinRegisters(output);
-      }
       if (hasWeights)
         releaseV();
       packOperand<Element>(weights, scores);

@@ -95,8 +95,13 @@ struct OnlineSoftmax {
       scores[i] = exp2Fast(fmaf(scores[i], toLog2, -bias[registerRow(i)]));
       sum[registerRow(i)] += scores[i];
     }
-    // Sums are never negative: their test only makes the answer depend on every weight (see the wgmma kernel).
-    return __any_sync(0xffffffffu, needsRescale || sum[0] < 0.0f || sum[1] < 0.0f);
+    return __any_sync(0xffffffffu, needsRescale);
+  }
+
+  /// Keeps the compiler from scheduling the weights of the last step behind a wait that follows, under whose product they
+  /// are to be computed. Sums depend on every weight and are never negative: nothing happens.
+  __device__ __forceinline__ void finishBeforeHere() const {
+    __syncwarp(sum[0] < 0.0f || sum[1] < 0.0f ? 0u : 0xffffffffu);
   }
 
   /// Includes the sink of head `h` and returns the factor that normalises each row of O and its LSE (natural).
