@@ -1,4 +1,5 @@
-// The typing rules of values and the emission of operations: conversions, operators, comparisons, selects, reductions.
+// The typing rules of values and the emission of operations: conversions, operators, comparisons,
+// selects, reductions.
 #include "lib/Frontend/ImporterState.h"
 
 #include "dialect/Mask/MaskDialect.h"
@@ -11,43 +12,16 @@ using namespace ast;
 
 namespace {
 
-struct OperationEntry {
-  const char *opName;
-  const char *mnemonic;
-};
-constexpr OperationEntry kOperationNames[] = {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains) {"mask." #mnemonic, #mnemonic},
-#include "runtime/contract/Operations.def"
-};
-
-bool isComparison(Operation operation) { return operation >= Operation::Eq && operation <= Operation::Ge; }
-
-ValueType resultType(Operation operation, ValueType operandType) {
-  if (isComparison(operation))
-    return ValueType::Bool;
-  switch (operation) {
-  case Operation::ToBool: return ValueType::Bool;
-  case Operation::ToInt: return ValueType::Int;
-  case Operation::ToU32: return ValueType::U32;
-  case Operation::ToFloat: return ValueType::Float;
-  default: return operandType;
-  }
-}
-
-Entity scalarOf(Constant constant) {
-  Entity entity;
-  entity.kind = EntityKind::Scalar;
-  entity.type = constant.type;
-  entity.constant = constant;
-  return entity;
-}
-
 const char *withArticle(ValueType type) {
   switch (type) {
-  case ValueType::Bool: return "a bool";
-  case ValueType::Int: return "an int";
-  case ValueType::U32: return "a u32";
-  case ValueType::Float: return "a float";
+  case ValueType::Bool:
+    return "a bool";
+  case ValueType::Int:
+    return "an int";
+  case ValueType::U32:
+    return "a u32";
+  case ValueType::Float:
+    return "a float";
   }
   return "";
 }
@@ -58,45 +32,72 @@ bool isZero(const Constant &constant) {
 
 } // namespace
 
-const char *typeName(ValueType type) { return withArticle(type) + (type == ValueType::Int ? 3 : 2); }
+const char *typeName(ValueType type) {
+  return withArticle(type) + (type == ValueType::Int ? 3 : 2);
+}
 
 std::string describe(const Entity &entity) {
   switch (entity.kind) {
-  case EntityKind::Scalar: return withArticle(entity.type);
-  case EntityKind::Tuple: return "a tuple";
-  case EntityKind::Tensor: return fmt::format("array '{}'", entity.tensor->name);
-  case EntityKind::Mask: return "a mask";
+  case EntityKind::Scalar:
+    return withArticle(entity.type);
+  case EntityKind::Tuple:
+    return "a tuple";
+  case EntityKind::Tensor:
+    return fmt::format("array '{}'", entity.tensor->name);
+  case EntityKind::Mask:
+    return "a mask";
   case EntityKind::Function:
-    return fmt::format("{} '{}'", entity.function->role == FunctionRole::Mask ? "mask" : entity.function->role == FunctionRole::Score ? "score function" : "function",
+    return fmt::format("{} '{}'",
+                       entity.function->role == FunctionRole::Mask    ? "mask"
+                       : entity.function->role == FunctionRole::Score ? "score function"
+                                                                      : "function",
                        entity.function->statement->name);
-  case EntityKind::Builtin: return fmt::format("function '{}'", entity.name);
-  case EntityKind::Library: return fmt::format("module '{}'", entity.name);
-  case EntityKind::Module: return "a module";
-  case EntityKind::Type: return fmt::format("type '{}'", typeName(entity.type));
-  case EntityKind::Text: return "a text";
-  case EntityKind::None: return "None";
-  case EntityKind::Slice: return "':'";
-  case EntityKind::Error: return "an error";
+  case EntityKind::Builtin:
+    return fmt::format("function '{}'", entity.name);
+  case EntityKind::Library:
+    return fmt::format("module '{}'", entity.name);
+  case EntityKind::Module:
+    return "a module";
+  case EntityKind::Type:
+    return fmt::format("type '{}'", typeName(entity.type));
+  case EntityKind::Text:
+    return "a text";
+  case EntityKind::None:
+    return "None";
+  case EntityKind::Slice:
+    return "':'";
+  case EntityKind::Error:
+    return "an error";
   }
   return "";
 }
 
 mlir::Type dialectType(mlir::MLIRContext &ctx, ValueType type) {
   switch (type) {
-  case ValueType::Bool: return mlir::IntegerType::get(&ctx, 1);
-  case ValueType::Int: return mlir::IntegerType::get(&ctx, 64);
-  case ValueType::U32: return mlir::IntegerType::get(&ctx, 32, mlir::IntegerType::Unsigned);
-  case ValueType::Float: return mlir::Float32Type::get(&ctx);
+  case ValueType::Bool:
+    return mlir::IntegerType::get(&ctx, 1);
+  case ValueType::Int:
+    return mlir::IntegerType::get(&ctx, 64);
+  case ValueType::U32:
+    return mlir::IntegerType::get(&ctx, 32, mlir::IntegerType::Unsigned);
+  case ValueType::Float:
+    return mlir::Float32Type::get(&ctx);
   }
   return {};
 }
 
 ValueType loadedValueType(ElementType type) {
   switch (type) {
-  case ElementType::Bool: return ValueType::Bool;
-  case ElementType::U32: return ValueType::U32;
-  case ElementType::F16: case ElementType::BF16: case ElementType::F32: return ValueType::Float;
-  default: return ValueType::Int;
+  case ElementType::Bool:
+    return ValueType::Bool;
+  case ElementType::U32:
+    return ValueType::U32;
+  case ElementType::F16:
+  case ElementType::BF16:
+  case ElementType::F32:
+    return ValueType::Float;
+  default:
+    return ValueType::Int;
   }
 }
 
@@ -108,12 +109,19 @@ Entity Importer::toScalar(const Entity &entity, SourceRange range) {
   case EntityKind::Tensor: {
     size_t rank = entity.tensor->dims.size();
     size_t given = entity.elements.size();
-    if (rank == given && std::none_of(entity.elements.begin(), entity.elements.end(), [](const Entity &index) { return index.kind == EntityKind::Slice; }))
+    if (rank == given &&
+        std::none_of(entity.elements.begin(), entity.elements.end(),
+                     [](const Entity &index) { return index.kind == EntityKind::Slice; }))
       return load(entity, range);
     bool hasSlice = given == rank;
     Diagnostic &diagnostic =
-        hasSlice ? error(range, fmt::format("an axis of '{}' where one value is expected; write 'x in {}[...]' to look for a value, or any(...) over a generator", entity.tensor->name, entity.tensor->name))
-                 : error(range, fmt::format("'{}' has {} dimension{}, {} ind{} given", entity.tensor->name, rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
+        hasSlice
+            ? error(range, fmt::format("an axis of '{}' where one value is expected; write 'x in "
+                                       "{}[...]' to look for a value, or any(...) over a generator",
+                                       entity.tensor->name, entity.tensor->name))
+            : error(range,
+                    fmt::format("'{}' has {} dimension{}, {} ind{} given", entity.tensor->name,
+                                rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
     addNote(diagnostic, entity.tensor->module->file.source, entity.tensor->range, "declared here");
     return {};
   }
@@ -130,14 +138,16 @@ Entity Importer::toInt(const Entity &entity, SourceRange range, const std::strin
   Entity value = toScalar(entity, range);
   if (value.isError() || value.type == ValueType::Int)
     return value;
-  return fail(range, fmt::format("{} is an int; this is {}, write int(...) around it", what, describe(value)));
+  return fail(range, fmt::format("{} is an int; this is {}, write int(...) around it", what,
+                                 describe(value)));
 }
 
 Entity Importer::toBool(const Entity &entity, SourceRange range, const std::string &what) {
   Entity value = toScalar(entity, range);
   if (value.isError() || value.type == ValueType::Bool)
     return value;
-  return fail(range, fmt::format("{} works on bools; this is {}, write '!= 0' or bool(...)", what, describe(value)));
+  return fail(range, fmt::format("{} works on bools; this is {}, write '!= 0' or bool(...)", what,
+                                 describe(value)));
 }
 
 Entity Importer::convert(const Entity &entity, ValueType type, SourceRange range) {
@@ -150,7 +160,8 @@ Entity Importer::convert(const Entity &entity, ValueType type, SourceRange range
   return emit(operation, {entity}, range);
 }
 
-// Gives both sides one type: an int that meets a float becomes a float, a constant int that meets a u32 becomes a u32.
+// Gives both sides one type: an int that meets a float becomes a float, a constant int that meets a
+// u32 becomes a u32.
 bool Importer::unify(Entity &lhs, Entity &rhs, SourceRange range, const std::string &what) {
   if (lhs.type == rhs.type)
     return true;
@@ -159,7 +170,8 @@ bool Importer::unify(Entity &lhs, Entity &rhs, SourceRange range, const std::str
       from = convert(from, ValueType::Float, range);
       return true;
     }
-    if (from.type == ValueType::Int && to.type == ValueType::U32 && from.isConstant() && from.constant->bits >= 0 && from.constant->bits <= UINT32_MAX) {
+    if (from.type == ValueType::Int && to.type == ValueType::U32 && from.isConstant() &&
+        from.constant->bits >= 0 && from.constant->bits <= UINT32_MAX) {
       from = convert(from, ValueType::U32, range);
       return true;
     }
@@ -167,9 +179,11 @@ bool Importer::unify(Entity &lhs, Entity &rhs, SourceRange range, const std::str
   };
   if (becomes(lhs, rhs) || becomes(rhs, lhs))
     return !lhs.isError() && !rhs.isError();
-  const char *advice = lhs.type == ValueType::Bool || rhs.type == ValueType::Bool ? "a bool becomes a number by int(...)"
-                                                                                  : "convert one by int(...), u32(...) or float(...)";
-  error(range, fmt::format("{} between {} and {}; {}", what, withArticle(lhs.type), withArticle(rhs.type), advice));
+  const char *advice = lhs.type == ValueType::Bool || rhs.type == ValueType::Bool
+                           ? "a bool becomes a number by int(...)"
+                           : "convert one by int(...), u32(...) or float(...)";
+  error(range, fmt::format("{} between {} and {}; {}", what, withArticle(lhs.type),
+                           withArticle(rhs.type), advice));
   return false;
 }
 
@@ -177,13 +191,16 @@ Entity Importer::power(const Entity &base, const Entity &exponent, SourceRange r
   bool isFloat = base.type == ValueType::Float || exponent.type == ValueType::Float;
   if (!isFloat) {
     if (!exponent.isConstant() || exponent.constant->bits < 0)
-      return fail(range, "'**' between ints needs a constant exponent of 0 or more; write '1 << n' for powers of two, or float(...) around the base");
+      return fail(range, "'**' between ints needs a constant exponent of 0 or more; write '1 << n' "
+                         "for powers of two, or float(...) around the base");
     // Squaring: b**13 = b**8 * b**4 * b.
-    Entity result = convert(scalarOf(Constant::ofInt(1)), base.type, range);
+    Entity result = convert(Entity::ofConstant(Constant::ofInt(1)), base.type, range);
     Entity square = base;
     for (uint64_t rest = uint64_t(exponent.constant->bits); rest; rest >>= 1) {
       if (rest & 1)
-        result = result.isConstant() && result.constant->bits == 1 ? square : emit(Operation::Mul, {result, square}, range);
+        result = result.isConstant() && result.constant->bits == 1
+                     ? square
+                     : emit(Operation::Mul, {result, square}, range);
       if (rest > 1)
         square = emit(Operation::Mul, {square, square}, range);
       if (result.isError() || square.isError())
@@ -209,20 +226,30 @@ Entity Importer::power(const Entity &base, const Entity &exponent, SourceRange r
   return emit(Operation::Pow, {lhs, rhs}, range);
 }
 
-Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange, SourceRange rhsRange) {
-  auto isMask = [](const Entity &entity) { return entity.kind == EntityKind::Mask || (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Mask); };
+Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange,
+                        SourceRange rhsRange) {
+  auto isMask = [](const Entity &entity) {
+    return entity.kind == EntityKind::Mask ||
+           (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Mask);
+  };
   if (isMask(lhs) && isMask(rhs)) {
     if (op != OpKind::BitAnd && op != OpKind::BitOr && op != OpKind::BitXor)
       return fail(range, fmt::format("'{}' between masks; expected '&', '|' or '^'", toString(op)));
     MaskValue value;
-    value.kind = op == OpKind::BitAnd ? MaskValueKind::And : op == OpKind::BitOr ? MaskValueKind::Or : MaskValueKind::Xor;
+    value.kind = op == OpKind::BitAnd  ? MaskValueKind::And
+                 : op == OpKind::BitOr ? MaskValueKind::Or
+                                       : MaskValueKind::Xor;
     value.operands = {asMask(lhs), asMask(rhs)};
     value.module = frame().module;
     value.range = range;
     return maskEntity(std::move(value));
   }
   if (isMask(lhs) != isMask(rhs))
-    return fail(range, fmt::format("'{}' between {} and {}; inside a function call the mask, as in causal(b, h, q, kv)", toString(op), describe(lhs), describe(rhs)));
+    return fail(
+        range,
+        fmt::format(
+            "'{}' between {} and {}; inside a function call the mask, as in causal(b, h, q, kv)",
+            toString(op), describe(lhs), describe(rhs)));
   lhs = toScalar(lhs, lhsRange);
   rhs = toScalar(rhs, rhsRange);
   if (lhs.isError() || rhs.isError())
@@ -230,12 +257,21 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
   std::string what = fmt::format("'{}'", toString(op));
   bool isBitwise = op == OpKind::BitAnd || op == OpKind::BitOr || op == OpKind::BitXor;
   bool isShift = op == OpKind::Shl || op == OpKind::Shr;
-  if (isBitwise && lhs.type != rhs.type && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
-    return fail(range, fmt::format("{} between {} and {}; it binds tighter than comparisons, put parentheses around them", what, withArticle(lhs.type), withArticle(rhs.type)));
+  if (isBitwise && lhs.type != rhs.type &&
+      (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
+    return fail(
+        range,
+        fmt::format(
+            "{} between {} and {}; it binds tighter than comparisons, put parentheses around them",
+            what, withArticle(lhs.type), withArticle(rhs.type)));
   if (!isBitwise && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
-    return fail(range, fmt::format("{} works on numbers; {} is a bool, write int(...) around it", what, lhs.type == ValueType::Bool ? "the left side" : "the right side"));
+    return fail(range,
+                fmt::format("{} works on numbers; {} is a bool, write int(...) around it", what,
+                            lhs.type == ValueType::Bool ? "the left side" : "the right side"));
   if ((isBitwise || isShift) && (lhs.type == ValueType::Float || rhs.type == ValueType::Float))
-    return fail(range, fmt::format("{} works on {}ints; {} is a float", what, isShift ? "" : "bools and ", lhs.type == ValueType::Float ? "the left side" : "the right side"));
+    return fail(range,
+                fmt::format("{} works on {}ints; {} is a float", what, isShift ? "" : "bools and ",
+                            lhs.type == ValueType::Float ? "the left side" : "the right side"));
   if (op == OpKind::Pow)
     return power(lhs, rhs, range);
   if (op == OpKind::Div) {
@@ -248,19 +284,31 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
     return {};
   bool isDivision = op == OpKind::Div || op == OpKind::FloorDiv || op == OpKind::Mod;
   if (isDivision && rhs.isConstant() && isZero(*rhs.constant))
-    return fail(rhsRange, fmt::format("{} by the constant 0", op == OpKind::Mod ? "remainder" : "division"));
+    return fail(rhsRange,
+                fmt::format("{} by the constant 0", op == OpKind::Mod ? "remainder" : "division"));
   switch (op) {
-  case OpKind::Add: return emit(Operation::Add, {lhs, rhs}, range);
-  case OpKind::Sub: return emit(Operation::Sub, {lhs, rhs}, range);
-  case OpKind::Mul: return emit(Operation::Mul, {lhs, rhs}, range);
-  case OpKind::Div: return emit(Operation::Div, {lhs, rhs}, range);
-  case OpKind::FloorDiv: return emit(Operation::FloorDiv, {lhs, rhs}, range);
-  case OpKind::Mod: return emit(Operation::Mod, {lhs, rhs}, range);
-  case OpKind::Shl: return emit(Operation::Shl, {lhs, rhs}, range);
-  case OpKind::Shr: return emit(Operation::Shr, {lhs, rhs}, range);
-  case OpKind::BitAnd: return emit(Operation::And, {lhs, rhs}, range);
-  case OpKind::BitOr: return emit(Operation::Or, {lhs, rhs}, range);
-  default: return emit(Operation::Xor, {lhs, rhs}, range);
+  case OpKind::Add:
+    return emit(Operation::Add, {lhs, rhs}, range);
+  case OpKind::Sub:
+    return emit(Operation::Sub, {lhs, rhs}, range);
+  case OpKind::Mul:
+    return emit(Operation::Mul, {lhs, rhs}, range);
+  case OpKind::Div:
+    return emit(Operation::Div, {lhs, rhs}, range);
+  case OpKind::FloorDiv:
+    return emit(Operation::FloorDiv, {lhs, rhs}, range);
+  case OpKind::Mod:
+    return emit(Operation::Mod, {lhs, rhs}, range);
+  case OpKind::Shl:
+    return emit(Operation::Shl, {lhs, rhs}, range);
+  case OpKind::Shr:
+    return emit(Operation::Shr, {lhs, rhs}, range);
+  case OpKind::BitAnd:
+    return emit(Operation::And, {lhs, rhs}, range);
+  case OpKind::BitOr:
+    return emit(Operation::Or, {lhs, rhs}, range);
+  default:
+    return emit(Operation::Xor, {lhs, rhs}, range);
   }
 }
 
@@ -276,17 +324,25 @@ Entity Importer::compare(OpKind op, Entity lhs, Entity rhs, SourceRange range) {
   if (lhs.type == ValueType::Bool && !isEquality)
     return fail(range, fmt::format("{} orders numbers; these are bools", what));
   switch (op) {
-  case OpKind::Eq: return emit(Operation::Eq, {lhs, rhs}, range);
-  case OpKind::Ne: return emit(Operation::Ne, {lhs, rhs}, range);
-  case OpKind::Lt: return emit(Operation::Lt, {lhs, rhs}, range);
-  case OpKind::Le: return emit(Operation::Le, {lhs, rhs}, range);
-  case OpKind::Gt: return emit(Operation::Gt, {lhs, rhs}, range);
-  default: return emit(Operation::Ge, {lhs, rhs}, range);
+  case OpKind::Eq:
+    return emit(Operation::Eq, {lhs, rhs}, range);
+  case OpKind::Ne:
+    return emit(Operation::Ne, {lhs, rhs}, range);
+  case OpKind::Lt:
+    return emit(Operation::Lt, {lhs, rhs}, range);
+  case OpKind::Le:
+    return emit(Operation::Le, {lhs, rhs}, range);
+  case OpKind::Gt:
+    return emit(Operation::Gt, {lhs, rhs}, range);
+  default:
+    return emit(Operation::Ge, {lhs, rhs}, range);
   }
 }
 
-Entity Importer::select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse, SourceRange range) {
-  if (ifTrue.kind == EntityKind::Tuple && ifFalse.kind == EntityKind::Tuple && ifTrue.elements.size() == ifFalse.elements.size()) {
+Entity Importer::select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse,
+                        SourceRange range) {
+  if (ifTrue.kind == EntityKind::Tuple && ifFalse.kind == EntityKind::Tuple &&
+      ifTrue.elements.size() == ifFalse.elements.size()) {
     Entity result = ifTrue;
     for (size_t i = 0; i < result.elements.size(); ++i) {
       result.elements[i] = select(condition, ifTrue.elements[i], ifFalse.elements[i], range);
@@ -300,118 +356,6 @@ Entity Importer::select(const Entity &condition, const Entity &ifTrue, const Ent
   if (lhs.isError() || rhs.isError() || !unify(lhs, rhs, range, "a choice"))
     return {};
   return emit(Operation::Select, {condition, lhs, rhs}, range);
-}
-
-// A tile that is full by the classifier's arithmetic must be full by the kernel's: only operations that every target
-// rounds alike are let into masks.
-bool Importer::checkMaskFloat(Operation operation, ValueType type, SourceRange range) {
-  if (!isInMask_ || type != ValueType::Float || isComparison(operation))
-    return true;
-  switch (operation) {
-  case Operation::Add: case Operation::Sub: case Operation::Mul: case Operation::Div: case Operation::Neg:
-  case Operation::Abs: case Operation::Min: case Operation::Max: case Operation::Select: case Operation::ToFloat:
-    return true;
-  default:
-    error(range, fmt::format("'{}' of a float in a mask; CPU and GPU may round it differently, so masks use + - * / and comparisons of floats only; "
-                             "compute it into an array, or move it to a score function",
-                             kOperationNames[int(operation)].mnemonic));
-    return false;
-  }
-}
-
-Entity Importer::emit(Operation operation, std::span<const Entity> operands, SourceRange range) {
-  std::vector<Constant> constants;
-  for (const Entity &operand : operands) {
-    if (operand.isError())
-      return {};
-    if (operand.isConstant())
-      constants.push_back(*operand.constant);
-  }
-  if (constants.size() == operands.size())
-    if (std::optional<Constant> folded = foldConstants(operation, constants))
-      return scalarOf(*folded);
-  ValueType type = operands.back().type;
-  if (!checkMaskFloat(operation, type, range))
-    return {};
-  if (!hasBody_)
-    return fail(range, "an expression that is known only when the program runs; expected a constant");
-  mlir::OperationState state(location(range), kOperationNames[int(operation)].opName);
-  for (const Entity &operand : operands)
-    state.addOperands(materialize(operand, range));
-  return emitLeaf(state, resultType(operation, type));
-}
-
-Entity Importer::emitLeaf(mlir::OperationState &state, ValueType type) {
-  if (++numOperations_ > kMaxOperations) {
-    if (!isExhausted_)
-      error(frame().callRange, fmt::format("the program inlines to more than {} operations", kMaxOperations));
-    isExhausted_ = true;
-    return {};
-  }
-  state.addTypes(dialectType(ctx_, type));
-  Entity entity;
-  entity.kind = EntityKind::Scalar;
-  entity.type = type;
-  entity.value = builder_.create(state)->getResult(0);
-  return entity;
-}
-
-mlir::Value Importer::materialize(const Entity &entity, SourceRange range) {
-  if (!entity.isConstant())
-    return entity.value;
-  mlir::OperationState state(location(range), "mask.constant");
-  mlir::Type type = dialectType(ctx_, entity.type);
-  mlir::Attribute value;
-  if (entity.type == ValueType::Float)
-    value = mlir::FloatAttr::get(type, llvm::APFloat(entity.constant->asFloat()));
-  else
-    value = mlir::IntegerAttr::get(type, llvm::APInt(type.getIntOrFloatBitWidth(), uint64_t(entity.constant->bits), /*isSigned=*/false, /*implicitTrunc=*/true));
-  state.addAttribute("value", value);
-  state.addTypes(type);
-  return builder_.create(state)->getResult(0);
-}
-
-bool Importer::isUniform(mlir::Value value) const {
-  mlir::Operation *op = value.getDefiningOp();
-  if (!op)
-    return false;
-  if (llvm::isa<mask::ConstantOp, mask::DimOp>(op))
-    return true;
-  if (!llvm::isa<mask::TableOpInterface>(op))
-    return false;
-  return llvm::all_of(op->getOperands(), [&](mlir::Value operand) { return isUniform(operand); });
-}
-
-Entity Importer::reduce(int kind, const Entity &count, SourceRange range, const std::function<Entity(Entity)> &element) {
-  if (!hasBody_)
-    return fail(range, "a generator inside a constant; expected a constant");
-  if (!count.isConstant() && !isUniform(count.value))
-    return fail(range, "the number of elements depends on the pair or on an argument; expected a constant or a dimension in range(...)");
-  mlir::Value countValue = materialize(count, range);
-  auto region = std::make_unique<mlir::Region>();
-  mlir::Block &body = region->emplaceBlock();
-  Entity index;
-  index.kind = EntityKind::Scalar;
-  index.type = ValueType::Int;
-  index.value = body.addArgument(dialectType(ctx_, ValueType::Int), location(range));
-  mlir::Value yielded;
-  Entity result;
-  {
-    mlir::OpBuilder::InsertionGuard guard(builder_);
-    builder_.setInsertionPointToEnd(&body);
-    result = element(index);
-    if (result.isError())
-      return {};
-    yielded = materialize(result, range);
-    mlir::OperationState yield(location(range), "mask.yield");
-    yield.addOperands(yielded);
-    builder_.create(yield);
-  }
-  mlir::OperationState state(location(range), "mask.reduce");
-  state.addOperands(countValue);
-  state.addAttribute("kind", mask::ReductionKindAttr::get(&ctx_, mask::ReductionKind(kind)));
-  state.addRegion(std::move(region));
-  return emitLeaf(state, result.type);
 }
 
 } // namespace cpflex

@@ -9,7 +9,8 @@ namespace cpflex::ast {
 
 namespace {
 
-// Deeper levels are printed at this depth, so that a long chain does not print quadratically many spaces.
+// Deeper levels are printed at this depth, so that a long chain does not print quadratically many
+// spaces.
 constexpr int kMaxShownLevel = 40;
 
 class Printer {
@@ -27,8 +28,9 @@ public:
 private:
   std::string location(SourceRange range) const {
     SourcePosition begin = source_.position(range.begin), end = source_.position(range.end);
-    return begin.line == end.line ? fmt::format("<{}:{}-{}>", begin.line, begin.column, end.column)
-                                  : fmt::format("<{}:{}-{}:{}>", begin.line, begin.column, end.line, end.column);
+    return begin.line == end.line
+               ? fmt::format("<{}:{}-{}>", begin.line, begin.column, end.column)
+               : fmt::format("<{}:{}-{}:{}>", begin.line, begin.column, end.line, end.column);
   }
 
   void line(int level, std::string_view what, SourceRange range, bool hasRange = true) {
@@ -75,8 +77,9 @@ private:
     case StmtKind::Import:
       line(level, fmt::format("import '{}'", statement.name), statement.range);
       for (const ImportedName &name : statement.imports)
-        line(level + 1, name.name == name.alias ? fmt::format("name '{}'", name.name)
-                                                : fmt::format("name '{}' as '{}'", name.name, name.alias),
+        line(level + 1,
+             name.name == name.alias ? fmt::format("name '{}'", name.name)
+                                     : fmt::format("name '{}' as '{}'", name.name, name.alias),
              name.range);
       break;
     case StmtKind::Pass:
@@ -105,35 +108,54 @@ private:
 
   static std::string label(const Expr &expr) {
     switch (expr.kind) {
-    case ExprKind::Error: return "error";
-    case ExprKind::Name: return fmt::format("name '{}'", expr.name);
-    case ExprKind::Int: return fmt::format("int {}", expr.intValue);
-    case ExprKind::Float: return fmt::format("float {}", expr.floatValue);
-    case ExprKind::Bool: return expr.intValue ? "True" : "False";
-    case ExprKind::String: return fmt::format("string of {} characters", expr.name.size());
-    case ExprKind::None: return "None";
-    case ExprKind::Tuple: return "tuple";
-    case ExprKind::Unary: return fmt::format("unary '{}'", toString(expr.op));
-    case ExprKind::Binary: return fmt::format("binary '{}'", toString(expr.op));
+    case ExprKind::Error:
+      return "error";
+    case ExprKind::Name:
+      return fmt::format("name '{}'", expr.name);
+    case ExprKind::Int:
+      return fmt::format("int {}", expr.intValue);
+    case ExprKind::Float:
+      return fmt::format("float {}", expr.floatValue);
+    case ExprKind::Bool:
+      return expr.intValue ? "True" : "False";
+    case ExprKind::String:
+      return fmt::format("string of {} characters", expr.name.size());
+    case ExprKind::None:
+      return "None";
+    case ExprKind::Tuple:
+      return "tuple";
+    case ExprKind::Unary:
+      return fmt::format("unary '{}'", toString(expr.op));
+    case ExprKind::Binary:
+      return fmt::format("binary '{}'", toString(expr.op));
     case ExprKind::Compare: {
       std::string ops;
       for (OpKind op : expr.ops)
         ops += fmt::format(" '{}'", toString(op));
       return "compare" + ops;
     }
-    case ExprKind::And: return "and";
-    case ExprKind::Or: return "or";
-    case ExprKind::Conditional: return "conditional";
-    case ExprKind::Call: return "call";
-    case ExprKind::Attribute: return fmt::format("attribute '{}'", expr.name);
-    case ExprKind::Subscript: return "subscript";
-    case ExprKind::Slice: return "slice";
-    case ExprKind::Generator: return "generator";
+    case ExprKind::And:
+      return "and";
+    case ExprKind::Or:
+      return "or";
+    case ExprKind::Conditional:
+      return "conditional";
+    case ExprKind::Call:
+      return "call";
+    case ExprKind::Attribute:
+      return fmt::format("attribute '{}'", expr.name);
+    case ExprKind::Subscript:
+      return "subscript";
+    case ExprKind::Slice:
+      return "slice";
+    case ExprKind::Generator:
+      return "generator";
     }
     return "";
   }
 
-  // Nodes in the order of the text; a stack of its own, because the left spine of a chain can be long.
+  // Nodes in the order of the text; a stack of its own, because the left spine of a chain can be
+  // long.
   void print(const Expr &root, int rootLevel) {
     struct Pending {
       const Expr *expr;
@@ -150,9 +172,11 @@ private:
       for (const ExprRef &operand : expr.operands)
         children.push_back({operand.get(), next.level + 1, {}});
       for (const Keyword &keyword : expr.keywords)
-        children.push_back({keyword.value.get(), next.level + 1, fmt::format("{} = ", keyword.name)});
+        children.push_back(
+            {keyword.value.get(), next.level + 1, fmt::format("{} = ", keyword.name)});
       for (const Clause &clause : expr.clauses) {
-        children.push_back({clause.iterable.get(), next.level + 1, fmt::format("for '{}' in ", clause.target)});
+        children.push_back(
+            {clause.iterable.get(), next.level + 1, fmt::format("for '{}' in ", clause.target)});
         for (const ExprRef &condition : clause.conditions)
           children.push_back({condition.get(), next.level + 1, "if "});
       }

@@ -1,7 +1,10 @@
-// The built-in functions, their names in PyTorch and as methods, and what to say about names that the language leaves out.
+// The built-in functions, also by their names in PyTorch and as methods.
 #include "lib/Frontend/ImporterState.h"
 
 #include <fmt/format.h>
+
+#include <limits>
+#include <numbers>
 
 #include <algorithm>
 
@@ -11,128 +14,108 @@ using namespace ast;
 
 namespace {
 
-constexpr std::string_view kBuiltinDimensions[] = {"B", "H", "HKV", "Q_LEN", "KV_LEN"};
-
-constexpr std::string_view kBuiltinFunctions[] = {
-    "abs", "all", "any", "and_masks", "or_masks", "attention", "bool", "clamp", "cos", "exp", "exp2", "float", "floor", "ilog2", "inf",
-    "int", "log", "log1p", "mask", "max", "min", "param", "const", "tensor", "per_document", "per_head", "pow", "range", "ravel", "remap",
-    "rsqrt", "score", "sigmoid", "sin", "sqrt", "sum", "tanh", "u32", "unravel", "where"};
-
 struct UnaryFunction {
   std::string_view name;
   Operation operation;
 };
 constexpr UnaryFunction kUnaryFunctions[] = {
-    {"exp", Operation::Exp},         {"exp2", Operation::Exp2}, {"log", Operation::Log},   {"log1p", Operation::Log1p},
-    {"tanh", Operation::Tanh},       {"sqrt", Operation::Sqrt}, {"rsqrt", Operation::Rsqrt}, {"sin", Operation::Sin},
-    {"sigmoid", Operation::Sigmoid}, {"cos", Operation::Cos},   {"floor", Operation::Floor}};
+    {"exp", Operation::Exp},     {"exp2", Operation::Exp2},  {"log", Operation::Log},
+    {"log1p", Operation::Log1p}, {"tanh", Operation::Tanh},  {"sqrt", Operation::Sqrt},
+    {"rsqrt", Operation::Rsqrt}, {"sin", Operation::Sin},    {"sigmoid", Operation::Sigmoid},
+    {"cos", Operation::Cos},     {"floor", Operation::Floor}};
 
 struct OperatorName {
   std::string_view name;
   OpKind op;
 };
 // Functions of PyTorch that are operators of the language.
-constexpr OperatorName kOperatorNames[] = {
-    {"add", OpKind::Add}, {"sub", OpKind::Sub}, {"subtract", OpKind::Sub}, {"mul", OpKind::Mul}, {"multiply", OpKind::Mul},
-    {"div", OpKind::Div}, {"true_divide", OpKind::Div}, {"floor_divide", OpKind::FloorDiv}, {"remainder", OpKind::Mod},
-    {"bitwise_and", OpKind::BitAnd}, {"bitwise_or", OpKind::BitOr}, {"bitwise_xor", OpKind::BitXor},
-    {"bitwise_left_shift", OpKind::Shl}, {"bitwise_right_shift", OpKind::Shr},
-    {"logical_and", OpKind::BitAnd}, {"logical_or", OpKind::BitOr}, {"logical_xor", OpKind::BitXor},
-    {"eq", OpKind::Eq}, {"ne", OpKind::Ne}, {"lt", OpKind::Lt}, {"le", OpKind::Le}, {"gt", OpKind::Gt}, {"ge", OpKind::Ge},
-    {"less", OpKind::Lt}, {"less_equal", OpKind::Le}, {"greater", OpKind::Gt}, {"greater_equal", OpKind::Ge}, {"not_equal", OpKind::Ne}};
+constexpr OperatorName kOperatorNames[] = {{"add", OpKind::Add},
+                                           {"sub", OpKind::Sub},
+                                           {"subtract", OpKind::Sub},
+                                           {"mul", OpKind::Mul},
+                                           {"multiply", OpKind::Mul},
+                                           {"div", OpKind::Div},
+                                           {"true_divide", OpKind::Div},
+                                           {"floor_divide", OpKind::FloorDiv},
+                                           {"remainder", OpKind::Mod},
+                                           {"bitwise_and", OpKind::BitAnd},
+                                           {"bitwise_or", OpKind::BitOr},
+                                           {"bitwise_xor", OpKind::BitXor},
+                                           {"bitwise_left_shift", OpKind::Shl},
+                                           {"bitwise_right_shift", OpKind::Shr},
+                                           {"logical_and", OpKind::BitAnd},
+                                           {"logical_or", OpKind::BitOr},
+                                           {"logical_xor", OpKind::BitXor},
+                                           {"eq", OpKind::Eq},
+                                           {"ne", OpKind::Ne},
+                                           {"lt", OpKind::Lt},
+                                           {"le", OpKind::Le},
+                                           {"gt", OpKind::Gt},
+                                           {"ge", OpKind::Ge},
+                                           {"less", OpKind::Lt},
+                                           {"less_equal", OpKind::Le},
+                                           {"greater", OpKind::Gt},
+                                           {"greater_equal", OpKind::Ge},
+                                           {"not_equal", OpKind::Ne}};
 
 // Members of torch and math that are built-in functions, by our name.
 constexpr std::pair<std::string_view, std::string_view> kLibraryFunctions[] = {
-    {"abs", "abs"}, {"absolute", "abs"}, {"fabs", "abs"}, {"minimum", "minimum"}, {"maximum", "maximum"}, {"min", "minimum"}, {"max", "maximum"},
-    {"clamp", "clamp"}, {"clip", "clamp"}, {"where", "where"}, {"pow", "pow"}, {"exp", "exp"}, {"exp2", "exp2"}, {"log", "log"},
-    {"log1p", "log1p"}, {"tanh", "tanh"}, {"sigmoid", "sigmoid"}, {"sqrt", "sqrt"}, {"rsqrt", "rsqrt"}, {"sin", "sin"}, {"cos", "cos"},
-    {"floor", "floor"}, {"logical_not", "logical_not"}, {"bitwise_not", "bitwise_not"}, {"neg", "neg"}, {"negative", "neg"}, {"square", "square"},
-    {"zeros_like", "zeros_like"}, {"ones_like", "ones_like"}, {"full_like", "full_like"}, {"as_tensor", "as_tensor"}, {"tensor", "as_tensor"},
-    {"and_masks", "and_masks"}, {"or_masks", "or_masks"}};
+    {"abs", "abs"},
+    {"absolute", "abs"},
+    {"fabs", "abs"},
+    {"minimum", "minimum"},
+    {"maximum", "maximum"},
+    {"min", "minimum"},
+    {"max", "maximum"},
+    {"clamp", "clamp"},
+    {"clip", "clamp"},
+    {"where", "where"},
+    {"pow", "pow"},
+    {"exp", "exp"},
+    {"exp2", "exp2"},
+    {"log", "log"},
+    {"log1p", "log1p"},
+    {"tanh", "tanh"},
+    {"sigmoid", "sigmoid"},
+    {"sqrt", "sqrt"},
+    {"rsqrt", "rsqrt"},
+    {"sin", "sin"},
+    {"cos", "cos"},
+    {"floor", "floor"},
+    {"logical_not", "logical_not"},
+    {"bitwise_not", "bitwise_not"},
+    {"neg", "neg"},
+    {"negative", "neg"},
+    {"square", "square"},
+    {"zeros_like", "zeros_like"},
+    {"ones_like", "ones_like"},
+    {"full_like", "full_like"},
+    {"as_tensor", "as_tensor"},
+    {"tensor", "as_tensor"},
+    {"and_masks", "and_masks"},
+    {"or_masks", "or_masks"}};
 
-constexpr std::pair<std::string_view, ValueType> kTypeNames[] = {
-    {"int", ValueType::Int}, {"i32", ValueType::Int}, {"i64", ValueType::Int}, {"float", ValueType::Float}, {"f32", ValueType::Float}, {"bool", ValueType::Bool}, {"u32", ValueType::U32}};
 constexpr std::pair<std::string_view, ValueType> kLibraryTypes[] = {
-    {"float32", ValueType::Float}, {"float", ValueType::Float}, {"int32", ValueType::Int}, {"int64", ValueType::Int}, {"int", ValueType::Int},
-    {"long", ValueType::Int}, {"bool", ValueType::Bool}, {"uint32", ValueType::U32}};
-
-// What needs more than one pair's score.
-constexpr std::string_view kRowStatistics[] = {"softmax", "log_softmax", "logsumexp", "mean", "std", "var", "norm", "topk", "sort", "argsort", "argmax", "argmin",
-                                               "amax", "amin", "median", "kthvalue", "normalize", "layer_norm", "prod", "quantile"};
-constexpr std::string_view kScans[] = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "roll", "diff", "conv1d"};
-constexpr std::string_view kRandom[] = {"rand", "randn", "randint", "rand_like", "randn_like", "bernoulli", "dropout", "multinomial", "random"};
-constexpr std::string_view kPythonModules[] = {"os", "sys", "random", "functools", "typing", "itertools", "time", "json", "re", "subprocess", "ctypes",
-                                               "jax", "triton", "einops", "collections", "dataclasses", "pathlib", "transformers", "copy", "operator", "abc"};
-constexpr std::string_view kPythonFunctions[] = {"open", "exec", "eval", "compile", "isinstance", "enumerate", "zip", "map", "filter", "list", "dict", "set", "tuple", "str",
-                                                 "repr", "sorted", "reversed", "divmod", "getattr", "setattr", "type", "input", "hash", "id", "iter", "next", "slice",
-                                                 "super", "object", "complex", "chr", "ord", "format", "vars", "globals", "locals", "__import__"};
-
-template <typename List> bool contains(const List &list, std::string_view name) {
-  return std::find(std::begin(list), std::end(list), name) != std::end(list);
-}
+    {"float32", ValueType::Float}, {"float", ValueType::Float}, {"int32", ValueType::Int},
+    {"int64", ValueType::Int},     {"int", ValueType::Int},     {"long", ValueType::Int},
+    {"bool", ValueType::Bool},     {"uint32", ValueType::U32}};
 
 template <typename List> auto findEntry(const List &list, std::string_view name) {
-  return std::find_if(std::begin(list), std::end(list), [&](const auto &entry) { return entry.first == name; });
+  return std::find_if(std::begin(list), std::end(list),
+                      [&](const auto &entry) { return entry.first == name; });
 }
 
 } // namespace
 
-bool isBuiltinDimension(std::string_view name) { return contains(kBuiltinDimensions, name); }
-bool isBuiltinFunction(std::string_view name) { return contains(kBuiltinFunctions, name); }
-
-std::vector<std::string> builtinNames() {
-  std::vector<std::string> names(std::begin(kBuiltinFunctions), std::end(kBuiltinFunctions));
-  names.insert(names.end(), std::begin(kBuiltinDimensions), std::end(kBuiltinDimensions));
-  return names;
-}
-
-std::optional<ValueType> valueTypeNamed(std::string_view name) {
-  auto entry = findEntry(kTypeNames, name);
-  return entry == std::end(kTypeNames) ? std::nullopt : std::optional(entry->second);
-}
-
-std::string foreignNameMessage(std::string_view name) {
-  if (name.starts_with("import ")) {
-    std::string_view module = name.substr(7);
-    std::string_view top = module.substr(0, module.find('.'));
-    if (!contains(kPythonModules, top))
-      return {};
-    return fmt::format("'{}' is a module of Python; a file imports other .cpf files, names of 'cpflex.std', and 'torch' and 'math' for their functions", module);
-  }
-  if (name == "print")
-    return "'print' is not part of the language; 'cpflexc explain --at b,h,q,kv' shows every value at one pair";
-  if (name == "len")
-    return "'len' is not part of the language; use the dimension's name, or x.shape[0]";
-  if (name == "round")
-    return "'round' is not part of the language; write floor(x + 0.5)";
-  if (name == "create_block_mask" || name == "flex_attention" || name == "create_mask")
-    return fmt::format("'{}' is not needed; attention(\"name\", mask=..., score=...) declares an entry point", name);
-  if (name == "noop_mask")
-    return "'noop_mask' is not needed; attention(...) without mask= attends to all pairs";
-  if (name == "vmap" || name == "compile")
-    return fmt::format("'{}' is not needed; a function is compiled as it stands", name);
-  if (contains(kScans, name))
-    return fmt::format("'{}' is a scan along the keys; a mask or score function sees one (q, kv) pair, so compute it beforehand into a captured array", name);
-  if (contains(kRowStatistics, name))
-    return fmt::format("'{}' needs the whole row of scores; a mask or score function sees one (q, kv) pair", name);
-  if (contains(kRandom, name))
-    return fmt::format("'{}' has a hidden state; write a hash of b, h, q and kv over u32 instead", name);
-  if (name == "matmul" || name == "einsum" || name == "dot" || name == "bmm")
-    return fmt::format("'{}' is not part of the language; sum(a[i] * b[i] for i in range(n)) is, for small n", name);
-  if (name == "arange" || name == "zeros" || name == "ones" || name == "empty" || name == "full" || name == "stack" || name == "cat")
-    return fmt::format("'{}' makes an array; arrays are declared, as in 'doc: tensor[i32, KV_LEN]', and bound when the program runs", name);
-  if (contains(kPythonFunctions, name))
-    return fmt::format("'{}' of Python is not part of the language", name);
-  return {};
-}
-
-Entity Importer::libraryMember(const std::string &library, const std::string &member, SourceRange range) {
+Entity Importer::libraryMember(const std::string &library, const std::string &member,
+                               SourceRange range) {
   Entity entity;
   entity.name = member;
   if (member == "inf" || member == "pi") {
     entity.kind = EntityKind::Scalar;
     entity.type = ValueType::Float;
-    entity.constant = Constant::ofFloat(member == "inf" ? __builtin_inff() : 3.14159265f);
+    entity.constant = Constant::ofFloat(member == "inf" ? std::numeric_limits<float>::infinity()
+                                                        : std::numbers::pi_v<float>);
     return entity;
   }
   if (auto type = findEntry(kLibraryTypes, member); type != std::end(kLibraryTypes)) {
@@ -140,17 +123,23 @@ Entity Importer::libraryMember(const std::string &library, const std::string &me
     entity.type = type->second;
     return entity;
   }
-  if (member == "float16" || member == "bfloat16" || member == "half" || member == "float64" || member == "double")
-    return fail(range, fmt::format("'{}.{}' is not a type of values; floats are 32 bits wide, write float(...)", library, member));
+  if (member == "float16" || member == "bfloat16" || member == "half" || member == "float64" ||
+      member == "double")
+    return fail(
+        range,
+        fmt::format("'{}.{}' is not a type of values; floats are 32 bits wide, write float(...)",
+                    library, member));
   entity.kind = EntityKind::Builtin;
-  if (auto function = findEntry(kLibraryFunctions, member); function != std::end(kLibraryFunctions)) {
+  if (auto function = findEntry(kLibraryFunctions, member);
+      function != std::end(kLibraryFunctions)) {
     entity.name = std::string(function->second);
     return entity;
   }
   for (const OperatorName &entry : kOperatorNames)
     if (entry.name == member)
       return entity;
-  if (member == "nn" || member == "special" || member == "attention" || member == "flex_attention" || member == "functional") {
+  if (member == "nn" || member == "special" || member == "attention" ||
+      member == "flex_attention" || member == "functional") {
     entity.kind = EntityKind::Library;
     entity.name = library;
     return entity;
@@ -160,7 +149,10 @@ Entity Importer::libraryMember(const std::string &library, const std::string &me
   std::vector<std::string> names;
   for (const auto &entry : kLibraryFunctions)
     names.emplace_back(entry.first);
-  return fail(range, fmt::format("'{}.{}' is not among the functions that the language knows by that name{}", library, member, suggestion(member, names)));
+  return fail(
+      range,
+      fmt::format("'{}.{}' is not among the functions that the language knows by that name{}",
+                  library, member, suggestion(member, names)));
 }
 
 Entity Importer::callMethod(Entity base, const Expr &expr) {
@@ -170,15 +162,19 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
   if (!arguments)
     return {};
   if (base.kind == EntityKind::Tensor && name == "size") {
-    bool isAxis = arguments->positional.size() == 1 && arguments->positional[0].isConstant() && arguments->positional[0].constant->bits >= 0 &&
+    bool isAxis = arguments->positional.size() == 1 && arguments->positional[0].isConstant() &&
+                  arguments->positional[0].constant->bits >= 0 &&
                   size_t(arguments->positional[0].constant->bits) < base.tensor->dims.size();
-    return isAxis ? dimensionValue(*base.tensor, size_t(arguments->positional[0].constant->bits), expr.range)
+    return isAxis ? dimensionValue(*base.tensor, size_t(arguments->positional[0].constant->bits),
+                                   expr.range)
                   : fail(expr.range, "size(...) takes the number of an axis");
   }
   if (std::string message = foreignNameMessage(name); !message.empty())
     return fail(callee.opRange, std::move(message));
   if (name == "any" || name == "all" || name == "sum")
-    return fail(callee.opRange, fmt::format("'.{}()' is not part of the language; write {}(... for i in range(n)), or 'x in array[i, :]'", name, name));
+    return fail(callee.opRange, fmt::format("'.{}()' is not part of the language; write {}(... for "
+                                            "i in range(n)), or 'x in array[i, :]'",
+                                            name, name));
   base = toScalar(base, callee.operands[0]->range);
   if (base.isError())
     return {};
@@ -188,19 +184,26 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
     if (arguments->positional.size() == 1 && arguments->named.empty()) {
       const Entity &type = arguments->positional[0];
       if (type.kind == EntityKind::Type || (name == "type_as" && type.isScalar()))
-        return callWithArguments(typeName(type.type), expr, {{base}, {callee.operands[0]->range}, {}, expr.range, typeName(type.type)});
+        return callWithArguments(
+            typeName(type.type), expr,
+            {{base}, {callee.operands[0]->range}, {}, expr.range, typeName(type.type)});
     }
-    return fail(expr.range, "'.to(...)' takes a type: torch.float32, torch.int32, torch.int64 or torch.bool");
+    return fail(expr.range,
+                "'.to(...)' takes a type: torch.float32, torch.int32, torch.int64 or torch.bool");
   }
   auto type = name == "long" ? std::optional(ValueType::Int) : valueTypeNamed(name);
   auto function = findEntry(kLibraryFunctions, name);
-  bool isOperator = std::any_of(std::begin(kOperatorNames), std::end(kOperatorNames), [&](const OperatorName &entry) { return entry.name == name; });
-  bool isKnown = type || isOperator || (function != std::end(kLibraryFunctions) && name != "tensor" && !name.ends_with("_masks"));
+  bool isOperator = std::any_of(std::begin(kOperatorNames), std::end(kOperatorNames),
+                                [&](const OperatorName &entry) { return entry.name == name; });
+  bool isKnown =
+      type || isOperator ||
+      (function != std::end(kLibraryFunctions) && name != "tensor" && !name.ends_with("_masks"));
   if (!isKnown) {
     std::vector<std::string> names;
     for (const auto &entry : kLibraryFunctions)
       names.emplace_back(entry.first);
-    return fail(callee.opRange, fmt::format("{} has no method '{}'{}", describe(base), name, suggestion(name, names)));
+    return fail(callee.opRange, fmt::format("{} has no method '{}'{}", describe(base), name,
+                                            suggestion(name, names)));
   }
   std::string target = type ? typeName(*type) : isOperator ? name : std::string(function->second);
   arguments->positional.insert(arguments->positional.begin(), base);
@@ -210,7 +213,8 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
   return callWithArguments(target, expr, std::move(*arguments));
 }
 
-Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity> &values, SourceRange range) {
+Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity> &values,
+                              SourceRange range) {
   Entity result;
   for (const Entity &element : values) {
     Entity value = toScalar(element, range);
@@ -220,25 +224,33 @@ Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity>
       value = toBool(value, range, fmt::format("'{}'", name));
       if (value.isError())
         return {};
-      result = result.isError() ? value : emit(name == "any" ? Operation::Or : Operation::And, {result, value}, range);
+      result = result.isError()
+                   ? value
+                   : emit(name == "any" ? Operation::Or : Operation::And, {result, value}, range);
       continue;
     }
     if (value.type == ValueType::Bool)
-      return fail(range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
+      return fail(
+          range,
+          fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
     if (result.isError()) {
       result = value;
       continue;
     }
     if (!unify(result, value, range, fmt::format("'{}'", name)))
       return {};
-    result = emit(name == "sum" ? Operation::Add : name == "min" ? Operation::Min : Operation::Max, {result, value}, range);
+    result = emit(name == "sum"   ? Operation::Add
+                  : name == "min" ? Operation::Min
+                                  : Operation::Max,
+                  {result, value}, range);
     if (result.isError())
       return {};
   }
   return result.isError() ? fail(range, fmt::format("'{}' of nothing", name)) : result;
 }
 
-Entity Importer::clampTo(const Entity &value, const Entity *lo, const Entity *hi, SourceRange range) {
+Entity Importer::clampTo(const Entity &value, const Entity *lo, const Entity *hi,
+                         SourceRange range) {
   Entity result = value;
   if (lo)
     result = foldPairwise("max", {result, *lo}, range);
@@ -258,14 +270,16 @@ Entity Importer::unravel(const Arguments &given) {
   if (rest.isError())
     return {};
   if (shape.kind != EntityKind::Tuple || shape.elements.empty())
-    return fail(given.range, "unravel(index, shape) takes a tuple of sizes, as in unravel(q, (T, Hh, Ww))");
+    return fail(given.range,
+                "unravel(index, shape) takes a tuple of sizes, as in unravel(q, (T, Hh, Ww))");
   Entity result = shape;
   for (size_t axis = shape.elements.size(); axis-- > 0;) {
     Entity size = toInt(shape.elements[axis], given.range, "a size");
     if (size.isError())
       return {};
     if (size.isConstant() && size.constant->bits <= 0)
-      return fail(given.range, fmt::format("size {} of axis {}; expected 1 or more", size.constant->bits, axis));
+      return fail(given.range,
+                  fmt::format("size {} of axis {}; expected 1 or more", size.constant->bits, axis));
     result.elements[axis] = axis ? emit(Operation::Mod, {rest, size}, given.range) : rest;
     if (axis)
       rest = emit(Operation::FloorDiv, {rest, size}, given.range);
@@ -278,68 +292,25 @@ Entity Importer::ravel(const Arguments &given) {
   std::vector<Entity> values;
   if (!takeArguments(arguments, {"coordinates", "shape"}, 2, values))
     return {};
-  bool isPair = values[0].kind == EntityKind::Tuple && values[1].kind == EntityKind::Tuple && !values[0].elements.empty() && values[0].elements.size() == values[1].elements.size();
+  bool isPair = values[0].kind == EntityKind::Tuple && values[1].kind == EntityKind::Tuple &&
+                !values[0].elements.empty() &&
+                values[0].elements.size() == values[1].elements.size();
   if (!isPair)
-    return fail(given.range, "ravel(coordinates, shape) takes two tuples of one length, as in ravel((y, x), (Hh, Ww))");
+    return fail(
+        given.range,
+        "ravel(coordinates, shape) takes two tuples of one length, as in ravel((y, x), (Hh, Ww))");
   Entity result;
   for (size_t axis = 0; axis < values[0].elements.size(); ++axis) {
     Entity coordinate = toInt(values[0].elements[axis], given.range, "a coordinate");
     Entity size = toInt(values[1].elements[axis], given.range, "a size");
     if (coordinate.isError() || size.isError())
       return {};
-    result = axis == 0 ? coordinate : emit(Operation::Add, {emit(Operation::Mul, {result, size}, given.range), coordinate}, given.range);
+    result = axis == 0 ? coordinate
+                       : emit(Operation::Add,
+                              {emit(Operation::Mul, {result, size}, given.range), coordinate},
+                              given.range);
   }
   return result;
-}
-
-Entity Importer::callMaskCombinator(const std::string &name, const Arguments &given) {
-  Arguments arguments = given;
-  std::vector<Entity> values;
-  MaskValue value;
-  value.module = frame().module;
-  value.range = given.range;
-  auto isMapping = [](const Entity &entity) { return entity.kind == EntityKind::Tensor || (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Plain); };
-  auto addOperand = [&](const Entity &entity) {
-    value.operands.push_back(asMask(entity));
-    if (!value.operands.back())
-      error(given.range, fmt::format("'{}' combines masks; this is {}", name, describe(entity)));
-    return value.operands.back() != nullptr;
-  };
-  if (name == "and_masks" || name == "or_masks") {
-    Entity result;
-    for (const Entity &entity : given.positional)
-      result = result.isError() ? entity : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr, result, entity, given.range, given.range, given.range);
-    return asMask(result) ? result : fail(given.range, fmt::format("'{}' combines masks; expected one or more", name));
-  }
-  if (name == "remap") {
-    value.kind = MaskValueKind::Remap;
-    if (!takeArguments(arguments, {"mask", "q", "kv"}, 1, values) || !addOperand(values[0]))
-      return {};
-    for (size_t i = 1; i < 3; ++i)
-      if (!values[i].isError() && !isMapping(values[i]))
-        return fail(given.range, fmt::format("remap moves positions by an array or a helper function; '{}' is {}", i == 1 ? "q" : "kv", describe(values[i])));
-    if (values[1].isError() && values[2].isError())
-      return fail(given.range, "remap moves nothing; expected q= or kv=");
-    value.q = values[1];
-    value.kv = values[2];
-    return maskEntity(std::move(value));
-  }
-  if (name == "per_head") {
-    value.kind = MaskValueKind::PerHead;
-    if (!takeArguments(arguments, {"condition", "mask_if_true", "mask_if_false"}, 3, values) || !addOperand(values[1]) || !addOperand(values[2]))
-      return {};
-    if (!isMapping(values[0]))
-      return fail(given.range, fmt::format("per_head chooses by an array of bools over heads or a helper of the head; this is {}", describe(values[0])));
-    value.condition = values[0];
-    return maskEntity(std::move(value));
-  }
-  value.kind = MaskValueKind::PerDocument;
-  if (!takeArguments(arguments, {"mask", "offsets"}, 2, values) || !addOperand(values[0]))
-    return {};
-  if (values[1].kind != EntityKind::Tensor)
-    return fail(given.range, fmt::format("per_document takes the array of the documents' offsets; this is {}", describe(values[1])));
-  value.condition = values[1];
-  return maskEntity(std::move(value));
 }
 
 Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Arguments arguments) {
@@ -351,23 +322,38 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "ravel")
     return ravel(arguments);
   std::vector<Entity> values;
-  auto scalarAt = [&](size_t i) { return values[i] = toScalar(values[i], i < arguments.ranges.size() ? arguments.ranges[i] : range); };
-  if (name == "min" || name == "max" || name == "any" || name == "all" || name == "sum" || name == "minimum" || name == "maximum") {
+  auto scalarAt = [&](size_t i) {
+    return values[i] =
+               toScalar(values[i], i < arguments.ranges.size() ? arguments.ranges[i] : range);
+  };
+  if (name == "min" || name == "max" || name == "any" || name == "all" || name == "sum" ||
+      name == "minimum" || name == "maximum") {
     std::string kind = name.substr(0, 3);
-    bool isTuple = arguments.positional.size() == 1 && arguments.positional[0].kind == EntityKind::Tuple;
+    bool isTuple =
+        arguments.positional.size() == 1 && arguments.positional[0].kind == EntityKind::Tuple;
     if (!arguments.named.empty())
-      return fail(arguments.named.begin()->second.second, fmt::format("'{}' has no argument '{}'", name, arguments.named.begin()->first));
+      return fail(arguments.named.begin()->second.second,
+                  fmt::format("'{}' has no argument '{}'", name, arguments.named.begin()->first));
     bool isVariadic = kind == "min" || kind == "max";
     if (!isTuple && arguments.positional.size() < (isVariadic ? 2 : SIZE_MAX))
-      return fail(range, isVariadic ? fmt::format("'{}' takes two or more values, a tuple or a generator", kind) : fmt::format("'{}' takes a generator or a tuple, as in {}(... for i in range(n))", kind, kind));
-    return foldPairwise(kind, isTuple ? arguments.positional[0].elements : arguments.positional, range);
+      return fail(
+          range,
+          isVariadic
+              ? fmt::format("'{}' takes two or more values, a tuple or a generator", kind)
+              : fmt::format("'{}' takes a generator or a tuple, as in {}(... for i in range(n))",
+                            kind, kind));
+    return foldPairwise(kind, isTuple ? arguments.positional[0].elements : arguments.positional,
+                        range);
   }
   if (name == "clamp") {
     bool hasMinMax = arguments.named.contains("min") || arguments.named.contains("max");
-    bool isTaken = hasMinMax ? takeArguments(arguments, {"x", "min", "max"}, 1, values) : takeArguments(arguments, {"x", "lo", "hi"}, 1, values);
+    bool isTaken = hasMinMax ? takeArguments(arguments, {"x", "min", "max"}, 1, values)
+                             : takeArguments(arguments, {"x", "lo", "hi"}, 1, values);
     if (!isTaken)
       return {};
-    auto given = [&](size_t i) { return values[i].isError() || values[i].kind == EntityKind::None ? nullptr : &values[i]; };
+    auto given = [&](size_t i) {
+      return values[i].isError() || values[i].kind == EntityKind::None ? nullptr : &values[i];
+    };
     if (!given(1) && !given(2))
       return fail(range, "'clamp' needs a lower or an upper bound");
     return clampTo(values[0], given(1), given(2), range);
@@ -375,7 +361,8 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "where") {
     if (!takeArguments(arguments, {"condition", "x", "y"}, 3, values))
       return {};
-    Entity condition = toBool(values[0], arguments.ranges.empty() ? range : arguments.ranges[0], "'where'");
+    Entity condition =
+        toBool(values[0], arguments.ranges.empty() ? range : arguments.ranges[0], "'where'");
     if (condition.isError())
       return {};
     return select(condition, values[1], values[2], range);
@@ -394,7 +381,8 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
       for (size_t i = 0; i < 2; ++i)
         if (scalarAt(i); !values[i].isError())
           values[i] = convert(values[i], ValueType::Bool, range);
-    return entry.op >= OpKind::Eq ? compare(entry.op, values[0], values[1], range) : binary(entry.op, values[0], values[1], range, range, range);
+    return entry.op >= OpKind::Eq ? compare(entry.op, values[0], values[1], range)
+                                  : binary(entry.op, values[0], values[1], range, range, range);
   }
   if (name == "full_like") {
     if (!takeArguments(arguments, {"x", "value", "dtype", "device"}, 2, values))
@@ -407,11 +395,13 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
     Entity result;
     result.kind = EntityKind::Scalar;
     result.constant = Constant::ofInt(name == "ones_like");
-    return convert(result, values[1].kind == EntityKind::Type ? values[1].type : values[0].type, range);
+    return convert(result, values[1].kind == EntityKind::Type ? values[1].type : values[0].type,
+                   range);
   }
   // What remains has one argument; conversions of PyTorch may name a type and a device.
   bool isConversion = name == "as_tensor";
-  if (!(isConversion ? takeArguments(arguments, {"x", "dtype", "device"}, 1, values) : takeArguments(arguments, {"x"}, 1, values)))
+  if (!(isConversion ? takeArguments(arguments, {"x", "dtype", "device"}, 1, values)
+                     : takeArguments(arguments, {"x"}, 1, values)))
     return {};
   if (name == "float" && values[0].kind == EntityKind::Text) {
     std::string text = values[0].name;
@@ -419,11 +409,15 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
     if (text.starts_with('-') || text.starts_with('+'))
       text.erase(0, 1);
     if (text != "inf" && text != "infinity" && text != "Infinity")
-      return fail(range, fmt::format("float(\"{}\") is not part of the language; expected \"inf\" or \"-inf\"", values[0].name.substr(0, 40)));
+      return fail(
+          range,
+          fmt::format("float(\"{}\") is not part of the language; expected \"inf\" or \"-inf\"",
+                      values[0].name.substr(0, 40)));
     Entity result;
     result.kind = EntityKind::Scalar;
     result.type = ValueType::Float;
-    result.constant = Constant::ofFloat(isNegative ? -__builtin_inff() : __builtin_inff());
+    result.constant = Constant::ofFloat(isNegative ? -std::numeric_limits<float>::infinity()
+                                                   : std::numeric_limits<float>::infinity());
     return result;
   }
   Entity value = scalarAt(0);
@@ -438,7 +432,9 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "bitwise_not" && value.type != ValueType::Float)
     return emit(Operation::Not, {value}, range);
   if (value.type == ValueType::Bool)
-    return fail(range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
+    return fail(
+        range,
+        fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
   if (name == "square")
     return emit(Operation::Mul, {value, value}, range);
   if (name == "neg")

@@ -13,9 +13,10 @@ using namespace ast;
 namespace {
 
 constexpr std::pair<std::string_view, ElementType> kElementTypes[] = {
-    {"bool", ElementType::Bool}, {"i8", ElementType::I8},   {"i16", ElementType::I16}, {"i32", ElementType::I32},
-    {"i64", ElementType::I64},   {"u8", ElementType::U8},   {"u16", ElementType::U16}, {"u32", ElementType::U32},
-    {"u64", ElementType::U64},   {"f16", ElementType::F16}, {"bf16", ElementType::BF16}, {"f32", ElementType::F32},
+    {"bool", ElementType::Bool}, {"i8", ElementType::I8},     {"i16", ElementType::I16},
+    {"i32", ElementType::I32},   {"i64", ElementType::I64},   {"u8", ElementType::U8},
+    {"u16", ElementType::U16},   {"u32", ElementType::U32},   {"u64", ElementType::U64},
+    {"f16", ElementType::F16},   {"bf16", ElementType::BF16}, {"f32", ElementType::F32},
     {"int", ElementType::I64},   {"float", ElementType::F32}};
 
 bool isFloat(ElementType type) {
@@ -28,13 +29,14 @@ constexpr const char *kExpectedDeclaration =
 
 } // namespace
 
-// Names that occur in dimensions and are defined nowhere else are sizes that become known when arrays are bound.
+// Names that occur in dimensions and are defined nowhere else are sizes that become known when
+// arrays are bound.
 void Importer::registerDimensions(Module &module, const Expr &expr) {
   if (expr.kind == ExprKind::Unary || expr.kind == ExprKind::Binary)
     for (const ExprRef &operand : expr.operands)
       registerDimensions(module, *operand);
-  if (expr.kind != ExprKind::Name || isBuiltinDimension(expr.name) || module.symbols.contains(expr.name) ||
-      !isUsableName(module, expr.name, expr.range))
+  if (expr.kind != ExprKind::Name || isBuiltinDimension(expr.name) ||
+      module.symbols.contains(expr.name) || !isUsableName(module, expr.name, expr.range))
     return;
   Symbol dimension;
   dimension.kind = SymbolKind::Dimension;
@@ -44,31 +46,38 @@ void Importer::registerDimensions(Module &module, const Expr &expr) {
 }
 
 // An error about two declarations of one name, told at the one in the main file.
-void Importer::reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange, std::string message) {
+void Importer::reportConflict(Module &module, SourceRange range, Module &otherModule,
+                              SourceRange otherRange, std::string message) {
   bool isOthersMain = &otherModule == main_;
-  Diagnostic &diagnostic = isOthersMain ? errorIn(otherModule, otherRange, std::move(message)) : errorIn(module, range, std::move(message));
-  addNote(diagnostic, isOthersMain ? module.file.source : otherModule.file.source, isOthersMain ? range : otherRange, "declared here");
+  Diagnostic &diagnostic = isOthersMain ? errorIn(otherModule, otherRange, std::move(message))
+                                        : errorIn(module, range, std::move(message));
+  addNote(diagnostic, isOthersMain ? module.file.source : otherModule.file.source,
+          isOthersMain ? range : otherRange, "declared here");
 }
 
 void Importer::resolveDeclarations() {
   for (Module *module : loadOrder_)
     for (const StmtRef &statement : module->file.statements) {
       auto symbol = module->symbols.find(statement->name);
-      bool isArray = statement->kind == StmtKind::Declare && symbol != module->symbols.end() && symbol->second.kind == SymbolKind::Tensor;
+      bool isArray = statement->kind == StmtKind::Declare && symbol != module->symbols.end() &&
+                     symbol->second.kind == SymbolKind::Tensor;
       const Expr *shape = isArray ? statement->annotation.get() : nullptr;
       if (shape && shape->kind == ExprKind::Call)
         shape = shape->operands[0].get();
-      for (size_t i = 2; shape && shape->kind == ExprKind::Subscript && i < shape->operands.size(); ++i)
+      for (size_t i = 2; shape && shape->kind == ExprKind::Subscript && i < shape->operands.size();
+           ++i)
         registerDimensions(*module, *shape->operands[i]);
     }
-  // Scalars first, because dimensions mention them; the main file first, because its declarations hold for all files.
+  // Scalars first, because dimensions mention them; the main file first, because its declarations
+  // hold for all files.
   for (SymbolKind kind : {SymbolKind::Scalar, SymbolKind::Tensor})
     for (Module *module : loadOrder_)
       for (const StmtRef &statement : module->file.statements) {
         auto symbol = module->symbols.find(statement->name);
         bool isOwn = statement->kind == StmtKind::Declare && symbol != module->symbols.end() &&
                      symbol->second.statement == statement.get() && symbol->second.kind == kind;
-        bool isDone = !isOwn || symbol->second.isBroken || symbol->second.scalar || symbol->second.tensor;
+        bool isDone =
+            !isOwn || symbol->second.isBroken || symbol->second.scalar || symbol->second.tensor;
         if (!isDone && kind == SymbolKind::Scalar)
           resolveScalar(*module, symbol->second);
         else if (!isDone)
@@ -80,20 +89,24 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   const Stmt &statement = *symbol.statement;
   const Expr &annotation = *statement.annotation;
   symbol.isBroken = true;
-  bool isForm = annotation.kind == ExprKind::Subscript && annotation.operands.size() == 2 &&
-                annotation.operands[0]->kind == ExprKind::Name &&
-                (annotation.operands[0]->name == "param" || annotation.operands[0]->name == "const");
+  bool isForm =
+      annotation.kind == ExprKind::Subscript && annotation.operands.size() == 2 &&
+      annotation.operands[0]->kind == ExprKind::Name &&
+      (annotation.operands[0]->name == "param" || annotation.operands[0]->name == "const");
   if (!isForm) {
-    errorIn(module, annotation.range, fmt::format("'{}' is not the type of a declaration; {}",
-                                                  std::string(module.file.source->slice(annotation.range)).substr(0, 60),
-                                                  kExpectedDeclaration));
+    errorIn(module, annotation.range,
+            fmt::format("'{}' is not the type of a declaration; {}",
+                        std::string(module.file.source->slice(annotation.range)).substr(0, 60),
+                        kExpectedDeclaration));
     return;
   }
   const Expr &typeExpr = *annotation.operands[1];
-  std::optional<ValueType> type = typeExpr.kind == ExprKind::Name ? valueTypeNamed(typeExpr.name) : std::nullopt;
+  std::optional<ValueType> type =
+      typeExpr.kind == ExprKind::Name ? valueTypeNamed(typeExpr.name) : std::nullopt;
   if (!type) {
-    errorIn(module, typeExpr.range, fmt::format("'{}' is not the type of a scalar; expected int, float, bool or u32",
-                                                std::string(module.file.source->slice(typeExpr.range)).substr(0, 60)));
+    errorIn(module, typeExpr.range,
+            fmt::format("'{}' is not the type of a scalar; expected int, float, bool or u32",
+                        std::string(module.file.source->slice(typeExpr.range)).substr(0, 60)));
     return;
   }
   ScalarDeclaration declaration;
@@ -109,10 +122,13 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
     Constant &value = *declaration.value;
     if (value.type == ValueType::Int && *type == ValueType::Float)
       value = Constant::ofFloat(float(value.bits));
-    if (value.type == ValueType::Int && *type == ValueType::U32 && value.bits >= 0 && value.bits <= UINT32_MAX)
+    if (value.type == ValueType::Int && *type == ValueType::U32 && value.bits >= 0 &&
+        value.bits <= UINT32_MAX)
       value.type = ValueType::U32;
     if (value.type != *type) {
-      errorIn(module, statement.value->range, fmt::format("'{}' is declared {}, its value is {}", statement.name, typeName(*type), typeName(value.type)));
+      errorIn(module, statement.value->range,
+              fmt::format("'{}' is declared {}, its value is {}", statement.name, typeName(*type),
+                          typeName(value.type)));
       return;
     }
   }
@@ -120,8 +136,10 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   if (auto other = scalarByName_.find(statement.name); other != scalarByName_.end()) {
     if (other->second->type != declaration.type) {
       reportConflict(module, statement.nameRange, *other->second->module, other->second->range,
-                     fmt::format("'{}' is declared {} in one file and {} in another; one name is one declaration in all files", statement.name,
-                                 typeName(other->second->type), typeName(declaration.type)));
+                     fmt::format("'{}' is declared {} in one file and {} in another; one name is "
+                                 "one declaration in all files",
+                                 statement.name, typeName(other->second->type),
+                                 typeName(declaration.type)));
       return;
     }
     bool isMains = &module == main_ && other->second->module != main_;
@@ -137,7 +155,9 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
       if (!declaration.value)
         return;
     } else if (!declaration.value) {
-      errorIn(module, statement.nameRange, fmt::format("const '{}' has no value; give one here or with -D {}=VALUE", statement.name, statement.name));
+      errorIn(module, statement.nameRange,
+              fmt::format("const '{}' has no value; give one here or with -D {}=VALUE",
+                          statement.name, statement.name));
       return;
     }
   }
@@ -147,7 +167,8 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   symbol.isBroken = false;
 }
 
-std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &declaration, const std::string &text) {
+std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &declaration,
+                                                     const std::string &text) {
   char *end = nullptr;
   auto isWhole = [&] { return !text.empty() && *end == '\0'; };
   switch (declaration.type) {
@@ -173,8 +194,11 @@ std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &de
     break;
   }
   }
-  Diagnostic &diagnostic = diagnostics_.error(fmt::format("-D {}={} is not {}; expected a value of type {}", declaration.name, text.substr(0, 60),
-                                                          declaration.type == ValueType::Int ? "an int" : fmt::format("a {}", typeName(declaration.type)), typeName(declaration.type)));
+  Diagnostic &diagnostic = diagnostics_.error(fmt::format(
+      "-D {}={} is not {}; expected a value of type {}", declaration.name, text.substr(0, 60),
+      declaration.type == ValueType::Int ? "an int"
+                                         : fmt::format("a {}", typeName(declaration.type)),
+      typeName(declaration.type)));
   addNote(diagnostic, declaration.module->file.source, declaration.range, "declared here");
   return std::nullopt;
 }
@@ -189,7 +213,9 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
     shape = shape->operands[0].get();
   }
   if (shape->kind != ExprKind::Subscript || shape->operands[0]->kind != ExprKind::Name) {
-    errorIn(module, statement.annotation->range, "an array is declared with its element type and dimensions; expected tensor[i32, KV_LEN]");
+    errorIn(
+        module, statement.annotation->range,
+        "an array is declared with its element type and dimensions; expected tensor[i32, KV_LEN]");
     return;
   }
   TensorDeclaration tensor;
@@ -197,18 +223,27 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
   tensor.module = &module;
   tensor.range = statement.nameRange;
   const Expr &typeExpr = *shape->operands[1];
-  auto type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const auto &entry) { return typeExpr.kind == ExprKind::Name && entry.first == typeExpr.name; });
+  auto type =
+      std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const auto &entry) {
+        return typeExpr.kind == ExprKind::Name && entry.first == typeExpr.name;
+      });
   if (type == std::end(kElementTypes)) {
     std::vector<std::string> names;
     for (const auto &entry : kElementTypes)
       names.emplace_back(entry.first);
     std::string shown(module.file.source->slice(typeExpr.range));
-    errorIn(module, typeExpr.range, fmt::format("'{}' is not an element type{}; expected bool, i8 to i64, u8 to u64, f16, bf16 or f32", shown.substr(0, 60), suggestion(shown, names)));
+    errorIn(
+        module, typeExpr.range,
+        fmt::format(
+            "'{}' is not an element type{}; expected bool, i8 to i64, u8 to u64, f16, bf16 or f32",
+            shown.substr(0, 60), suggestion(shown, names)));
     return;
   }
   tensor.type = type->second;
   if (shape->operands.size() - 2 > size_t(kMaxCaptureRank)) {
-    errorIn(module, shape->range, fmt::format("'{}' has {} dimensions; expected at most {}", statement.name, shape->operands.size() - 2, kMaxCaptureRank));
+    errorIn(module, shape->range,
+            fmt::format("'{}' has {} dimensions; expected at most {}", statement.name,
+                        shape->operands.size() - 2, kMaxCaptureRank));
     return;
   }
   for (size_t i = 2; i < shape->operands.size(); ++i) {
@@ -218,16 +253,21 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
     tensor.dims.push_back(std::move(dimension));
   }
   if (statement.value) {
-    errorIn(module, statement.value->range, fmt::format("array '{}' is bound when the program runs; expected no value here", statement.name));
+    errorIn(module, statement.value->range,
+            fmt::format("array '{}' is bound when the program runs; expected no value here",
+                        statement.name));
     return;
   }
   if (facts)
     resolveFacts(module, *facts, tensor);
   if (auto other = tensorByName_.find(statement.name); other != tensorByName_.end()) {
-    bool isSame = loadedValueType(other->second->type) == loadedValueType(tensor.type) && other->second->dims.size() == tensor.dims.size();
+    bool isSame = loadedValueType(other->second->type) == loadedValueType(tensor.type) &&
+                  other->second->dims.size() == tensor.dims.size();
     if (!isSame) {
       reportConflict(module, statement.nameRange, *other->second->module, other->second->range,
-                     fmt::format("'{}' is declared with another type or rank in another file; one name is one declaration in all files", statement.name));
+                     fmt::format("'{}' is declared with another type or rank in another file; one "
+                                 "name is one declaration in all files",
+                                 statement.name));
       return;
     }
     if (&module != main_) {
@@ -248,14 +288,21 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
     if (fact.kind == ExprKind::Name && fact.name == "sorted") {
       tensor.isSorted = true;
       if (tensor.dims.empty())
-        errorIn(module, fact.range, fmt::format("'{}' has no axis to be sorted along", tensor.name));
+        errorIn(module, fact.range,
+                fmt::format("'{}' has no axis to be sorted along", tensor.name));
       continue;
     }
-    errorIn(module, fact.range, fmt::format("'{}' is not a fact about an array; expected sorted, lo=, hi= or grad=True", std::string(module.file.source->slice(fact.range)).substr(0, 60)));
+    errorIn(module, fact.range,
+            fmt::format("'{}' is not a fact about an array; expected sorted, lo=, hi= or grad=True",
+                        std::string(module.file.source->slice(fact.range)).substr(0, 60)));
   }
   for (const Keyword &keyword : call.keywords) {
-    if (keyword.name != "lo" && keyword.name != "hi" && keyword.name != "grad" && keyword.name != "sorted") {
-      errorIn(module, keyword.nameRange, fmt::format("'{}' is not a fact about an array{}; expected sorted, lo=, hi= or grad=True", keyword.name, suggestion(keyword.name, {"sorted", "grad"})));
+    if (keyword.name != "lo" && keyword.name != "hi" && keyword.name != "grad" &&
+        keyword.name != "sorted") {
+      errorIn(
+          module, keyword.nameRange,
+          fmt::format("'{}' is not a fact about an array{}; expected sorted, lo=, hi= or grad=True",
+                      keyword.name, suggestion(keyword.name, {"sorted", "grad"})));
       continue;
     }
     std::optional<Constant> value = evaluateConstant(module, *keyword.value);
@@ -263,7 +310,9 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
       continue;
     bool isFlag = keyword.name == "grad" || keyword.name == "sorted";
     if (value->type != (isFlag ? ValueType::Bool : ValueType::Int)) {
-      errorIn(module, keyword.value->range, fmt::format("'{}' is {}; expected {}", keyword.name, typeName(value->type), isFlag ? "True or False" : "an int"));
+      errorIn(module, keyword.value->range,
+              fmt::format("'{}' is {}; expected {}", keyword.name, typeName(value->type),
+                          isFlag ? "True or False" : "an int"));
       continue;
     }
     if (keyword.name == "lo")
@@ -273,14 +322,20 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
     else if (keyword.name == "sorted")
       tensor.isSorted = value->bits != 0;
     else if (!isFloat(tensor.type) && value->bits != 0)
-      errorIn(module, keyword.nameRange, fmt::format("'{}' is an array of ints or bools; gradients exist for f16, bf16 and f32", tensor.name));
+      errorIn(
+          module, keyword.nameRange,
+          fmt::format("'{}' is an array of ints or bools; gradients exist for f16, bf16 and f32",
+                      tensor.name));
     else
       tensor.needsGradient = value->bits != 0;
   }
   if ((tensor.lo || tensor.hi) && (isFloat(tensor.type) || tensor.type == ElementType::Bool))
-    errorIn(module, call.range, fmt::format("'lo' and 'hi' bound ints; '{}' has none", tensor.name));
+    errorIn(module, call.range,
+            fmt::format("'lo' and 'hi' bound ints; '{}' has none", tensor.name));
   if (tensor.lo && tensor.hi && *tensor.lo >= *tensor.hi)
-    errorIn(module, call.range, fmt::format("no int is at least {} and below {}; expected lo < hi", *tensor.lo, *tensor.hi));
+    errorIn(module, call.range,
+            fmt::format("no int is at least {} and below {}; expected lo < hi", *tensor.lo,
+                        *tensor.hi));
 }
 
 // Whether every name of a dimension's expression is an int that can be known when arrays are bound.
@@ -307,10 +362,14 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
       return isRight;
     }
     bool isInt = resolved->kind == SymbolKind::Dimension || resolved->kind == SymbolKind::Alias ||
-                 (resolved->kind == SymbolKind::Scalar && resolved->scalar && resolved->scalar->type == ValueType::Int);
+                 (resolved->kind == SymbolKind::Scalar && resolved->scalar &&
+                  resolved->scalar->type == ValueType::Int);
     if (isInt)
       return true;
-    Diagnostic &diagnostic = errorIn(module, expr.range, fmt::format("'{}' is not an int; a dimension is a literal, an int const or param, or a name of its own", expr.name));
+    Diagnostic &diagnostic = errorIn(module, expr.range,
+                                     fmt::format("'{}' is not an int; a dimension is a literal, an "
+                                                 "int const or param, or a name of its own",
+                                                 expr.name));
     addNote(diagnostic, module.file.source, symbol->second.range, "defined here");
     return false;
   }
@@ -323,7 +382,8 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
       return true;
     [[fallthrough]];
   default:
-    errorIn(module, expr.range, "a dimension is a literal, a name or an expression of + - * // over them");
+    errorIn(module, expr.range,
+            "a dimension is a literal, a name or an expression of + - * // over them");
     return false;
   }
 }
@@ -336,7 +396,9 @@ std::string Importer::dimensionText(Module &module, const Expr &expr) {
     auto symbol = module.symbols.find(expr.name);
     if (symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Alias)
       return dimensionText(module, *symbol->second.expr);
-    return symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Imported ? symbol->second.name : expr.name;
+    return symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Imported
+               ? symbol->second.name
+               : expr.name;
   }
   case ExprKind::Unary:
     return fmt::format("{}{}", toString(expr.op), dimensionText(module, *expr.operands[0]));
@@ -345,7 +407,8 @@ std::string Importer::dimensionText(Module &module, const Expr &expr) {
       std::string text = dimensionText(module, operand);
       return text.find(' ') == std::string::npos ? text : fmt::format("({})", text);
     };
-    return fmt::format("{} {} {}", side(*expr.operands[0]), toString(expr.op), side(*expr.operands[1]));
+    return fmt::format("{} {} {}", side(*expr.operands[0]), toString(expr.op),
+                       side(*expr.operands[1]));
   }
   default:
     return std::string(module.file.source->slice(expr.range));
@@ -359,7 +422,8 @@ bool Importer::resolveDimension(Module &module, const Expr &expr, Dimension &dim
   std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); });
   if (constant && constant->type == ValueType::Int) {
     if (constant->bits < 0 || constant->bits > (int64_t(1) << 40)) {
-      errorIn(module, expr.range, fmt::format("a dimension of size {}; expected 0 to 2^40", constant->bits));
+      errorIn(module, expr.range,
+              fmt::format("a dimension of size {}; expected 0 to 2^40", constant->bits));
       return false;
     }
     dimension.constant = constant->bits;

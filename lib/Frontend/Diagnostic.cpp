@@ -27,7 +27,8 @@ const char *toString(Severity severity) {
 
 bool isContinuationByte(char c) { return (uint8_t(c) & 0xC0) == 0x80; }
 
-// Tabs become one space and other control characters '?', so that the caret stands below what it means.
+// Tabs become one space and other control characters '?', so that the caret stands below what it
+// means.
 std::string printable(std::string_view text) {
   std::string result(text);
   for (char &c : result)
@@ -43,8 +44,9 @@ void renderSource(const Diagnostic &diagnostic, std::string &out) {
     return;
   std::string line = printable(diagnostic.sourceLine);
   size_t begin = std::min<size_t>(std::max(diagnostic.column - 1, 0), line.size());
-  size_t end = diagnostic.endLine > diagnostic.line ? line.size()
-                                                    : std::min<size_t>(std::max(diagnostic.endColumn - 1, 0), line.size());
+  size_t end = diagnostic.endLine > diagnostic.line
+                   ? line.size()
+                   : std::min<size_t>(std::max(diagnostic.endColumn - 1, 0), line.size());
   end = std::max(end, begin);
   if (line.size() > kMaxShownColumns) {
     size_t cut = begin > kMaxShownColumns / 2 ? begin - kMaxShownColumns / 2 : 0;
@@ -68,20 +70,23 @@ void renderSource(const Diagnostic &diagnostic, std::string &out) {
 
 void render(const Diagnostic &diagnostic, std::string &out) {
   if (!diagnostic.file.empty())
-    out += diagnostic.line ? fmt::format("{}:{}:{}: ", diagnostic.file, diagnostic.line, diagnostic.column)
-                           : diagnostic.file + ": ";
+    out += diagnostic.line
+               ? fmt::format("{}:{}:{}: ", diagnostic.file, diagnostic.line, diagnostic.column)
+               : diagnostic.file + ": ";
   out += fmt::format("{}: {}\n", toString(diagnostic.severity), diagnostic.message);
   renderSource(diagnostic, out);
   if (diagnostic.fixIt && diagnostic.fixIt->line == diagnostic.line &&
       diagnostic.sourceLine.size() <= kMaxShownColumns)
-    out += std::string(std::max(diagnostic.fixIt->column - 1, 0), ' ') + printable(diagnostic.fixIt->replacement) + "\n";
+    out += std::string(std::max(diagnostic.fixIt->column - 1, 0), ' ') +
+           printable(diagnostic.fixIt->replacement) + "\n";
   for (const Diagnostic &note : diagnostic.notes)
     render(note, out);
 }
 
 } // namespace
 
-Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range, std::string message) {
+Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range,
+                          std::string message) {
   Diagnostic diagnostic;
   diagnostic.severity = severity;
   diagnostic.message = std::move(message);
@@ -99,19 +104,21 @@ Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRang
   return diagnostic;
 }
 
-void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string message) {
+void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
+             std::string message) {
   diagnostic.notes.push_back(makeDiagnostic(Severity::Note, source, range, std::move(message)));
 }
 
-void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string replacement) {
+void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
+              std::string replacement) {
   SourcePosition begin = source->position(range.begin);
   SourcePosition end = source->position(range.end);
   diagnostic.fixIt = FixIt{begin.line, begin.column, end.line, end.column, std::move(replacement)};
 }
 
 Diagnostic &DiagnosticList::add(Diagnostic diagnostic) {
-  std::string key =
-      fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column, diagnostic.message);
+  std::string key = fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column,
+                                diagnostic.message);
   bool isError = diagnostic.severity == Severity::Error;
   bool isNew = seen_.insert(std::move(key)).second;
   if (!isNew || numErrors_ >= kMaxErrors) {

@@ -1,4 +1,5 @@
-// What the front end says about a user's program: plain data that keeps no reference to the program, and its text form.
+// What the front end says about a user's program: plain data that keeps no reference to the
+// program, and its text form.
 #pragma once
 
 #include "lib/Frontend/Source.h"
@@ -34,11 +35,13 @@ struct Diagnostic {
 /// Most errors that one run reports; the rest would be noise.
 inline constexpr size_t kMaxErrors = 50;
 
-/// The diagnostics of one run in the order in which they were found. The same message at the same place is kept once.
+/// The diagnostics of one run in the order in which they were found. The same message at the same
+/// place is kept once.
 class DiagnosticList {
 public:
   /// Adds a message at `range` of `source`. The reference is valid until the next call.
-  Diagnostic &report(Severity severity, const SourceRef &source, SourceRange range, std::string message);
+  Diagnostic &report(Severity severity, const SourceRef &source, SourceRange range,
+                     std::string message);
   Diagnostic &error(const SourceRef &source, SourceRange range, std::string message) {
     return report(Severity::Error, source, range, std::move(message));
   }
@@ -64,16 +67,19 @@ private:
 };
 
 /// A diagnostic at a place of a source, for notes and for lists of one's own.
-Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range, std::string message);
+Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range,
+                          std::string message);
 
 /// Appends a note that points at `range` of `source`.
-void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string message);
+void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
+             std::string message);
 
 /// Sets the replacement of `range` of `source` by `replacement`.
-void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string replacement);
+void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
+              std::string replacement);
 
-/// `file:line:column: error: message`, the source line, a caret with the range, the fix-it and the notes; ends in a
-/// newline.
+/// `file:line:column: error: message`, the source line, a caret with the range, the fix-it and the
+/// notes; ends in a newline.
 std::string renderDiagnostic(const Diagnostic &diagnostic);
 std::string renderDiagnostics(const DiagnosticList &diagnostics);
 

@@ -1,23 +1,19 @@
-// Evaluates expressions: names, operators, comparisons, membership, subscripts and attributes. Calls are in Calls.cpp.
+// Evaluates expressions: names, operators, comparisons, membership, subscripts and attributes.
+// Calls are in Calls.cpp.
 #include "lib/Frontend/ImporterState.h"
 
 #include "dialect/Mask/MaskDialect.h"
 
 #include <fmt/format.h>
 
+#include <limits>
+#include <numbers>
+
 namespace cpflex {
 
 using namespace ast;
 
 namespace {
-
-Entity constantEntity(Constant constant) {
-  Entity entity;
-  entity.kind = EntityKind::Scalar;
-  entity.type = constant.type;
-  entity.constant = constant;
-  return entity;
-}
 
 bool hasMaskKind(const Entity &entity) {
   return entity.kind == EntityKind::Mask ||
@@ -41,11 +37,11 @@ Entity Importer::evaluateUnguarded(const Expr &expr) {
   case ExprKind::Name:
     return evaluateName(expr);
   case ExprKind::Int:
-    return constantEntity(Constant::ofInt(expr.intValue));
+    return Entity::ofConstant(Constant::ofInt(expr.intValue));
   case ExprKind::Float:
-    return constantEntity(Constant::ofFloat(float(expr.floatValue)));
+    return Entity::ofConstant(Constant::ofFloat(float(expr.floatValue)));
   case ExprKind::Bool:
-    return constantEntity(Constant::ofBool(expr.intValue != 0));
+    return Entity::ofConstant(Constant::ofBool(expr.intValue != 0));
   case ExprKind::String: {
     Entity text;
     text.kind = EntityKind::Text;
@@ -86,7 +82,9 @@ Entity Importer::evaluateUnguarded(const Expr &expr) {
     return evaluateSubscript(expr);
   case ExprKind::Slice:
   case ExprKind::Generator:
-    return fail(expr.range, "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
+    return fail(
+        expr.range,
+        "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
   }
   return {};
 }
@@ -109,7 +107,9 @@ Entity Importer::evaluateName(const Expr &expr) {
   if (auto local = current.locals.find(expr.name); local != current.locals.end())
     return local->second;
   if (auto half = current.halfBound.find(expr.name); half != current.halfBound.end()) {
-    Diagnostic &diagnostic = error(expr.range, fmt::format("'{}' is bound in one arm of an 'if' only; bind it in both", expr.name));
+    Diagnostic &diagnostic =
+        error(expr.range,
+              fmt::format("'{}' is bound in one arm of an 'if' only; bind it in both", expr.name));
     addNote(diagnostic, current.module->file.source, half->second, "this 'if'");
     return {};
   }
@@ -120,7 +120,8 @@ Entity Importer::evaluateName(const Expr &expr) {
   // The name may be defined by a line that was left out after an error.
   if (current.module->file.isIncomplete && diagnostics_.hasErrors())
     return {};
-  return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
+  return fail(expr.range,
+              fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
 }
 
 std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {
@@ -130,13 +131,15 @@ std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, 
   entity.name = name;
   if (isBuiltinDimension(name)) {
     if (!hasBody_)
-      return fail(range, fmt::format("'{}' is known when arrays are bound; expected a constant", name));
+      return fail(range,
+                  fmt::format("'{}' is known when arrays are bound; expected a constant", name));
     mlir::OperationState state(location(range), "mask.dim");
     state.addAttribute("name", mlir::StringAttr::get(&ctx_, name));
     return emitLeaf(state, ValueType::Int);
   }
   if (name == "inf" || name == "pi")
-    return constantEntity(Constant::ofFloat(name == "inf" ? __builtin_inff() : 3.14159265f));
+    return Entity::ofConstant(Constant::ofFloat(
+        name == "inf" ? std::numeric_limits<float>::infinity() : std::numbers::pi_v<float>));
   if (std::optional<ValueType> type = valueTypeNamed(name)) {
     entity.kind = EntityKind::Type;
     entity.type = *type;
@@ -167,29 +170,38 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
   case SymbolKind::Scalar: {
     const ScalarDeclaration &scalar = *use(symbol.scalar);
     if (scalar.isConst)
-      return constantEntity(*scalar.value);
+      return Entity::ofConstant(*scalar.value);
     if (!hasBody_)
-      return fail(range, fmt::format("'{}' is a runtime argument; expected a constant, as '{}: const[{}]' declares", scalar.name, scalar.name, typeName(scalar.type)));
+      return fail(
+          range, fmt::format(
+                     "'{}' is a runtime argument; expected a constant, as '{}: const[{}]' declares",
+                     scalar.name, scalar.name, typeName(scalar.type)));
     mlir::OperationState state(location(range), "mask.param_value");
     state.addAttribute("param", mlir::FlatSymbolRefAttr::get(&ctx_, scalar.name));
     return emitLeaf(state, scalar.type);
   }
   case SymbolKind::Tensor:
     if (!symbol.tensor)
-      return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant", symbol.statement->name));
+      return fail(
+          range,
+          fmt::format("'{}' is an array that is bound when the program runs; expected a constant",
+                      symbol.statement->name));
     entity.kind = EntityKind::Tensor;
     entity.tensor = use(symbol.tensor);
     return entity;
   case SymbolKind::Dimension: {
     if (!hasBody_)
-      return fail(range, fmt::format("'{}' is a size known when arrays are bound; expected a constant", symbol.name));
+      return fail(range,
+                  fmt::format("'{}' is a size known when arrays are bound; expected a constant",
+                              symbol.name));
     mlir::OperationState state(location(range), "mask.dim");
     state.addAttribute("name", mlir::StringAttr::get(&ctx_, symbol.name));
     return emitLeaf(state, ValueType::Int);
   }
   case SymbolKind::Alias: {
     if (openAliases_[&symbol])
-      return fail(range, fmt::format("'{}' is defined by itself", std::string(module.file.source->slice(symbol.range))));
+      return fail(range, fmt::format("'{}' is defined by itself",
+                                     std::string(module.file.source->slice(symbol.range))));
     openAliases_[&symbol] = true;
     Frame local;
     local.module = &module;
@@ -199,7 +211,8 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
     Entity value = evaluate(*symbol.expr);
     if (symbol.element >= 0 && !value.isError()) {
       if (value.kind != EntityKind::Tuple || size_t(symbol.element) >= value.elements.size())
-        value = fail(symbol.range, fmt::format("{} has no element {} to bind", describe(value), symbol.element + 1));
+        value = fail(symbol.range, fmt::format("{} has no element {} to bind", describe(value),
+                                               symbol.element + 1));
       else
         value = Entity(value.elements[symbol.element]);
     }
@@ -254,12 +267,15 @@ Entity Importer::evaluateUnary(const Expr &expr) {
     return emit(Operation::Not, {operand}, expr.range);
   default:
     if (operand.type == ValueType::Bool)
-      return fail(expr.range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", toString(expr.op)));
+      return fail(expr.range,
+                  fmt::format("'{}' works on numbers; this is a bool, write int(...) around it",
+                              toString(expr.op)));
     return expr.op == OpKind::Plus ? operand : emit(Operation::Neg, {operand}, expr.range);
   }
 }
 
-// The left operands of a chain `a + b + c` are followed in a loop: a chain may have kMaxTerms terms.
+// The left operands of a chain `a + b + c` are followed in a loop: a chain may have kMaxTerms
+// terms.
 Entity Importer::evaluateChain(const Expr &expr) {
   std::vector<const Expr *> spine;
   const Expr *first = &expr;
@@ -273,7 +289,8 @@ Entity Importer::evaluateChain(const Expr &expr) {
     hasFailed |= rhs.isError();
     if (hasFailed)
       continue;
-    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[0]->range, node.operands[1]->range);
+    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[0]->range,
+                   node.operands[1]->range);
     hasFailed = value.isError();
   }
   return hasFailed ? Entity{} : value;
@@ -288,8 +305,12 @@ Entity Importer::evaluateCompare(const Expr &expr) {
     for (const ExprRef &side : {std::cref(expr.operands[i]), std::cref(expr.operands[i + 1])})
       if (side->kind == ExprKind::Binary && !side->isParenthesized &&
           (side->op == OpKind::BitAnd || side->op == OpKind::BitOr))
-        warning(side->opRange, fmt::format("'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
-                                           toString(side->op), toString(expr.ops[i]), side->op == OpKind::BitAnd ? "and" : "or"));
+        warning(
+            side->opRange,
+            fmt::format(
+                "'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
+                toString(side->op), toString(expr.ops[i]),
+                side->op == OpKind::BitAnd ? "and" : "or"));
     SourceRange range{expr.operands[i]->range.begin, rhsExpr.range.end};
     Entity one;
     if (expr.ops[i] == OpKind::In || expr.ops[i] == OpKind::NotIn) {
@@ -317,7 +338,7 @@ Entity Importer::evaluateCompare(const Expr &expr) {
 
 Entity Importer::evaluateLogic(const Expr &expr) {
   bool isAnd = expr.kind == ExprKind::And;
-  Entity result = constantEntity(Constant::ofBool(isAnd));
+  Entity result = Entity::ofConstant(Constant::ofBool(isAnd));
   bool hasFailed = false;
   for (const ExprRef &operand : expr.operands) {
     // A constant that decides leaves the rest unevaluated, as in Python.
@@ -325,13 +346,16 @@ Entity Importer::evaluateLogic(const Expr &expr) {
       break;
     Entity value = evaluate(*operand);
     if (hasMaskKind(value))
-      value = fail(operand->range, fmt::format("'{}' works on bools; write '{}' between masks", isAnd ? "and" : "or", isAnd ? "&" : "|"));
+      value = fail(operand->range, fmt::format("'{}' works on bools; write '{}' between masks",
+                                               isAnd ? "and" : "or", isAnd ? "&" : "|"));
     if (!value.isError())
       value = toBool(value, operand->range, isAnd ? "'and'" : "'or'");
     hasFailed |= value.isError();
     if (hasFailed)
       continue;
-    result = result.isConstant() ? value : emit(isAnd ? Operation::And : Operation::Or, {result, value}, expr.range);
+    result = result.isConstant()
+                 ? value
+                 : emit(isAnd ? Operation::And : Operation::Or, {result, value}, expr.range);
   }
   return hasFailed ? Entity{} : result;
 }
@@ -361,7 +385,8 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
     std::vector<std::string> names;
     for (const auto &[name, _] : base.module->symbols)
       names.push_back(name);
-    return fail(expr.opRange, fmt::format("'{}' has no '{}'{}", base.module->file.source->path(), expr.name, suggestion(expr.name, names)));
+    return fail(expr.opRange, fmt::format("'{}' has no '{}'{}", base.module->file.source->path(),
+                                          expr.name, suggestion(expr.name, names)));
   }
   if (base.kind == EntityKind::Tensor && expr.name == "shape") {
     Entity shape;
@@ -375,145 +400,10 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
     return base;
   }
   if (expr.name == "T" || expr.name == "device" || expr.name == "ndim")
-    return fail(expr.opRange, fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
+    return fail(
+        expr.opRange,
+        fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
   return fail(expr.opRange, fmt::format("{} has no attribute '{}'", describe(base), expr.name));
-}
-
-Entity Importer::evaluateSubscript(const Expr &expr) {
-  Entity base = evaluate(*expr.operands[0]);
-  bool hasFailed = base.isError();
-  std::vector<Entity> indices;
-  for (size_t i = 1; i < expr.operands.size(); ++i) {
-    const Expr &operand = *expr.operands[i];
-    Entity index;
-    if (operand.kind == ExprKind::Slice) {
-      index.kind = EntityKind::Slice;
-    } else {
-      index = evaluate(operand);
-      // `x[(i, j)]` and `x[i, j]` are the same in Python.
-      if (index.kind == EntityKind::Tuple && expr.operands.size() == 2) {
-        indices.insert(indices.end(), index.elements.begin(), index.elements.end());
-        continue;
-      }
-      if (!index.isError())
-        index = toInt(index, operand.range, "an index");
-    }
-    hasFailed |= index.isError();
-    indices.push_back(std::move(index));
-  }
-  if (hasFailed)
-    return {};
-  if (base.kind == EntityKind::Tuple) {
-    if (indices.size() != 1 || !indices[0].isConstant())
-      return fail(expr.range, "a tuple is indexed by one constant");
-    int64_t index = indices[0].constant->bits;
-    int64_t size = int64_t(base.elements.size());
-    if (index < -size || index >= size)
-      return fail(expr.operands[1]->range, fmt::format("index {} is outside a tuple of {}", index, size));
-    return Entity(base.elements[size_t(index < 0 ? index + size : index)]);
-  }
-  if (base.kind != EntityKind::Tensor)
-    return fail(expr.range, fmt::format("{} cannot be indexed", describe(base)));
-  size_t rank = base.tensor->dims.size();
-  for (size_t i = 0; i < indices.size(); ++i) {
-    size_t axis = base.elements.size() + i;
-    if (axis >= rank) {
-      size_t given = base.elements.size() + indices.size();
-      Diagnostic &diagnostic = error(expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name, rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
-      addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
-      return {};
-    }
-    const Dimension &dimension = base.tensor->dims[axis];
-    if (!indices[i].isConstant())
-      continue;
-    int64_t index = indices[i].constant->bits;
-    if (index >= 0 && (!dimension.constant || index < *dimension.constant))
-      continue;
-    SourceRange at = i + 1 < expr.operands.size() ? expr.operands[i + 1]->range : expr.range;
-    std::string wanted = index < 0 ? fmt::format("; negative indices do not wrap, write {} - {}", dimension.text, -uint64_t(index))
-                                   : fmt::format("; expected 0 to {}", *dimension.constant - 1);
-    Diagnostic &diagnostic = error(at, fmt::format("index {} is outside dimension '{}' of '{}'{}", index, dimension.text, base.tensor->name, wanted));
-    addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
-    return {};
-  }
-  base.elements.insert(base.elements.end(), indices.begin(), indices.end());
-  bool hasSlice = false;
-  for (const Entity &index : base.elements)
-    hasSlice |= index.kind == EntityKind::Slice;
-  return base.elements.size() == rank && !hasSlice ? load(base, expr.range) : base;
-}
-
-Entity Importer::load(const Entity &tensor, SourceRange range) {
-  if (!hasBody_)
-    return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant", tensor.tensor->name));
-  mlir::OperationState state(location(range), "mask.load");
-  state.addAttribute("capture", mlir::FlatSymbolRefAttr::get(&ctx_, tensor.tensor->name));
-  for (const Entity &index : tensor.elements)
-    state.addOperands(materialize(index, range));
-  return emitLeaf(state, loadedValueType(tensor.tensor->type));
-}
-
-Entity Importer::dimensionValue(const TensorDeclaration &tensor, size_t axis, SourceRange range) {
-  const Dimension &dimension = tensor.dims[axis];
-  if (dimension.constant)
-    return constantEntity(Constant::ofInt(*dimension.constant));
-  Frame local;
-  local.module = tensor.module;
-  frames_.push_back(&local);
-  Entity value = evaluate(*dimension.expr);
-  frames_.pop_back();
-  return value;
-}
-
-Entity Importer::evaluateMembership(const Entity &element, const Expr &container, SourceRange range) {
-  Entity needle = toScalar(element, range);
-  if (needle.isError())
-    return {};
-  if (container.kind == ExprKind::Call && container.operands[0]->name == "range" && container.keywords.empty() &&
-      container.operands.size() >= 2 && container.operands.size() <= 3) {
-    Entity begin = container.operands.size() == 3 ? evaluate(*container.operands[1]) : constantEntity(Constant::ofInt(0));
-    Entity end = evaluate(*container.operands.back());
-    if (begin.isError() || end.isError())
-      return {};
-    Entity isAfter = compare(OpKind::Le, begin, needle, range);
-    Entity isBefore = compare(OpKind::Lt, needle, end, range);
-    return isAfter.isError() || isBefore.isError() ? Entity{} : emit(Operation::And, {isAfter, isBefore}, range);
-  }
-  Entity haystack = evaluate(container);
-  if (haystack.isError())
-    return {};
-  if (haystack.kind == EntityKind::Tuple) {
-    Entity result = constantEntity(Constant::ofBool(false));
-    for (const Entity &candidate : haystack.elements) {
-      Entity isEqual = compare(OpKind::Eq, needle, candidate, range);
-      if (isEqual.isError())
-        return {};
-      result = result.isConstant() && !result.constant->bits ? isEqual : emit(Operation::Or, {result, isEqual}, range);
-    }
-    return result;
-  }
-  if (haystack.kind != EntityKind::Tensor)
-    return fail(container.range, fmt::format("'in' looks for a value in an array, a tuple or range(...); this is {}", describe(haystack)));
-  Entity slice;
-  slice.kind = EntityKind::Slice;
-  haystack.elements.resize(haystack.tensor->dims.size(), slice);
-  // One reduction per free axis, the first outermost.
-  std::function<Entity(size_t)> search = [&](size_t axis) -> Entity {
-    while (axis < haystack.elements.size() && haystack.elements[axis].kind != EntityKind::Slice)
-      ++axis;
-    if (axis == haystack.elements.size())
-      return compare(OpKind::Eq, load(haystack, container.range), needle, range);
-    Entity count = dimensionValue(*haystack.tensor, axis, container.range);
-    if (count.isError())
-      return {};
-    return reduce(int(mask::ReductionKind::Any), count, range, [&](Entity index) {
-      haystack.elements[axis] = index;
-      Entity found = search(axis + 1);
-      haystack.elements[axis] = slice;
-      return found;
-    });
-  };
-  return search(0);
 }
 
 } // namespace cpflex

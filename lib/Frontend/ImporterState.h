@@ -1,5 +1,5 @@
-// The importer's state and its functions, shared by the sources that implement it: ModuleLoader.cpp, Declarations.cpp,
-// Expressions.cpp, Arithmetic.cpp, Calls.cpp, Builtins.cpp, Statements.cpp and MaskValues.cpp.
+// The importer's state and its functions, shared by the sources that implement it. Each group of
+// functions names its source; what is left to nobody else is in Importer.cpp.
 #pragma once
 
 #include "lib/Frontend/Entity.h"
@@ -58,7 +58,8 @@ private:
   // Files (ModuleLoader.cpp).
   Module *loadMain(const ast::File &file);
   Module *loadModule(const std::string &name, Module &from, SourceRange range);
-  Module *addModule(std::string key, std::string path, std::string text, std::string folder, bool isStandard);
+  Module *addModule(std::string key, std::string path, std::string text, std::string folder,
+                    bool isStandard);
   void collectSymbols(Module &module);
   void collectImport(Module &module, const ast::Stmt &statement);
   void define(Module &module, const std::string &name, Symbol symbol);
@@ -71,14 +72,16 @@ private:
   // Declarations (Declarations.cpp).
   void resolveDeclarations();
   void registerDimensions(Module &module, const ast::Expr &expr);
-  void reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange, std::string message);
+  void reportConflict(Module &module, SourceRange range, Module &otherModule,
+                      SourceRange otherRange, std::string message);
   void resolveScalar(Module &module, Symbol &symbol);
   void resolveTensor(Module &module, Symbol &symbol);
   bool resolveDimension(Module &module, const ast::Expr &expr, Dimension &dimension);
   bool checkDimensionNames(Module &module, const ast::Expr &expr);
   std::string dimensionText(Module &module, const ast::Expr &expr);
   void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);
-  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration, const std::string &text);
+  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration,
+                                             const std::string &text);
   const TensorDeclaration *use(const TensorDeclaration *tensor);
   const ScalarDeclaration *use(const ScalarDeclaration *scalar);
 
@@ -106,16 +109,19 @@ private:
   Entity toBool(const Entity &entity, SourceRange range, const std::string &what);
   Entity convert(const Entity &entity, ValueType type, SourceRange range);
   bool unify(Entity &lhs, Entity &rhs, SourceRange range, const std::string &what);
-  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange, SourceRange rhsRange);
+  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange,
+                SourceRange rhsRange);
   Entity compare(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range);
   Entity power(const Entity &base, const Entity &exponent, SourceRange range);
-  Entity select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse, SourceRange range);
+  Entity select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse,
+                SourceRange range);
   Entity emit(Operation operation, std::span<const Entity> operands, SourceRange range);
   Entity emit(Operation operation, std::initializer_list<Entity> operands, SourceRange range) {
     return emit(operation, std::span<const Entity>(operands.begin(), operands.size()), range);
   }
   Entity emitLeaf(mlir::OperationState &state, ValueType type);
-  Entity reduce(int kind, const Entity &count, SourceRange range, const std::function<Entity(Entity)> &element);
+  Entity reduce(int kind, const Entity &count, SourceRange range,
+                const std::function<Entity(Entity)> &element);
   mlir::Value materialize(const Entity &entity, SourceRange range);
   bool isUniform(mlir::Value value) const;
   bool checkMaskFloat(Operation operation, ValueType type, SourceRange range);
@@ -129,22 +135,25 @@ private:
     std::string callee;
   };
   Entity evaluateCall(const ast::Expr &expr);
-  std::optional<Arguments> evaluateArguments(const ast::Expr &expr, const std::string &callee, size_t skip);
+  std::optional<Arguments> evaluateArguments(const ast::Expr &expr, const std::string &callee,
+                                             size_t skip);
   Entity callFunction(const FunctionDefinition &function, const Arguments &arguments);
   Entity callMask(const MaskValue &mask, const Arguments &arguments);
-  Entity inlineFunction(const FunctionDefinition &function, std::map<std::string, Entity> locals, SourceRange range);
+  Entity inlineFunction(const FunctionDefinition &function, std::map<std::string, Entity> locals,
+                        SourceRange range);
   Entity callBuiltin(const std::string &name, const ast::Expr &expr);
   Entity callWithArguments(const std::string &name, const ast::Expr &expr, Arguments arguments);
   Entity callMethod(Entity base, const ast::Expr &expr);
   Entity callReduction(const std::string &name, const ast::Expr &expr);
   Entity reduceClauses(const std::string &name, const ast::Expr &generator, size_t clause);
   Entity callMaskCombinator(const std::string &name, const Arguments &arguments);
-  Entity foldPairwise(const std::string &name, const std::vector<Entity> &values, SourceRange range);
+  Entity foldPairwise(const std::string &name, const std::vector<Entity> &values,
+                      SourceRange range);
   Entity clampTo(const Entity &value, const Entity *lo, const Entity *hi, SourceRange range);
   Entity unravel(const Arguments &arguments);
   Entity ravel(const Arguments &arguments);
-  bool takeArguments(Arguments &arguments, std::initializer_list<const char *> names, size_t numRequired,
-                     std::vector<Entity> &out);
+  bool takeArguments(Arguments &arguments, std::initializer_list<const char *> names,
+                     size_t numRequired, std::vector<Entity> &out);
   Entity libraryMember(const std::string &library, const std::string &member, SourceRange range);
 
   // Function bodies (Statements.cpp).
@@ -152,20 +161,23 @@ private:
     std::span<const ast::StmtRef> statements;
     const Continuation *next = nullptr;
   };
-  std::optional<Entity> runBlock(std::span<const ast::StmtRef> statements, const Continuation *next);
+  std::optional<Entity> runBlock(std::span<const ast::StmtRef> statements,
+                                 const Continuation *next);
   std::optional<Entity> runIf(const ast::Stmt &statement, const Continuation &rest);
   void runAssign(const ast::Stmt &statement);
   void bindTarget(const ast::Expr &target, Entity value);
   void mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse, SourceRange range);
 
-  // Masks as values, entry points (MaskValues.cpp, Importer.cpp).
+  // Masks as values (MaskValues.cpp), entry points (EntryPoints.cpp), the module (Importer.cpp).
   Entity maskEntity(MaskValue value);
   std::shared_ptr<const MaskValue> asMask(const Entity &entity) const;
   Entity evaluateMask(const MaskValue &mask, const Coordinates &at, SourceRange range);
   Entity evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at, SourceRange range);
-  Entity remapped(const Entity &map, const Coordinates &at, const Entity &position, SourceRange range);
+  Entity remapped(const Entity &map, const Coordinates &at, const Entity &position,
+                  SourceRange range);
   Entity perHeadCondition(const MaskValue &mask, const Coordinates &at, SourceRange range);
-  Entity documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position, SourceRange range);
+  Entity documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position,
+                       SourceRange range);
   std::vector<EntryPoint> collectEntryPoints(Module &module);
   std::optional<EntryPoint> readAttention(Module &module, const ast::Expr &call);
   bool readScores(const Entity &entity, SourceRange range, EntryPoint &entry);
@@ -175,10 +187,9 @@ private:
   void emitDeclarations();
   void checkUnusedFunctions(Module &module);
 
-  // Locations and messages.
+  // Locations and messages (ImporterMessages.cpp).
   mlir::Location location(SourceRange range) const;
   mlir::Location location(Module &module, SourceRange range) const;
-  mlir::Location namedLocation(const std::string &name, SourceRange range) const;
   void nameValue(const Entity &entity, const std::string &name);
   Diagnostic &error(SourceRange range, std::string message);
   Diagnostic &errorIn(Module &module, SourceRange range, std::string message);
@@ -216,14 +227,14 @@ private:
   std::vector<const ScalarDeclaration *> usedScalars_; ///< in the order of emission
   std::vector<const TensorDeclaration *> usedTensors_;
   std::vector<Frame *> frames_;
-  std::set<const ast::Stmt *> inlined_; ///< functions that were type-checked by use
+  std::set<const ast::Stmt *> inlined_;  ///< functions that were type-checked by use
   std::map<Symbol *, bool> openAliases_; ///< aliases being evaluated, to find cycles
   int depth_ = 0;
   int numOperations_ = 0;
   int numEvaluations_ = 0;
   bool isExhausted_ = false; ///< a limit was reached and reported; nothing more is evaluated
-  int quiet_ = 0;        ///< above 0 while errors are dropped
-  bool hasBody_ = false; ///< whether operations can be emitted
+  int quiet_ = 0;            ///< above 0 while errors are dropped
+  bool hasBody_ = false;     ///< whether operations can be emitted
   bool isInMask_ = false;
 };
 
@@ -235,16 +246,19 @@ std::string describe(const Entity &entity);
 mlir::Type dialectType(mlir::MLIRContext &ctx, ValueType type);
 /// The type that an element of an array has inside an expression.
 ValueType loadedValueType(ElementType type);
-/// The constant result of an operation on constants, nothing when the operation does not exist for their types.
+/// The constant result of an operation on constants, nothing when the operation does not exist for
+/// their types.
 std::optional<Constant> foldConstants(Operation operation, std::span<const Constant> operands);
 /// Whether `name` is a built-in dimension: B, H, HKV, Q_LEN or KV_LEN.
 bool isBuiltinDimension(std::string_view name);
 /// Whether `name` is a built-in function or constant of the language.
 bool isBuiltinFunction(std::string_view name);
 std::vector<std::string> builtinNames();
-/// Why a name that PyTorch or Python has is not part of the language and what to write instead; empty for other names.
+/// Why a name that PyTorch or Python has is not part of the language and what to write instead;
+/// empty for other names.
 std::string foreignNameMessage(std::string_view name);
-/// The ValueType that a type's name stands for in param[...], const[...], .to(...): int, i32, torch.float32, ...
+/// The ValueType that a type's name stands for in param[...], const[...], .to(...): int, i32,
+/// torch.float32, ...
 std::optional<ValueType> valueTypeNamed(std::string_view name);
 
 } // namespace cpflex

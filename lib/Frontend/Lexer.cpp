@@ -14,7 +14,11 @@ bool isNamePart(char c) { return isNameStart(c) || isDigit(c); }
 // Length of the well-formed UTF-8 sequence at `text[i]`, 0 when it is none.
 size_t utf8Length(std::string_view text, size_t i) {
   uint8_t lead = uint8_t(text[i]);
-  size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : (lead & 0xF0) == 0xE0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+  size_t length = lead < 0x80                   ? 1
+                  : lead >= 0xC2 && lead < 0xE0 ? 2
+                  : (lead & 0xF0) == 0xE0       ? 3
+                  : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                : 0;
   if (length == 0 || i + length > text.size())
     return 0;
   for (size_t k = 1; k < length; ++k)
@@ -36,7 +40,8 @@ public:
       while (at_ < text_.size() && !isStopped_)
         lexLine();
     if (!brackets_.empty() && !isStopped_) {
-      error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
+      error(brackets_.back(), brackets_.back() + 1,
+            fmt::format("'{}' is never closed", text_[brackets_.back()]));
       push(TokenKind::Error, at_, at_);
     }
     endLogicalLine();
@@ -49,7 +54,9 @@ public:
 private:
   bool hasValidEncoding() {
     if (text_.size() > kMaxSourceBytes) {
-      diagnostics_.error(source_, {0, 0}, fmt::format("the file has {} bytes; expected at most {}", text_.size(), kMaxSourceBytes));
+      diagnostics_.error(
+          source_, {0, 0},
+          fmt::format("the file has {} bytes; expected at most {}", text_.size(), kMaxSourceBytes));
       return false;
     }
     if (text_.starts_with("\xEF\xBB\xBF"))
@@ -57,7 +64,9 @@ private:
     for (size_t i = at_; i < text_.size();) {
       size_t length = utf8Length(text_, i);
       if (length == 0) {
-        error(i, i + 1, fmt::format("byte 0x{:02x} is not part of UTF-8; expected a text file in UTF-8", uint8_t(text_[i])));
+        error(i, i + 1,
+              fmt::format("byte 0x{:02x} is not part of UTF-8; expected a text file in UTF-8",
+                          uint8_t(text_[i])));
         return false;
       }
       i += length;
@@ -65,15 +74,19 @@ private:
     return true;
   }
 
-  char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
-  void push(TokenKind kind, size_t begin, size_t end) { tokens_.push_back({kind, {uint32_t(begin), uint32_t(end)}}); }
+  char peek(size_t ahead = 0) const {
+    return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0';
+  }
+  void push(TokenKind kind, size_t begin, size_t end) {
+    tokens_.push_back({kind, {uint32_t(begin), uint32_t(end)}});
+  }
   void error(size_t begin, size_t end, std::string message) {
     diagnostics_.error(source_, {uint32_t(begin), uint32_t(end)}, std::move(message));
   }
 
   void endLogicalLine() {
-    if (!tokens_.empty() && tokens_.back().kind != TokenKind::Newline && tokens_.back().kind != TokenKind::Dedent &&
-        tokens_.back().kind != TokenKind::Indent)
+    if (!tokens_.empty() && tokens_.back().kind != TokenKind::Newline &&
+        tokens_.back().kind != TokenKind::Dedent && tokens_.back().kind != TokenKind::Indent)
       push(TokenKind::Newline, tokens_.back().range.end, tokens_.back().range.end);
   }
 
@@ -159,13 +172,15 @@ private:
     return true;
   }
 
-  // A line that can only begin a statement shows that a bracket was forgotten; what follows is then still parsed.
+  // A line that can only begin a statement shows that a bracket was forgotten; what follows is then
+  // still parsed.
   bool closesForgottenBracket() {
     std::string_view rest = text_.substr(at_);
     if (!rest.starts_with("def ") && !rest.starts_with("@mask") && !rest.starts_with("@score") &&
         !rest.starts_with("from ") && !rest.starts_with("import "))
       return false;
-    error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
+    error(brackets_.back(), brackets_.back() + 1,
+          fmt::format("'{}' is never closed", text_[brackets_.back()]));
     brackets_.clear();
     push(TokenKind::Error, at_, at_);
     return true;
@@ -177,7 +192,9 @@ private:
       ++at_;
     std::string_view name = text_.substr(begin, at_ - begin);
     if (name.size() > kMaxNameLength) {
-      error(begin, begin + 1, fmt::format("a name of {} characters; expected at most {}", name.size(), kMaxNameLength));
+      error(
+          begin, begin + 1,
+          fmt::format("a name of {} characters; expected at most {}", name.size(), kMaxNameLength));
       push(TokenKind::Error, begin, at_);
       return;
     }
@@ -186,7 +203,9 @@ private:
       bool isBytes = name.find_first_of("bB") != std::string_view::npos;
       lexString(begin);
       if (isFormatted)
-        error(begin, at_, "f-strings are not part of the language; text is only used for names, as in attention(\"name\")");
+        error(begin, at_,
+              "f-strings are not part of the language; text is only used for names, as in "
+              "attention(\"name\")");
       else if (isBytes)
         error(begin, at_, "byte strings are not part of the language; text is only used for names");
       if (isFormatted || isBytes)
@@ -203,7 +222,8 @@ private:
       while (isDigit(peek()) || (peek() == '_' && isNamePart(peek(1))))
         ++at_;
     };
-    if (peek() == '0' && (peek(1) | 0x20) >= 'a' && ((peek(1) | 0x20) == 'x' || (peek(1) | 0x20) == 'o' || (peek(1) | 0x20) == 'b')) {
+    if (peek() == '0' && (peek(1) | 0x20) >= 'a' &&
+        ((peek(1) | 0x20) == 'x' || (peek(1) | 0x20) == 'o' || (peek(1) | 0x20) == 'b')) {
       at_ += 2;
       while (isNamePart(peek()))
         ++at_;
@@ -216,7 +236,8 @@ private:
       ++at_;
       skipDigits();
     }
-    if ((peek() == 'e' || peek() == 'E') && (isDigit(peek(1)) || ((peek(1) == '+' || peek(1) == '-') && isDigit(peek(2))))) {
+    if ((peek() == 'e' || peek() == 'E') &&
+        (isDigit(peek(1)) || ((peek(1) == '+' || peek(1) == '-') && isDigit(peek(2))))) {
       isFloat = true;
       at_ += 2;
       skipDigits();
@@ -226,7 +247,9 @@ private:
       while (isNamePart(peek()))
         ++at_;
       bool isImaginary = at_ - suffix == 1 && (text_[suffix] == 'j' || text_[suffix] == 'J');
-      error(begin, at_, isImaginary ? "complex numbers are not part of the language" : "a name may not begin with a digit");
+      error(begin, at_,
+            isImaginary ? "complex numbers are not part of the language"
+                        : "a name may not begin with a digit");
       push(TokenKind::Error, begin, at_);
       return;
     }
@@ -259,10 +282,13 @@ private:
   }
 
   void lexOperator() {
-    static constexpr std::string_view kOperators[] = {
-        "**=", "//=", ">>=", "<<=", "...", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", "->", ":=", "+=", "-=", "*=",
-        "/=",  "%=",  "&=",  "|=",  "^=",  "@=", "+",  "-",  "*",  "/",  "%",  "&",  "|",  "^",  "~",  "<",  ">",  "(",
-        ")",   "[",   "]",   "{",   "}",   ",",  ":",  ".",  ";",  "@",  "="};
+    static constexpr std::string_view kOperators[] = {"**=", "//=", ">>=", "<<=", "...", "**", "//",
+                                                      "<<",  ">>",  "<=",  ">=",  "==",  "!=", "->",
+                                                      ":=",  "+=",  "-=",  "*=",  "/=",  "%=", "&=",
+                                                      "|=",  "^=",  "@=",  "+",   "-",   "*",  "/",
+                                                      "%",   "&",   "|",   "^",   "~",   "<",  ">",
+                                                      "(",   ")",   "[",   "]",   "{",   "}",  ",",
+                                                      ":",   ".",   ";",   "@",   "="};
     for (std::string_view op : kOperators) {
       if (!text_.substr(at_).starts_with(op))
         continue;
@@ -275,14 +301,17 @@ private:
     size_t begin = at_;
     at_ += std::max<size_t>(utf8Length(text_, at_), 1);
     bool isAscii = uint8_t(text_[begin]) < 0x80;
-    std::string shown = isAscii && uint8_t(text_[begin]) < 0x20 ? fmt::format("\\x{:02x}", text_[begin])
-                                                                : std::string(text_.substr(begin, at_ - begin));
+    std::string shown = isAscii && uint8_t(text_[begin]) < 0x20
+                            ? fmt::format("\\x{:02x}", text_[begin])
+                            : std::string(text_.substr(begin, at_ - begin));
     if (text_[begin] == '!')
       error(begin, at_, "unexpected '!'; write 'not' before a condition");
     else if (text_[begin] == '\\')
       error(begin, at_, "unexpected '\\'; a line is continued when '\\' is its last character");
     else
-      error(begin, at_, fmt::format("unexpected character '{}'{}", shown, isAscii ? "" : "; names use ASCII letters, digits and '_'"));
+      error(begin, at_,
+            fmt::format("unexpected character '{}'{}", shown,
+                        isAscii ? "" : "; names use ASCII letters, digits and '_'"));
     push(TokenKind::Error, begin, at_);
   }
 
@@ -307,7 +336,8 @@ private:
     }
     char opened = text_[brackets_.back()];
     if (opened != expected) {
-      addNote(diagnostics_.error(source_, {uint32_t(offset), uint32_t(offset + 1)}, fmt::format("'{}' does not close '{}'", c, opened)),
+      addNote(diagnostics_.error(source_, {uint32_t(offset), uint32_t(offset + 1)},
+                                 fmt::format("'{}' does not close '{}'", c, opened)),
               source_, {brackets_.back(), brackets_.back() + 1}, "opened here");
       tokens_.back().kind = TokenKind::Error;
     }
@@ -347,11 +377,22 @@ std::string stringContents(std::string_view token) {
       continue;
     }
     switch (token[++i]) {
-    case 'n': result += '\n'; break;
-    case 't': result += '\t'; break;
-    case '\n': break;
-    case '\\': case '\'': case '"': result += token[i]; break;
-    default: result += '\\'; result += token[i];
+    case 'n':
+      result += '\n';
+      break;
+    case 't':
+      result += '\t';
+      break;
+    case '\n':
+      break;
+    case '\\':
+    case '\'':
+    case '"':
+      result += token[i];
+      break;
+    default:
+      result += '\\';
+      result += token[i];
     }
   }
   return result;

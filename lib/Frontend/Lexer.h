@@ -1,4 +1,5 @@
-// Cuts `.cpf` text into tokens by Python's rules of lines, indentation and brackets. Grammar is left to the parser.
+// Cuts `.cpf` text into tokens by Python's rules of lines, indentation and brackets. Grammar is
+// left to the parser.
 #pragma once
 
 #include "lib/Frontend/Diagnostic.h"

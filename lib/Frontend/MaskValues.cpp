@@ -7,6 +7,8 @@
 
 namespace cpflex {
 
+using namespace ast;
+
 Entity Importer::maskEntity(MaskValue value) {
   Entity entity;
   entity.kind = EntityKind::Mask;
@@ -36,14 +38,11 @@ Entity Importer::evaluateMask(const MaskValue &mask, const Coordinates &at, Sour
   return result;
 }
 
-Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at, SourceRange range) {
+Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at,
+                                       SourceRange range) {
   switch (mask.kind) {
   case MaskValueKind::All: {
-    Entity all;
-    all.kind = EntityKind::Scalar;
-    all.type = ValueType::Bool;
-    all.constant = Constant::ofBool(true);
-    return all;
+    return Entity::ofConstant(Constant::ofBool(true));
   }
   case MaskValueKind::Definition: {
     Arguments arguments;
@@ -64,13 +63,17 @@ Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates 
     Entity rhs = evaluateMask(*mask.operands[1], at, range);
     if (lhs.isError() || rhs.isError())
       return {};
-    return emit(mask.kind == MaskValueKind::And ? Operation::And : mask.kind == MaskValueKind::Or ? Operation::Or : Operation::Xor, {lhs, rhs}, range);
+    return emit(mask.kind == MaskValueKind::And  ? Operation::And
+                : mask.kind == MaskValueKind::Or ? Operation::Or
+                                                 : Operation::Xor,
+                {lhs, rhs}, range);
   }
   case MaskValueKind::Remap: {
     Coordinates moved = at;
     moved.q = remapped(mask.q, at, at.q, range);
     moved.kv = remapped(mask.kv, at, at.kv, range);
-    return moved.q.isError() || moved.kv.isError() ? Entity{} : evaluateMask(*mask.operands[0], moved, range);
+    return moved.q.isError() || moved.kv.isError() ? Entity{}
+                                                   : evaluateMask(*mask.operands[0], moved, range);
   }
   case MaskValueKind::PerHead: {
     Entity condition = perHeadCondition(mask, at, range);
@@ -80,10 +83,12 @@ Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates 
     Entity ifFalse = evaluateMask(*mask.operands[1], at, range);
     if (ifTrue.isError() || ifFalse.isError())
       return {};
-    return condition.isConstant() ? (condition.constant->bits ? ifTrue : ifFalse) : select(condition, ifTrue, ifFalse, range);
+    return condition.isConstant() ? (condition.constant->bits ? ifTrue : ifFalse)
+                                  : select(condition, ifTrue, ifFalse, range);
   }
   case MaskValueKind::PerDocument: {
-    // A document begins at the largest offset that is not after the position; documents are equal when they begin alike.
+    // A document begins at the largest offset that is not after the position; documents are equal
+    // when they begin alike.
     Entity qBegin = documentBegin(mask.condition, at, at.q, range);
     Entity kvBegin = documentBegin(mask.condition, at, at.kv, range);
     if (qBegin.isError() || kvBegin.isError())
@@ -99,8 +104,10 @@ Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates 
   return {};
 }
 
-// `map` is an array over positions, (batch, position) or (batch, head, position), or a helper of the same arguments.
-Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity &position, SourceRange range) {
+// `map` is an array over positions, (batch, position) or (batch, head, position), or a helper of
+// the same arguments.
+Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity &position,
+                          SourceRange range) {
   if (map.isError())
     return position;
   const Entity *all[] = {&at.b, &at.h, &position};
@@ -108,7 +115,9 @@ Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity
     Entity indexed = map;
     size_t numFree = map.tensor->dims.size() - map.elements.size();
     if (numFree < 1 || numFree > 3)
-      return fail(range, fmt::format("'{}' has {} dimensions; remap takes an array over positions, (batch, position) or (batch, head, position)", map.tensor->name, map.tensor->dims.size()));
+      return fail(range, fmt::format("'{}' has {} dimensions; remap takes an array over positions, "
+                                     "(batch, position) or (batch, head, position)",
+                                     map.tensor->name, map.tensor->dims.size()));
     if (numFree == 3)
       indexed.elements.push_back(at.b), indexed.elements.push_back(at.h);
     else if (numFree == 2)
@@ -118,7 +127,9 @@ Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity
   }
   size_t numParameters = map.function->statement->parameters.size();
   if (numParameters < 1 || numParameters > 3)
-    return fail(range, fmt::format("'{}' has {} parameters; remap takes a helper of the position, (batch, position) or (batch, head, position)", map.function->statement->name, numParameters));
+    return fail(range, fmt::format("'{}' has {} parameters; remap takes a helper of the position, "
+                                   "(batch, position) or (batch, head, position)",
+                                   map.function->statement->name, numParameters));
   Arguments arguments;
   arguments.range = range;
   arguments.callee = map.function->statement->name;
@@ -148,17 +159,19 @@ Entity Importer::perHeadCondition(const MaskValue &mask, const Coordinates &at, 
   return result.isError() ? result : toBool(result, range, "per_head");
 }
 
-Entity Importer::documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position, SourceRange range) {
+Entity Importer::documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position,
+                               SourceRange range) {
   Entity indexed = offsets;
   size_t rank = offsets.tensor->dims.size();
   if (rank - offsets.elements.size() == 2)
     indexed.elements.push_back(at.b);
   if (rank - indexed.elements.size() != 1)
-    return fail(range, fmt::format("'{}' has {} dimensions; per_document takes offsets of shape [D] or [B, D]", offsets.tensor->name, rank));
+    return fail(
+        range,
+        fmt::format("'{}' has {} dimensions; per_document takes offsets of shape [D] or [B, D]",
+                    offsets.tensor->name, rank));
   Entity count = dimensionValue(*offsets.tensor, rank - 1, range);
-  Entity zero;
-  zero.kind = EntityKind::Scalar;
-  zero.constant = Constant::ofInt(0);
+  Entity zero = Entity::ofConstant(Constant::ofInt(0));
   if (count.isError())
     return {};
   return reduce(int(mask::ReductionKind::Max), count, range, [&](Entity index) {
@@ -170,6 +183,71 @@ Entity Importer::documentBegin(const Entity &offsets, const Coordinates &at, con
     Entity isBefore = emit(Operation::Le, {offset, position}, range);
     return select(isBefore, offset, zero, range);
   });
+}
+
+Entity Importer::callMaskCombinator(const std::string &name, const Arguments &given) {
+  Arguments arguments = given;
+  std::vector<Entity> values;
+  MaskValue value;
+  value.module = frame().module;
+  value.range = given.range;
+  auto isMapping = [](const Entity &entity) {
+    return entity.kind == EntityKind::Tensor ||
+           (entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Plain);
+  };
+  auto addOperand = [&](const Entity &entity) {
+    value.operands.push_back(asMask(entity));
+    if (!value.operands.back())
+      error(given.range, fmt::format("'{}' combines masks; this is {}", name, describe(entity)));
+    return value.operands.back() != nullptr;
+  };
+  if (name == "and_masks" || name == "or_masks") {
+    Entity result;
+    for (const Entity &entity : given.positional)
+      result = result.isError() ? entity
+                                : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr,
+                                         result, entity, given.range, given.range, given.range);
+    return asMask(result)
+               ? result
+               : fail(given.range, fmt::format("'{}' combines masks; expected one or more", name));
+  }
+  if (name == "remap") {
+    value.kind = MaskValueKind::Remap;
+    if (!takeArguments(arguments, {"mask", "q", "kv"}, 1, values) || !addOperand(values[0]))
+      return {};
+    for (size_t i = 1; i < 3; ++i)
+      if (!values[i].isError() && !isMapping(values[i]))
+        return fail(
+            given.range,
+            fmt::format("remap moves positions by an array or a helper function; '{}' is {}",
+                        i == 1 ? "q" : "kv", describe(values[i])));
+    if (values[1].isError() && values[2].isError())
+      return fail(given.range, "remap moves nothing; expected q= or kv=");
+    value.q = values[1];
+    value.kv = values[2];
+    return maskEntity(std::move(value));
+  }
+  if (name == "per_head") {
+    value.kind = MaskValueKind::PerHead;
+    if (!takeArguments(arguments, {"condition", "mask_if_true", "mask_if_false"}, 3, values) ||
+        !addOperand(values[1]) || !addOperand(values[2]))
+      return {};
+    if (!isMapping(values[0]))
+      return fail(given.range, fmt::format("per_head chooses by an array of bools over heads or a "
+                                           "helper of the head; this is {}",
+                                           describe(values[0])));
+    value.condition = values[0];
+    return maskEntity(std::move(value));
+  }
+  value.kind = MaskValueKind::PerDocument;
+  if (!takeArguments(arguments, {"mask", "offsets"}, 2, values) || !addOperand(values[0]))
+    return {};
+  if (values[1].kind != EntityKind::Tensor)
+    return fail(given.range,
+                fmt::format("per_document takes the array of the documents' offsets; this is {}",
+                            describe(values[1])));
+  value.condition = values[1];
+  return maskEntity(std::move(value));
 }
 
 } // namespace cpflex

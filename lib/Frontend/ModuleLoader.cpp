@@ -25,7 +25,8 @@ std::string folderOf(const std::string &path) {
 // The text of a file, nothing when it cannot be read or is larger than any source may be.
 std::optional<std::string> readText(const std::string &path) {
   std::error_code code;
-  if (!std::filesystem::is_regular_file(path, code) || std::filesystem::file_size(path, code) > kMaxSourceBytes || code)
+  if (!std::filesystem::is_regular_file(path, code) ||
+      std::filesystem::file_size(path, code) > kMaxSourceBytes || code)
     return std::nullopt;
   std::ifstream stream(path, std::ios::binary);
   if (!stream)
@@ -44,7 +45,8 @@ bool isLibrary(std::string_view name) {
 
 Module *Importer::loadMain(const File &file) {
   auto module = std::make_unique<Module>();
-  // The tree belongs to the caller; parsing again gives one of our own without copying node by node.
+  // The tree belongs to the caller; parsing again gives one of our own without copying node by
+  // node.
   DiagnosticList ignored;
   module->file = parseFile(file.source->path(), std::string(file.source->text()), ignored);
   module->file.source = file.source;
@@ -62,7 +64,7 @@ Module *Importer::loadMain(const File &file) {
 }
 
 Module *Importer::addModule(std::string key, std::string path, std::string text, std::string folder,
-                                  bool isStandard) {
+                            bool isStandard) {
   auto owned = std::make_unique<Module>();
   Module *module = owned.get();
   modules_[std::move(key)] = std::move(owned);
@@ -79,7 +81,8 @@ Module *Importer::standardModuleWith(const std::string &name) {
   for (const EmbeddedFile &file : standardLibrary()) {
     // A cheap test before parsing: the definition stands at the beginning of a line.
     std::string text(file.text);
-    if (text.find("\ndef " + name + "(") == std::string::npos && text.find("\n" + name + " = ") == std::string::npos &&
+    if (text.find("\ndef " + name + "(") == std::string::npos &&
+        text.find("\n" + name + " = ") == std::string::npos &&
         text.find("\n" + name + ": ") == std::string::npos)
       continue;
     std::string key = fmt::format("{}/{}", kStandardName, file.name);
@@ -121,15 +124,19 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
     if (auto found = modules_.find(key); found != modules_.end()) {
       if (!found->second->isLoading)
         return found->second.get();
-      errorIn(from, range, fmt::format("'{}' imports itself, directly or through other files", name));
+      errorIn(from, range,
+              fmt::format("'{}' imports itself, directly or through other files", name));
       return nullptr;
     }
     std::optional<std::string> text = readText(path.string());
     if (!text) {
-      errorIn(from, range, fmt::format("file '{}' cannot be read; expected a readable text of at most {} bytes", path.string(), kMaxSourceBytes));
+      errorIn(from, range,
+              fmt::format("file '{}' cannot be read; expected a readable text of at most {} bytes",
+                          path.string(), kMaxSourceBytes));
       return nullptr;
     }
-    return addModule(key, path.string(), std::move(*text), path.parent_path().string(), /*isStandard=*/false);
+    return addModule(key, path.string(), std::move(*text), path.parent_path().string(),
+                     /*isStandard=*/false);
   }
   std::string standardFile = name.starts_with("cpflex.std.") ? name.substr(11) : name;
   for (const EmbeddedFile &file : standardLibrary()) {
@@ -144,15 +151,19 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
   for (const std::string &folder : folders)
     looked += fmt::format("{}'{}'", looked.empty() ? "" : ", ", folder.empty() ? "." : folder);
   std::string message = foreignNameMessage("import " + name);
-  errorIn(from, range, !message.empty() ? message
-                       : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from -I and from 'cpflex.std'", relative,
-                                     looked, looked.empty() ? "the search path" : ""));
+  errorIn(from, range,
+          !message.empty()
+              ? message
+              : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from -I and "
+                            "from 'cpflex.std'",
+                            relative, looked, looked.empty() ? "the search path" : ""));
   return nullptr;
 }
 
 bool Importer::isUsableName(Module &module, const std::string &name, SourceRange range) {
   if (isBuiltinDimension(name)) {
-    errorIn(module, range, fmt::format("'{}' is the built-in size of a dimension; choose another name", name));
+    errorIn(module, range,
+            fmt::format("'{}' is the built-in size of a dimension; choose another name", name));
     return false;
   }
   if (isBuiltinFunction(name)) {
@@ -163,13 +174,15 @@ bool Importer::isUsableName(Module &module, const std::string &name, SourceRange
 }
 
 void Importer::define(Module &module, const std::string &name, Symbol symbol) {
-  bool isSameImport = (symbol.kind == SymbolKind::Imported || symbol.kind == SymbolKind::Library) && isBuiltinFunction(name);
+  bool isSameImport = (symbol.kind == SymbolKind::Imported || symbol.kind == SymbolKind::Library) &&
+                      isBuiltinFunction(name);
   if (!isSameImport && !isUsableName(module, name, symbol.range))
     return;
   auto [entry, isNew] = module.symbols.try_emplace(name, symbol);
   if (isNew)
     return;
-  Diagnostic &diagnostic = errorIn(module, symbol.range, fmt::format("'{}' is already defined", name));
+  Diagnostic &diagnostic =
+      errorIn(module, symbol.range, fmt::format("'{}' is already defined", name));
   addNote(diagnostic, module.file.source, entry->second.range, "defined here");
 }
 
@@ -181,8 +194,9 @@ FunctionRole Importer::roleOf(Module &module, const Stmt &function) {
       role = name.name == "mask" ? FunctionRole::Mask : FunctionRole::Score;
       continue;
     }
-    errorIn(module, decorator->range, fmt::format("decorator '{}' is not part of the language; expected '@mask' or '@score'",
-                                                  std::string(module.file.source->slice(name.range))));
+    errorIn(module, decorator->range,
+            fmt::format("decorator '{}' is not part of the language; expected '@mask' or '@score'",
+                        std::string(module.file.source->slice(name.range))));
   }
   return role;
 }
@@ -192,12 +206,15 @@ bool Importer::hasRightParameters(Module &module, const Stmt &function, Function
   size_t numRequired = 0;
   for (const Parameter &parameter : function.parameters)
     numRequired += !parameter.defaultValue;
-  if (role == FunctionRole::Plain || (numRequired <= expected && function.parameters.size() >= expected))
+  if (role == FunctionRole::Plain ||
+      (numRequired <= expected && function.parameters.size() >= expected))
     return true;
   errorIn(module, function.nameRange,
-            fmt::format("'{}' has {} parameters; a {} has {}", function.name, function.parameters.size(),
-                        role == FunctionRole::Mask ? "mask" : "score function",
-                        role == FunctionRole::Mask ? "4: batch, head, query and key" : "5: the score, batch, head, query and key"));
+          fmt::format("'{}' has {} parameters; a {} has {}", function.name,
+                      function.parameters.size(),
+                      role == FunctionRole::Mask ? "mask" : "score function",
+                      role == FunctionRole::Mask ? "4: batch, head, query and key"
+                                                 : "5: the score, batch, head, query and key"));
   return false;
 }
 
@@ -225,7 +242,8 @@ void Importer::collectSymbols(Module &module) {
       symbol.kind = SymbolKind::Alias;
       symbol.expr = statement->value.get();
       for (const ExprRef &target : statement->targets) {
-        for (size_t i = 0; i < (target->kind == ExprKind::Tuple ? target->operands.size() : 1); ++i) {
+        for (size_t i = 0; i < (target->kind == ExprKind::Tuple ? target->operands.size() : 1);
+             ++i) {
           const Expr &name = target->kind == ExprKind::Tuple ? *target->operands[i] : *target;
           symbol.range = name.range;
           symbol.element = target->kind == ExprKind::Tuple ? int(i) : -1;
@@ -238,7 +256,9 @@ void Importer::collectSymbols(Module &module) {
       collectImport(module, *statement);
       break;
     case StmtKind::If:
-      errorIn(module, statement->range, "'if' at the top level is not part of the language; choose inside a function or by a const");
+      errorIn(module, statement->range,
+              "'if' at the top level is not part of the language; choose inside a function or by a "
+              "const");
       break;
     case StmtKind::Return:
       errorIn(module, statement->range, "'return' outside a function");
@@ -257,8 +277,11 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
     for (const ImportedName &name : statement.imports) {
       symbol.kind = SymbolKind::Library;
       symbol.range = name.range;
-      symbol.name = statement.isWholeModule ? (name.alias.find('.') == std::string::npos && name.alias != name.name ? statement.name : statement.name.substr(0, statement.name.find('.')))
-                                            : statement.name + "." + name.name;
+      symbol.name = statement.isWholeModule
+                        ? (name.alias.find('.') == std::string::npos && name.alias != name.name
+                               ? statement.name
+                               : statement.name.substr(0, statement.name.find('.')))
+                        : statement.name + "." + name.name;
       define(module, name.alias, symbol);
     }
     return;
@@ -281,7 +304,9 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
     symbol.range = name.range;
     if (statement.isWholeModule) {
       if (isStandard) {
-        errorIn(module, statement.nameRange, "the standard library is not imported whole; write 'from cpflex.std import causal'");
+        errorIn(
+            module, statement.nameRange,
+            "the standard library is not imported whole; write 'from cpflex.std import causal'");
         return;
       }
       symbol.kind = SymbolKind::Module;
@@ -300,7 +325,9 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
       else
         for (const auto &[candidate, _] : other->symbols)
           candidates.push_back(candidate);
-      errorIn(module, name.range, fmt::format("'{}' has no '{}'{}", statement.name, name.name, suggestion(name.name, candidates)));
+      errorIn(module, name.range,
+              fmt::format("'{}' has no '{}'{}", statement.name, name.name,
+                          suggestion(name.name, candidates)));
     }
     define(module, name.alias, symbol);
   }

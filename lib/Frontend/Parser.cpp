@@ -18,16 +18,24 @@ struct ForeignStatement {
   std::string_view message;
 };
 constexpr ForeignStatement kForeignStatements[] = {
-    {"for", "loops are not part of the language; write any(...), all(...), sum(...), min(...) or max(...) over a generator, as in "
+    {"for", "loops are not part of the language; write any(...), all(...), sum(...), min(...) or "
+            "max(...) over a generator, as in "
             "any(idx[i] == kv for i in range(n))"},
-    {"while", "loops are not part of the language; write any(...), all(...) or sum(...) over a generator with range(n)"},
-    {"class", "classes are not part of the language; a file holds declarations, functions and attention(...)"},
-    {"try", "exceptions are not part of the language; a load outside an array gives 0, so nothing has to be caught"},
-    {"raise", "exceptions are not part of the language; facts such as (sorted, lo=0) are checked when an array is bound"},
+    {"while", "loops are not part of the language; write any(...), all(...) or sum(...) over a "
+              "generator with range(n)"},
+    {"class", "classes are not part of the language; a file holds declarations, functions and "
+              "attention(...)"},
+    {"try", "exceptions are not part of the language; a load outside an array gives 0, so nothing "
+            "has to be caught"},
+    {"raise", "exceptions are not part of the language; facts such as (sorted, lo=0) are checked "
+              "when an array is bound"},
     {"with", "'with' is not part of the language"},
-    {"assert", "'assert' is not part of the language; declare facts, as in tensor[i32, KV_LEN](sorted, lo=0)"},
-    {"global", "'global' is not part of the language; functions read module-level names and change none"},
-    {"nonlocal", "'nonlocal' is not part of the language; functions read module-level names and change none"},
+    {"assert", "'assert' is not part of the language; declare facts, as in tensor[i32, "
+               "KV_LEN](sorted, lo=0)"},
+    {"global",
+     "'global' is not part of the language; functions read module-level names and change none"},
+    {"nonlocal",
+     "'nonlocal' is not part of the language; functions read module-level names and change none"},
     {"del", "'del' is not part of the language"},
     {"async", "'async' is not part of the language"},
     {"yield", "'yield' is not part of the language; write 'return'"},
@@ -35,14 +43,15 @@ constexpr ForeignStatement kForeignStatements[] = {
     {"continue", "loops are not part of the language, so there is nothing to 'continue'"},
 };
 
-constexpr std::array<std::string_view, 12> kAugmentedOperators = {"+=", "-=", "*=", "/=", "//=", "%=",
-                                                                  "**=", ">>=", "<<=", "&=", "|=", "^="};
-constexpr std::array<OpKind, 12> kAugmentedOps = {OpKind::Add, OpKind::Sub, OpKind::Mul, OpKind::Div,
-                                                  OpKind::FloorDiv, OpKind::Mod, OpKind::Pow, OpKind::Shr,
-                                                  OpKind::Shl, OpKind::BitAnd, OpKind::BitOr, OpKind::BitXor};
+constexpr std::array<std::string_view, 12> kAugmentedOperators = {
+    "+=", "-=", "*=", "/=", "//=", "%=", "**=", ">>=", "<<=", "&=", "|=", "^="};
+constexpr std::array<OpKind, 12> kAugmentedOps = {
+    OpKind::Add, OpKind::Sub, OpKind::Mul, OpKind::Div,    OpKind::FloorDiv, OpKind::Mod,
+    OpKind::Pow, OpKind::Shr, OpKind::Shl, OpKind::BitAnd, OpKind::BitOr,    OpKind::BitXor};
 
 bool isDocstring(const Stmt &statement) {
-  return statement.kind == StmtKind::Expression && statement.value && statement.value->kind == ExprKind::String;
+  return statement.kind == StmtKind::Expression && statement.value &&
+         statement.value->kind == ExprKind::String;
 }
 
 } // namespace
@@ -81,7 +90,8 @@ void Parser::parseStatement(std::vector<StmtRef> &out) {
       error(token().range, std::string(foreign.message));
       return skipStatement();
     }
-  if (isAtKeyword("elif") || isAtKeyword("else") || isAtKeyword("except") || isAtKeyword("finally")) {
+  if (isAtKeyword("elif") || isAtKeyword("else") || isAtKeyword("except") ||
+      isAtKeyword("finally")) {
     error(token().range, fmt::format("'{}' without a statement that it belongs to", text()));
     return skipStatement();
   }
@@ -134,7 +144,8 @@ void Parser::parseImport(Stmt &statement) {
   advance();
   SourceRange begin = token().range;
   if (isAtOperator(".") || isAtOperator("...")) {
-    error(token().range, "imports relative to a package are not part of the language; files beside this one are found by name");
+    error(token().range, "imports relative to a package are not part of the language; files beside "
+                         "this one are found by name");
     return;
   }
   do {
@@ -146,7 +157,8 @@ void Parser::parseImport(Stmt &statement) {
   if (isRecovering_)
     return;
   if (statement.isWholeModule) {
-    ImportedName name{statement.name, statement.name.substr(0, statement.name.find('.')), statement.nameRange};
+    ImportedName name{statement.name, statement.name.substr(0, statement.name.find('.')),
+                      statement.nameRange};
     if (acceptKeyword("as"))
       name.alias = expectName("a name after 'as'");
     statement.imports.push_back(std::move(name));
@@ -157,7 +169,9 @@ void Parser::parseImport(Stmt &statement) {
     return;
   }
   if (isAtOperator("*")) {
-    error(token().range, fmt::format("'*' imports everything; name what you need, as in 'from {} import causal'", statement.name));
+    error(token().range,
+          fmt::format("'*' imports everything; name what you need, as in 'from {} import causal'",
+                      statement.name));
     return;
   }
   bool hasParentheses = acceptOperator("(");
@@ -200,7 +214,8 @@ void Parser::parseAssignmentOrExpression(Stmt &statement) {
     SourceRange opRange = token().range;
     advance();
     if (first->kind != ExprKind::Name) {
-      error(first->range, fmt::format("'{}' changes a name only; arrays are read-only", kAugmentedOperators[i]));
+      error(first->range,
+            fmt::format("'{}' changes a name only; arrays are read-only", kAugmentedOperators[i]));
       return;
     }
     auto target = std::make_unique<Expr>();
@@ -209,7 +224,8 @@ void Parser::parseAssignmentOrExpression(Stmt &statement) {
     target->range = first->range;
     statement.kind = StmtKind::Assign;
     statement.targets.push_back(std::move(target));
-    statement.value = makeBinary(kAugmentedOps[i], opRange, std::move(first), parseTupleExpression());
+    statement.value =
+        makeBinary(kAugmentedOps[i], opRange, std::move(first), parseTupleExpression());
     return;
   }
   if (!isAtOperator("=")) {
@@ -283,7 +299,9 @@ void Parser::parseParameters(Stmt &function) {
   expectOperator("(");
   while (!isRecovering_ && !isAtOperator(")")) {
     if (isAtOperator("*") || isAtOperator("**") || isAtOperator("/")) {
-      error(token().range, fmt::format("'{}' among parameters is not part of the language; name each parameter", text()));
+      error(token().range,
+            fmt::format("'{}' among parameters is not part of the language; name each parameter",
+                        text()));
       return;
     }
     Parameter parameter;

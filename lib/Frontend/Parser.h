@@ -1,4 +1,5 @@
-// Turns `.cpf` text into its syntax tree (stage 1). Names, types and files that it imports are left to the importer.
+// Turns `.cpf` text into its syntax tree (stage 1). Names, types and files that it imports are left
+// to the importer.
 #pragma once
 
 #include "lib/Frontend/Diagnostic.h"
@@ -6,8 +7,9 @@
 
 namespace cpflex {
 
-/// Parses `text`; `path` is only for messages. Always returns a tree; after an error the statement that holds it is left
-/// out and parsing goes on. Time and memory are bounded by a multiple of the text's size.
+/// Parses `text`; `path` is only for messages. Always returns a tree; after an error the statement
+/// that holds it is left out and parsing goes on. Time and memory are bounded by a multiple of the
+/// text's size.
 ast::File parseFile(std::string path, std::string text, DiagnosticList &diagnostics);
 
 } // namespace cpflex

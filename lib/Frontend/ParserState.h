@@ -7,12 +7,14 @@
 
 namespace cpflex {
 
-/// A recursive-descent parser with one token of lookahead. After an error isRecovering_ holds, further errors are
-/// dropped and each function returns as soon as it can; the statement's caller then skips to the next statement.
+/// A recursive-descent parser with one token of lookahead. After an error isRecovering_ holds,
+/// further errors are dropped and each function returns as soon as it can; the statement's caller
+/// then skips to the next statement.
 class Parser {
 public:
   Parser(SourceRef source, DiagnosticList &diagnostics)
-      : source_(std::move(source)), diagnostics_(diagnostics), tokens_(tokenize(source_, diagnostics)) {}
+      : source_(std::move(source)), diagnostics_(diagnostics),
+        tokens_(tokenize(source_, diagnostics)) {}
 
   ast::File parseModule();
 
@@ -82,7 +84,9 @@ private:
   bool acceptKeyword(std::string_view word) { return isAtKeyword(word) && (advance(), true); }
   void expectOperator(std::string_view op);
   std::string expectName(std::string_view what);
-  SourceRange rangeFrom(SourceRange begin) const { return {begin.begin, std::max(previousEnd_, begin.begin)}; }
+  SourceRange rangeFrom(SourceRange begin) const {
+    return {begin.begin, std::max(previousEnd_, begin.begin)};
+  }
   void enter();
 
   // Errors.

@@ -1,4 +1,5 @@
-// The text of one `.cpf` file and how byte offsets in it become lines and columns. Reading files is left to the caller.
+// The text of one `.cpf` file and how byte offsets in it become lines and columns. Reading files is
+// left to the caller.
 #pragma once
 
 #include <cstdint>

@@ -11,16 +11,19 @@ namespace {
 
 bool containsReturn(const std::vector<StmtRef> &statements) {
   for (const StmtRef &statement : statements)
-    if (statement->kind == StmtKind::Return || containsReturn(statement->body) || containsReturn(statement->orElse))
+    if (statement->kind == StmtKind::Return || containsReturn(statement->body) ||
+        containsReturn(statement->orElse))
       return true;
   return false;
 }
 
 bool isSameValue(const Entity &lhs, const Entity &rhs) {
-  if (lhs.kind != rhs.kind || lhs.value != rhs.value || lhs.isConstant() != rhs.isConstant() || lhs.tensor != rhs.tensor ||
-      lhs.function != rhs.function || lhs.mask != rhs.mask || lhs.name != rhs.name || lhs.elements.size() != rhs.elements.size())
+  if (lhs.kind != rhs.kind || lhs.value != rhs.value || lhs.isConstant() != rhs.isConstant() ||
+      lhs.tensor != rhs.tensor || lhs.function != rhs.function || lhs.mask != rhs.mask ||
+      lhs.name != rhs.name || lhs.elements.size() != rhs.elements.size())
     return false;
-  if (lhs.isConstant() && (lhs.constant->type != rhs.constant->type || lhs.constant->bits != rhs.constant->bits))
+  if (lhs.isConstant() &&
+      (lhs.constant->type != rhs.constant->type || lhs.constant->bits != rhs.constant->bits))
     return false;
   for (size_t i = 0; i < lhs.elements.size(); ++i)
     if (!isSameValue(lhs.elements[i], rhs.elements[i]))
@@ -31,7 +34,8 @@ bool isSameValue(const Entity &lhs, const Entity &rhs) {
 } // namespace
 
 // Nothing when the end is reached without a return; an Error entity after a reported error.
-std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements, const Continuation *next) {
+std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
+                                         const Continuation *next) {
   for (size_t i = 0; i < statements.size(); ++i) {
     const Stmt &statement = *statements[i];
     switch (statement.kind) {
@@ -56,7 +60,8 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements, co
       if (condition.isConstant()) {
         if (!enter(statement.range))
           return Entity{};
-        std::optional<Entity> result = runBlock(condition.constant->bits ? statement.body : statement.orElse, &rest);
+        std::optional<Entity> result =
+            runBlock(condition.constant->bits ? statement.body : statement.orElse, &rest);
         --depth_;
         return result;
       }
@@ -83,9 +88,14 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements, co
       break;
     }
     case StmtKind::Function:
-      return fail(statement.nameRange, fmt::format("function '{}' inside a function; move it to the top level", statement.name));
+      return fail(
+          statement.nameRange,
+          fmt::format("function '{}' inside a function; move it to the top level", statement.name));
     case StmtKind::Declare:
-      return fail(statement.nameRange, fmt::format("'{}' is declared inside a function; declarations stand at the top level", statement.name));
+      return fail(
+          statement.nameRange,
+          fmt::format("'{}' is declared inside a function; declarations stand at the top level",
+                      statement.name));
     case StmtKind::Import:
       return fail(statement.range, "an import inside a function; imports stand at the top level");
     case StmtKind::Expression: {
@@ -117,11 +127,14 @@ void Importer::runAssign(const Stmt &statement) {
 
 void Importer::bindTarget(const Expr &target, Entity value) {
   if (target.kind == ExprKind::Tuple) {
-    bool isMatch = value.kind == EntityKind::Tuple && value.elements.size() == target.operands.size();
+    bool isMatch =
+        value.kind == EntityKind::Tuple && value.elements.size() == target.operands.size();
     if (!isMatch && !value.isError())
-      error(target.range, value.kind == EntityKind::Tuple
-                              ? fmt::format("{} names for a tuple of {}", target.operands.size(), value.elements.size())
-                              : fmt::format("{} names for {}", target.operands.size(), describe(value)));
+      error(target.range,
+            value.kind == EntityKind::Tuple
+                ? fmt::format("{} names for a tuple of {}", target.operands.size(),
+                              value.elements.size())
+                : fmt::format("{} names for {}", target.operands.size(), describe(value)));
     for (size_t i = 0; i < target.operands.size(); ++i)
       bindTarget(*target.operands[i], isMatch ? value.elements[i] : Entity{});
     return;
@@ -129,7 +142,8 @@ void Importer::bindTarget(const Expr &target, Entity value) {
   if (target.kind != ExprKind::Name)
     return;
   if (isBuiltinDimension(target.name)) {
-    error(target.range, fmt::format("'{}' is the built-in size of a dimension; choose another name", target.name));
+    error(target.range, fmt::format("'{}' is the built-in size of a dimension; choose another name",
+                                    target.name));
     return;
   }
   nameValue(value, target.name);
@@ -137,8 +151,10 @@ void Importer::bindTarget(const Expr &target, Entity value) {
   frame().locals[target.name] = std::move(value);
 }
 
-// After an 'if' whose arms bind names: each name is a choice; a name bound in one arm only cannot be used.
-void Importer::mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse, SourceRange range) {
+// After an 'if' whose arms bind names: each name is a choice; a name bound in one arm only cannot
+// be used.
+void Importer::mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse,
+                         SourceRange range) {
   std::map<std::string, Entity> merged;
   for (auto &[name, value] : ifTrue.locals) {
     auto other = ifFalse.locals.find(name);

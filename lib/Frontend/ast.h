@@ -1,4 +1,5 @@
-// The syntax tree of a `.cpf` file: what was written and where. It knows nothing of types; names are not resolved.
+// The syntax tree of a `.cpf` file: what was written and where. It knows nothing of types; names
+// are not resolved.
 #pragma once
 
 #include "lib/Frontend/Source.h"
@@ -9,8 +10,8 @@
 
 namespace cpflex::ast {
 
-/// Most levels of nesting of one expression or of blocks. What walks the tree recurses at most this deep, because it
-/// follows the left operand of a chain such as `a + b + c` in a loop.
+/// Most levels of nesting of one expression or of blocks. What walks the tree recurses at most this
+/// deep, because it follows the left operand of a chain such as `a + b + c` in a loop.
 inline constexpr int kMaxDepth = 200;
 /// Most terms of one chain of operators, elements of a tuple or arguments of a call.
 inline constexpr int kMaxTerms = 10000;
@@ -39,9 +40,30 @@ enum class ExprKind : uint8_t {
 
 /// Operators as the user spells them.
 enum class OpKind : uint8_t {
-  Add, Sub, Mul, Div, FloorDiv, Mod, Pow, Shl, Shr, BitAnd, BitOr, BitXor, // binary
-  Neg, Plus, Invert, Not,                                                  // unary
-  Eq, Ne, Lt, Le, Gt, Ge, In, NotIn,                                       // comparison
+  Add,
+  Sub,
+  Mul,
+  Div,
+  FloorDiv,
+  Mod,
+  Pow,
+  Shl,
+  Shr,
+  BitAnd,
+  BitOr,
+  BitXor, // binary
+  Neg,
+  Plus,
+  Invert,
+  Not, // unary
+  Eq,
+  Ne,
+  Lt,
+  Le,
+  Gt,
+  Ge,
+  In,
+  NotIn, // comparison
 };
 
 /// The operator's text: `+`, `//`, `not in`, ...
@@ -114,8 +136,8 @@ struct ImportedName {
 
 struct Stmt {
   StmtKind kind = StmtKind::Pass;
-  SourceRange range;     ///< the whole statement; of a compound statement its first line
-  std::string name;      ///< function, declaration or module
+  SourceRange range; ///< the whole statement; of a compound statement its first line
+  std::string name;  ///< function, declaration or module
   SourceRange nameRange;
   std::string docstring; ///< of a function
   ExprRef annotation;

@@ -12,12 +12,13 @@ TEST(Diagnostics, showTheSourceTheRangeAndTheDeclaration) {
                                        "def m(b, h, q, kv):\n"
                                        "    return q - doc[b, kv] > 0\n",
                                        {}, "pack.cpf");
-  EXPECT_EQ(renderDiagnostics(program.diagnostics), "pack.cpf:4:16: error: 'doc' has 1 dimension, 2 indices given\n"
-                                                    "    return q - doc[b, kv] > 0\n"
-                                                    "               ^~~~~~~~~~\n"
-                                                    "pack.cpf:1:1: note: declared here\n"
-                                                    "doc: tensor[i32, KV_LEN]\n"
-                                                    "^~~\n");
+  EXPECT_EQ(renderDiagnostics(program.diagnostics),
+            "pack.cpf:4:16: error: 'doc' has 1 dimension, 2 indices given\n"
+            "    return q - doc[b, kv] > 0\n"
+            "               ^~~~~~~~~~\n"
+            "pack.cpf:1:1: note: declared here\n"
+            "doc: tensor[i32, KV_LEN]\n"
+            "^~~\n");
 }
 
 TEST(Diagnostics, sayWhereAHelperWasCalled) {
@@ -26,7 +27,8 @@ TEST(Diagnostics, sayWhereAHelperWasCalled) {
                                        "@mask\n"
                                        "def m(b, h, q, kv):\n"
                                        "    return f(q) > 0\n");
-  EXPECT_NE(renderDiagnostics(program.diagnostics).find("test.cpf:5:12: note: in 'f', called here"), std::string::npos)
+  EXPECT_NE(renderDiagnostics(program.diagnostics).find("test.cpf:5:12: note: in 'f', called here"),
+            std::string::npos)
       << renderDiagnostics(program.diagnostics);
 }
 
@@ -34,12 +36,14 @@ TEST(Diagnostics, pointBelowTextWithTabsAndLongCharacters) {
   DiagnosticList diagnostics;
   auto source = std::make_shared<const SourceText>("a.cpf", "\tx = \"\xC3\xA4\" $\n");
   diagnostics.error(source, {10, 11}, "here");
-  EXPECT_EQ(renderDiagnostics(diagnostics), "a.cpf:1:11: error: here\n x = \"\xC3\xA4\" $\n         ^\n");
+  EXPECT_EQ(renderDiagnostics(diagnostics),
+            "a.cpf:1:11: error: here\n x = \"\xC3\xA4\" $\n         ^\n");
 }
 
 TEST(Diagnostics, cutLongLinesAroundTheCaret) {
   DiagnosticList diagnostics;
-  auto source = std::make_shared<const SourceText>("a.cpf", std::string(1000, 'x') + "!" + std::string(1000, 'y'));
+  auto source = std::make_shared<const SourceText>("a.cpf", std::string(1000, 'x') + "!" +
+                                                                std::string(1000, 'y'));
   diagnostics.error(source, {1000, 1001}, "here");
   std::string text = renderDiagnostics(diagnostics);
   EXPECT_LT(text.size(), 400u);

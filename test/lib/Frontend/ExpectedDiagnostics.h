@@ -1,5 +1,5 @@
-// Checks the diagnostics of a program against what comments in it expect: `# expected-error: text` on the error's line,
-// also `-warning`; `@N` after the word moves the expectation N lines.
+// Checks the diagnostics of a program against what comments in it expect: `# expected-error: text`
+// on the error's line, also `-warning`; `@N` after the word moves the expectation N lines.
 #pragma once
 
 #include "test/lib/Frontend/ProgramText.h"
@@ -39,7 +39,8 @@ inline std::vector<Expectation> expectationsOf(const std::string &text) {
   return expectations;
 }
 
-/// Fails the test unless the program gives exactly the expected errors and warnings; `place` names it.
+/// Fails the test unless the program gives exactly the expected errors and warnings; `place` names
+/// it.
 inline void checkExpectations(const std::string &text, const std::string &place) {
   ImportedProgram program = importText(text);
   std::vector<Expectation> expected = expectationsOf(text);
@@ -47,14 +48,16 @@ inline void checkExpectations(const std::string &text, const std::string &place)
   for (const Diagnostic &diagnostic : program.diagnostics.all()) {
     bool isExpected = false;
     for (size_t i = 0; i < expected.size() && !isExpected; ++i) {
-      isExpected = !isFound[i] && expected[i].severity == diagnostic.severity && expected[i].line == diagnostic.line &&
+      isExpected = !isFound[i] && expected[i].severity == diagnostic.severity &&
+                   expected[i].line == diagnostic.line &&
                    diagnostic.message.find(expected[i].text) != std::string::npos;
       isFound[i] = isFound[i] || isExpected;
     }
     EXPECT_TRUE(isExpected) << place << ": unexpected\n" << renderDiagnostic(diagnostic);
   }
   for (size_t i = 0; i < expected.size(); ++i)
-    EXPECT_TRUE(isFound[i]) << place << ": line " << expected[i].line << " gives no '" << expected[i].text << "'";
+    EXPECT_TRUE(isFound[i]) << place << ": line " << expected[i].line << " gives no '"
+                            << expected[i].text << "'";
   EXPECT_EQ(program.isValid, !program.diagnostics.hasErrors()) << place;
 }
 

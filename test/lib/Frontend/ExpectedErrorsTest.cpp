@@ -1,5 +1,5 @@
-// Every message of the front end is printed by a program in errors/: each file holds small programs, separated by lines
-// of `# -----`, that say what they expect (ExpectedDiagnostics.h).
+// Every message of the front end is printed by a program in errors/: each file holds small
+// programs, separated by lines of `# -----`, that say what they expect (ExpectedDiagnostics.h).
 #include "test/lib/Frontend/ExpectedDiagnostics.h"
 
 #include <filesystem>
@@ -27,7 +27,8 @@ std::vector<Piece> piecesOf(const std::string &text) {
 
 TEST(ExpectedErrors, everyProgramGivesItsMessagesAndNoOthers) {
   int numPrograms = 0;
-  for (const auto &entry : std::filesystem::directory_iterator(CPFLEX_SOURCE_DIR "/test/lib/Frontend/errors")) {
+  for (const auto &entry :
+       std::filesystem::directory_iterator(CPFLEX_SOURCE_DIR "/test/lib/Frontend/errors")) {
     if (entry.path().extension() != ".cpf")
       continue;
     for (const Piece &piece : piecesOf(readFile(entry.path().string()))) {

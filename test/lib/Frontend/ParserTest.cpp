@@ -19,22 +19,31 @@ std::string shapeOf(const ast::Expr &expr) {
   std::string inner;
   for (size_t i = 0; i < expr.operands.size(); ++i) {
     if (i > 0)
-      inner += expr.kind == ExprKind::Compare ? std::string(" ") + ast::toString(expr.ops[i - 1]) + " "
-               : expr.kind == ExprKind::And   ? " and "
-               : expr.kind == ExprKind::Or    ? " or "
+      inner += expr.kind == ExprKind::Compare
+                   ? std::string(" ") + ast::toString(expr.ops[i - 1]) + " "
+               : expr.kind == ExprKind::And    ? " and "
+               : expr.kind == ExprKind::Or     ? " or "
                : expr.kind == ExprKind::Binary ? std::string(" ") + ast::toString(expr.op) + " "
                                                : ", ";
     inner += shapeOf(*expr.operands[i]);
   }
   switch (expr.kind) {
-  case ExprKind::Name: return expr.name;
-  case ExprKind::Int: return std::to_string(expr.intValue);
-  case ExprKind::Unary: return std::string("(") + ast::toString(expr.op) + " " + inner + ")";
-  case ExprKind::Conditional: return "if(" + inner + ")";
-  case ExprKind::Call: return "call(" + inner + ")";
-  case ExprKind::Subscript: return "at(" + inner + ")";
-  case ExprKind::Attribute: return inner + "." + expr.name;
-  default: return "(" + inner + ")";
+  case ExprKind::Name:
+    return expr.name;
+  case ExprKind::Int:
+    return std::to_string(expr.intValue);
+  case ExprKind::Unary:
+    return std::string("(") + ast::toString(expr.op) + " " + inner + ")";
+  case ExprKind::Conditional:
+    return "if(" + inner + ")";
+  case ExprKind::Call:
+    return "call(" + inner + ")";
+  case ExprKind::Subscript:
+    return "at(" + inner + ")";
+  case ExprKind::Attribute:
+    return inner + "." + expr.name;
+  default:
+    return "(" + inner + ")";
   }
 }
 
@@ -115,7 +124,9 @@ TEST(Parser, goesOnAfterErrors) {
 
 TEST(Parser, keepsDocstringsApart) {
   DiagnosticList diagnostics;
-  ast::File file = parseFile("a.cpf", "\"\"\"About\nthe file.\"\"\"\ndef f(x):\n    'About f.'\n    return x\n", diagnostics);
+  ast::File file =
+      parseFile("a.cpf", "\"\"\"About\nthe file.\"\"\"\ndef f(x):\n    'About f.'\n    return x\n",
+                diagnostics);
   EXPECT_EQ(file.docstring, "About\nthe file.");
   ASSERT_EQ(file.statements.size(), 1u);
   EXPECT_EQ(file.statements[0]->docstring, "About f.");

@@ -18,7 +18,8 @@ struct ImportedProgram {
   bool isValid = false; ///< the module passes the dialect's verifiers
 };
 
-inline ImportedProgram importText(const std::string &text, const ImportOptions &options = {}, const std::string &path = "test.cpf") {
+inline ImportedProgram importText(const std::string &text, const ImportOptions &options = {},
+                                  const std::string &path = "test.cpf") {
   ImportedProgram result;
   ast::File file = parseFile(path, text, result.diagnostics);
   mlir::MLIRContext ctx;

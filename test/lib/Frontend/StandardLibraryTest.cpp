@@ -1,4 +1,5 @@
-// Every file of the standard library imports, every mask and score function has a docstring and can be used by its name.
+// Every file of the standard library imports, every mask and score function has a docstring and can
+// be used by its name.
 #include "lib/Std/StandardLibrary.h"
 #include "test/lib/Frontend/ProgramText.h"
 
@@ -27,16 +28,21 @@ TEST(StandardLibrary, namesWorkByThemselvesAndAreExplained) {
       EXPECT_FALSE(statement->docstring.empty()) << statement->name;
       EXPECT_TRUE(names.insert(statement->name).second) << statement->name << " is defined twice";
       std::string kind = statement->decorators[0]->name;
-      ImportedProgram program = importText("from cpflex.std import " + statement->name + "\nattention(\"a\", " + kind + "=" + statement->name + ")\n");
-      EXPECT_TRUE(program.isValid) << statement->name << "\n" << renderDiagnostics(program.diagnostics);
+      ImportedProgram program =
+          importText("from cpflex.std import " + statement->name + "\nattention(\"a\", " + kind +
+                     "=" + statement->name + ")\n");
+      EXPECT_TRUE(program.isValid) << statement->name << "\n"
+                                   << renderDiagnostics(program.diagnostics);
     }
   }
   EXPECT_GE(names.size(), 50u);
 }
 
 TEST(StandardLibrary, sinksAreACapture) {
-  ImportedProgram program = importText("from cpflex.std import causal, sinks\nattention(\"a\", mask=causal, sink=sinks)\n");
-  EXPECT_NE(program.module.find("mask.capture @sinks : f32 [\"H\"] {grad}"), std::string::npos) << renderDiagnostics(program.diagnostics);
+  ImportedProgram program = importText(
+      "from cpflex.std import causal, sinks\nattention(\"a\", mask=causal, sink=sinks)\n");
+  EXPECT_NE(program.module.find("mask.capture @sinks : f32 [\"H\"] {grad}"), std::string::npos)
+      << renderDiagnostics(program.diagnostics);
 }
 
 } // namespace
