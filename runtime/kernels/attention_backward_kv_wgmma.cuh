@@ -125,6 +125,8 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       productCommit();
       productWait<1>();
       pinRegisters(gradients);
+      if (!hasTile && isElected)
+        rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
 
       // 4. dS^T
 #pragma unroll
@@ -153,12 +155,9 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
     }
     productWait<0>();
     pinRegisters(dK);
-    if (previousSlot >= 0) {
-      if constexpr (kOverlapsSteps)
+    if constexpr (kOverlapsSteps)
+      if (previousSlot >= 0)
         releaseTiles(previousSlot);
-      if (isElected)
-        rest.kvEmpty.arrive();
-    }
 
     const float kScale[2] = {arguments.scale, arguments.scale}, kOne[2] = {1.0f, 1.0f};
     int row = work.row * Config::kTileKV + rowInTile;

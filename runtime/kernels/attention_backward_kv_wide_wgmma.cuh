@@ -78,6 +78,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
       productWait<0>();
       pinRegisters(factors);
+      if (!hasTile && isElected)
+        rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
       const float *lseLog2 = rest.lseLog2[ring.slot] + 2 * (threadIdx.x % 4);
       weighTile<Element, Program, TileAxes::RowsAreKV, Config::kHasSoftmax, true>(
           factors, weights, keep, isMasked, scale, captures, b, h, rowPosition, columns,
@@ -109,10 +111,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
     }
     productWait<0>();
     pinRegisters(dV);
-    if (previousSlot >= 0 && isElected) {
+    if (previousSlot >= 0 && isElected)
       rest.dOEmpty[previousSlot].arrive();
-      rest.kvEmpty.arrive();
-    }
     const float kOne[2] = {1.0f, 1.0f};
     writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h),
                                                                 arguments.dV.strideS, work.row * Config::kTileKV + rowInTile, arguments.kvLen);
@@ -177,6 +177,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       rest.exchangeFull[exchange.slot].wait(exchange.parity);
       productWait<0>();
       pinRegisters(gradients);
+      if (!hasTile && isElected)
+        rest.kvEmpty.arrive();
       const float *delta = rest.delta[ring.slot] + 2 * (threadIdx.x % 4);
       const float4 *in = reinterpret_cast<const float4 *>(shared.exchange(exchange.slot)) + threadIdx.x % kWarpgroupSize;
 #pragma unroll
@@ -209,10 +211,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
     }
     productWait<0>();
     pinRegisters(dK);
-    if (previousSlot >= 0 && isElected) {
+    if (previousSlot >= 0 && isElected)
       rest.qEmpty[previousSlot].arrive();
-      rest.kvEmpty.arrive();
-    }
     const float kScale[2] = {arguments.scale, arguments.scale};
     writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h),
                                                                arguments.dK.strideS, work.row * Config::kTileKV + rowInTile, arguments.kvLen);

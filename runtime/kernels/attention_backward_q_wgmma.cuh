@@ -176,8 +176,11 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       pinRegisters(factors);
       productWait<0>();
       pinRegisters(gradients);
-      if (isElected)
+      if (isElected) {
         rest.vEmpty[ring.slot].arrive();
+        if (!hasTile)
+          rest.qEmpty.arrive(); // the next item's rows may come while this one ends
+      }
 
       // 3. dS
 #pragma unroll
@@ -199,8 +202,6 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
         rest.kEmpty[ring.slot].arrive();
       ring.advance();
     }
-    if (queue.hasTile && isElected)
-      rest.qEmpty.arrive();
     const float kScale[2] = {arguments.scale, arguments.scale};
     writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dQ, kScale, outputSlice<Config::kOutputIsF32>(arguments.dQ, work.b, work.h),
                                                                arguments.dQ.strideS, row, arguments.qLen);
