@@ -93,7 +93,7 @@ AbstractValue IntervalEvaluator::operation(const ProgramNode &node) const {
   if (node.operandType == ValueType::Bool) {
     if (node.operation == Operation::Not)
       return AbstractValue::integers(1 - a.hi, 1 - a.lo);
-    const AbstractValue &b = values_[node.operands[1]];
+    const AbstractValue &b = values_[std::max(node.operands[1], 0)];
     if (node.operation == Operation::And)
       return AbstractValue::integers(a.lo & b.lo, a.hi & b.hi);
     if (node.operation == Operation::Or)
@@ -158,7 +158,7 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
     // A least element apart from the rest, or below 0, is most likely a sentinel that predicates
     // ask for.
     bool isSentinel =
-        bounds.secondLo > bounds.lo + 1 || (bounds.lo < 0 && bounds.secondLo > bounds.lo);
+        bounds.secondLo > bounds.lo && (bounds.lo < 0 || bounds.secondLo - 1 > bounds.lo);
     bool hasGap =
         isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
     if (hasGap && !isByCases_ && gaps_.size() < kMaxGaps)
