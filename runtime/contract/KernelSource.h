@@ -1,5 +1,5 @@
-// The text of one kernel as it goes to NVRTC, and what comes back: plain data between lib/CodeGen/Cuda, which prints the
-// functor and the instantiation, and runtime/Cuda, which compiles, caches, loads and launches.
+// The text of one kernel as it goes to NVRTC, and what comes back: plain data between lib/CodeGen/Cuda, which prints
+// the functor and the instantiation, and runtime/Cuda, which compiles, caches, loads and launches.
 //
 // A kernel's text is, in this order:
 //   1. #include "runtime/contract/Operations.h"           (functors call cpflex::ops)
@@ -35,12 +35,12 @@ struct KernelImage {
   std::string functionName;
   std::string architecture; ///< `sm_90a`
   TileConfig tiles;
-  int32_t registers = 0;    ///< per thread at entry
-  int32_t spillBytes = 0;   ///< stores and loads
+  int32_t registers = 0;  ///< per thread at entry
+  int32_t spillBytes = 0; ///< stores and loads
   int32_t stackBytes = 0;
   int32_t staticSharedBytes = 0;
   std::vector<std::string> warnings; ///< lines of the log that cost speed: serialised wgmma, spills
-  std::string log;          ///< the compiler's, with the resource report
+  std::string log;                   ///< the compiler's, with the resource report
 };
 
 } // namespace cpflex

@@ -17,7 +17,7 @@ constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 
 constexpr int kSpillsInRareCode = 512;
 // A warp of the mma_sync kernels holds all of its rows' accumulators; larger tiles are worth a few bytes.
 constexpr int kSpillsOfFullRegisters = 512;
-constexpr int kWarpgroup = 128;       // threads; a producer and a consumer per 64 rows in the wgmma kernels
+constexpr int kWarpgroup = 128; // threads; a producer and a consumer per 64 rows in the wgmma kernels
 
 int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -29,7 +29,9 @@ bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || 
 int widestHead(const KernelSpec &spec) { return std::max(spec.headDim, spec.vHeadDim); }
 
 /// Bytes of a tile of `rows` rows of both tensors that are as wide as Q and V.
-int pairBytes(int rows, const KernelSpec &spec) { return panelBytes(rows, spec.headDim) + panelBytes(rows, spec.vHeadDim); }
+int pairBytes(int rows, const KernelSpec &spec) {
+  return panelBytes(rows, spec.headDim) + panelBytes(rows, spec.vHeadDim);
+}
 
 TileConfig forwardWgmma(const KernelSpec &spec) {
   int widest = widestHead(spec);
@@ -40,8 +42,8 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.stages = 2;
   tiles.threads = tiles.tileQ / 64 * kWarpgroup + kWarpgroup;
   tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
-  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes +
-                      kAlignmentSlack;
+  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
+                      kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 
@@ -55,10 +57,11 @@ TileConfig backwardKVWgmma(const KernelSpec &spec) {
   tiles.threads = 3 * kWarpgroup;
   constexpr int kFloatBytes = static_cast<int>(sizeof(float));
   // Two rows of LSE and delta per query; where the consumers divide a tile, two slots of factors pass between them.
-  int rowBytes = tiles.tileQ * 2 * kFloatBytes, exchangeBytes = isWide ? 2 * tiles.tileKV * tiles.tileQ * kFloatBytes : 0;
+  int rowBytes = tiles.tileQ * 2 * kFloatBytes,
+      exchangeBytes = isWide ? 2 * tiles.tileKV * tiles.tileQ * kFloatBytes : 0;
   tiles.spillLimit = isWide ? 0 : kSpillsInRareCode;
-  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) + exchangeBytes +
-                      kBarrierBytes + kAlignmentSlack;
+  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) +
+                      exchangeBytes + kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 
@@ -69,7 +72,8 @@ TileConfig backwardQWgmma(const KernelSpec &spec) {
   tiles.tileKV = widest <= 128 ? 128 : widest <= 192 ? 64 : 48;
   tiles.stages = 2;
   tiles.threads = 3 * kWarpgroup;
-  tiles.sharedBytes = pairBytes(tiles.tileQ, spec) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
+  tiles.sharedBytes =
+      pairBytes(tiles.tileQ, spec) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 
@@ -110,9 +114,16 @@ TileConfig backwardMmaSync(const KernelSpec &spec, int sharedLimit) {
 
 int sharedMemoryLimit(int computeCapability) {
   switch (computeCapability) {
-  case 80: case 87: return 163 * 1024;
-  case 86: case 89: case 120: case 121: return 99 * 1024;
-  default: return 227 * 1024;
+  case 80:
+  case 87:
+    return 163 * 1024;
+  case 86:
+  case 89:
+  case 120:
+  case 121:
+    return 99 * 1024;
+  default:
+    return 227 * 1024;
   }
 }
 
@@ -126,13 +137,15 @@ KernelFamily kernelFamily(const KernelSpec &spec, int computeCapability) {
 
 StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
   if (computeCapability < 80)
-    return Status::unsupported(
-        fmt::format("compute capability is {}.{}; expected 8.0 or newer", computeCapability / 10, computeCapability % 10));
+    return Status::unsupported(fmt::format("compute capability is {}.{}; expected 8.0 or newer", computeCapability / 10,
+                                           computeCapability % 10));
   if (spec.element != ElementType::BF16 && spec.element != ElementType::F16)
-    return Status::unsupported(fmt::format("element type is '{}'; GPU kernels exist for 'bf16' and 'f16'", toString(spec.element)));
+    return Status::unsupported(
+        fmt::format("element type is '{}'; GPU kernels exist for 'bf16' and 'f16'", toString(spec.element)));
   for (int dim : {spec.headDim, spec.vHeadDim})
     if (dim < 8 || dim > kMaxHeadDim || dim % 8 != 0)
-      return Status::unsupported(fmt::format("head size is {}; GPU kernels serve multiples of 8 up to {}", dim, kMaxHeadDim));
+      return Status::unsupported(
+          fmt::format("head size is {}; GPU kernels serve multiples of 8 up to {}", dim, kMaxHeadDim));
   if (isRowKernel(spec.role)) {
     TileConfig tiles;
     tiles.tileQ = kRowPadding;
@@ -158,24 +171,33 @@ std::string kernelArchitecture(const KernelSpec &spec, int computeCapability) {
 std::string_view kernelFile(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
-  case KernelRole::Forward: return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
+  case KernelRole::Forward:
+    return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attention_backward_kv_mma_sync.cuh"
            : widestHead(spec) <= 128 ? "attention_backward_kv_wgmma.cuh"
                                      : "attention_backward_kv_wide_wgmma.cuh";
-  case KernelRole::BackwardQ: return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
-  case KernelRole::BackwardDelta: case KernelRole::BackwardSink: return "attention_backward_rows.cuh";
+  case KernelRole::BackwardQ:
+    return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
+  case KernelRole::BackwardDelta:
+  case KernelRole::BackwardSink:
+    return "attention_backward_rows.cuh";
   }
   return {};
 }
 
 std::string_view kernelFunctionName(KernelRole role) {
   switch (role) {
-  case KernelRole::Forward: return "attention_forward";
-  case KernelRole::BackwardKV: return "attention_backward_kv";
-  case KernelRole::BackwardQ: return "attention_backward_q";
-  case KernelRole::BackwardDelta: return "attention_backward_delta";
-  case KernelRole::BackwardSink: return "attention_backward_sink";
+  case KernelRole::Forward:
+    return "attention_forward";
+  case KernelRole::BackwardKV:
+    return "attention_backward_kv";
+  case KernelRole::BackwardQ:
+    return "attention_backward_q";
+  case KernelRole::BackwardDelta:
+    return "attention_backward_delta";
+  case KernelRole::BackwardSink:
+    return "attention_backward_sink";
   }
   return {};
 }
@@ -184,14 +206,18 @@ std::string_view kernelFunctionName(KernelRole role) {
 static std::string_view kernelTemplate(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
-  case KernelRole::Forward: return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
+  case KernelRole::Forward:
+    return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attentionBackwardKVMmaSync"
            : widestHead(spec) <= 128 ? "attentionBackwardKVWgmma"
                                      : "attentionBackwardKVWideWgmma";
-  case KernelRole::BackwardQ: return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
-  case KernelRole::BackwardDelta: return "attentionBackwardDelta";
-  case KernelRole::BackwardSink: return "attentionBackwardSink";
+  case KernelRole::BackwardQ:
+    return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
+  case KernelRole::BackwardDelta:
+    return "attentionBackwardDelta";
+  case KernelRole::BackwardSink:
+    return "attentionBackwardSink";
   }
   return {};
 }
@@ -201,8 +227,11 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   bool isForward = spec.role == KernelRole::Forward;
   bool hasMaps = takesTensorMaps(spec);
   std::string text = "struct Config {\n";
-  text += fmt::format("  using Element = cpflex::kernels::{};\n", spec.element == ElementType::BF16 ? "BFloat16" : "Float16");
-  auto constant = [&](const char *name, int value) { text += fmt::format("  static constexpr int {} = {};\n", name, value); };
+  text += fmt::format("  using Element = cpflex::kernels::{};\n",
+                      spec.element == ElementType::BF16 ? "BFloat16" : "Float16");
+  auto constant = [&](const char *name, int value) {
+    text += fmt::format("  static constexpr int {} = {};\n", name, value);
+  };
   constant("kHeadDim", spec.headDim);
   constant("kVHeadDim", spec.vHeadDim);
   constant("kTileQ", tiles.tileQ);
@@ -215,14 +244,15 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   text += fmt::format("  static constexpr cpflex::PositionMode kPositions = cpflex::PositionMode::{};\n",
                       kPositionModes[static_cast<int>(spec.positions)]);
   text += "};\n";
-  text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n", tiles.blocksPerProcessor,
-                      kernelFunctionName(spec.role));
-  text += fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n", isForward ? "Forward" : "Backward");
+  text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n",
+                      tiles.blocksPerProcessor, kernelFunctionName(spec.role));
+  text +=
+      fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n", isForward ? "Forward" : "Backward");
   text += "    const __grid_constant__ Program::Captures captures";
   if (hasMaps)
     text += fmt::format(",\n    const __grid_constant__ cpflex::{}TensorMaps maps", isForward ? "Forward" : "Backward");
-  text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n", kernelTemplate(spec),
-                      hasMaps ? ", maps" : "");
+  text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n",
+                      kernelTemplate(spec), hasMaps ? ", maps" : "");
   return text;
 }
 

@@ -15,11 +15,12 @@ namespace cpflex {
 /// them (MaskArgument then says how many kernel tiles one mask tile holds in each direction).
 struct TileConfig {
   int tileQ = 0, tileKV = 0;
-  int stages = 1;         ///< tiles in flight: K and V in forward and dQ, Q and dO in dK/dV
-  int threads = 0;        ///< per block
-  int sharedBytes = 0;    ///< dynamic shared memory per block
+  int stages = 1;             ///< tiles in flight: K and V in forward and dQ, Q and dO in dK/dV
+  int threads = 0;            ///< per block
+  int sharedBytes = 0;        ///< dynamic shared memory per block
   int blocksPerProcessor = 1; ///< that shared memory and registers allow; grid = min(items, processors * this)
-  int spillLimit = 0; ///< bytes that the compiler may store and load aside, for kernels where that is off the critical path
+  int spillLimit =
+      0; ///< bytes that the compiler may store and load aside, for kernels where that is off the critical path
   friend bool operator==(const TileConfig &, const TileConfig &) = default;
 };
 
@@ -39,7 +40,8 @@ std::string kernelArchitecture(const KernelSpec &spec, int computeCapability);
 /// The file of runtime/kernels/ that holds a spec's kernel.
 std::string_view kernelFile(const KernelSpec &spec);
 
-/// The name of the kernel function that kernelInstantiation() defines: `attention_forward`, `attention_backward_kv`, ...
+/// The name of the kernel function that kernelInstantiation() defines: `attention_forward`, `attention_backward_kv`,
+/// ...
 std::string_view kernelFunctionName(KernelRole role);
 
 /// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel function.
@@ -48,7 +50,8 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
 /// Whether the kernel takes tensor maps as its third parameter.
 constexpr bool takesTensorMaps(const KernelSpec &spec) {
   return spec.family == KernelFamily::Wgmma &&
-         (spec.role == KernelRole::Forward || spec.role == KernelRole::BackwardKV || spec.role == KernelRole::BackwardQ);
+         (spec.role == KernelRole::Forward || spec.role == KernelRole::BackwardKV ||
+          spec.role == KernelRole::BackwardQ);
 }
 
 } // namespace cpflex

@@ -6,7 +6,8 @@
 
 namespace cpflex::kernels {
 
-/// Copies 16 bytes to shared memory in the background; writes zeros when `isInside` is false (then `source` is not read).
+/// Copies 16 bytes to shared memory in the background; writes zeros when `isInside` is false (then `source` is not
+/// read).
 __device__ __forceinline__ void copyChunk(uint32 destination, const void *source, bool isInside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(isInside ? 16 : 0)
                : "memory");
@@ -16,10 +17,11 @@ template <int kPending> __device__ __forceinline__ void copyWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Starts copying rows [firstRow, firstRow + kRows) of a slice [s, d] into panels; rows from numRows on and columns from
-/// kColumns up to the next multiple of 16 become zero.
+/// Starts copying rows [firstRow, firstRow + kRows) of a slice [s, d] into panels; rows from numRows on and columns
+/// from kColumns up to the next multiple of 16 become zero.
 template <int kRows, int kColumns, int kThreads>
-__device__ __forceinline__ void copyRows(unsigned char *panels, const void *slice, long long strideS, int firstRow, int numRows) {
+__device__ __forceinline__ void copyRows(unsigned char *panels, const void *slice, long long strideS, int firstRow,
+                                         int numRows) {
   constexpr int kChunks = roundUp(kColumns, 16) / 8;
   constexpr int kRowStep = kThreads / kChunks;
   uint32 base = sharedAddress(panels);
@@ -65,7 +67,8 @@ template <int kRows> __device__ __forceinline__ void loadOperandA(uint32 (&a)[4]
   loadMatrices(a, panels + swizzledOffset<kRows>(row + lane % 16, column + lane / 16 * 8));
 }
 /// An A operand whose contracted dimension is the rows: A = panels[rows row.., columns column..] transposed.
-template <int kRows> __device__ __forceinline__ void loadOperandATransposed(uint32 (&a)[4], uint32 panels, int row, int column) {
+template <int kRows>
+__device__ __forceinline__ void loadOperandATransposed(uint32 (&a)[4], uint32 panels, int row, int column) {
   int lane = threadIdx.x % kWarpSize;
   loadMatricesTransposed(a, panels + swizzledOffset<kRows>(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
 }
@@ -75,7 +78,8 @@ template <int kRows> __device__ __forceinline__ void loadOperandB(uint32 (&b)[4]
   loadMatrices(b, panels + swizzledOffset<kRows>(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
 }
 /// Two B operands whose contracted dimension is the 16 rows from `row`; columns from `column` and from `column + 8`.
-template <int kRows> __device__ __forceinline__ void loadOperandBTransposed(uint32 (&b)[4], uint32 panels, int row, int column) {
+template <int kRows>
+__device__ __forceinline__ void loadOperandBTransposed(uint32 (&b)[4], uint32 panels, int row, int column) {
   int lane = threadIdx.x % kWarpSize;
   loadMatricesTransposed(b, panels + swizzledOffset<kRows>(row + lane % 16, column + lane / 16 * 8));
 }
@@ -84,14 +88,14 @@ template <int kRows> __device__ __forceinline__ void loadOperandBTransposed(uint
 template <class Element> __device__ __forceinline__ void warpProduct(float *d, const uint32 *a, uint32 b0, uint32 b1) {
   if constexpr (IsSame<Element, BFloat16>::value)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
-                 " {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        " {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
-                 " {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        " {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /// d = A B^T for one warp's 16 rows of A from `row`: A has kRowsA rows, B kRowsB rows (the columns of d), both kColumns
@@ -117,7 +121,8 @@ __device__ __forceinline__ void multiplyTile(float (&d)[kRowsB / 2], uint32 pane
 
 /// d += A B for one warp's 16 rows: A packed in registers (16 x kRowsB), B kColumns columns of panels from firstColumn.
 template <class Element, int kRowsB, int kColumns>
-__device__ __forceinline__ void accumulateTile(float (&d)[kColumns / 2], const uint32 (&a)[kRowsB / 4], uint32 panelsB, int firstColumn) {
+__device__ __forceinline__ void accumulateTile(float (&d)[kColumns / 2], const uint32 (&a)[kRowsB / 4], uint32 panelsB,
+                                               int firstColumn) {
 #pragma unroll
   for (int rowB = 0; rowB < kRowsB; rowB += 16)
 #pragma unroll

@@ -30,7 +30,8 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
   __shared__ int itemSlot;
   __shared__ __align__(8) float lseLog2[kTileQ], delta[kTileQ];
   unsigned char *k = dynamicShared, *v = k + kKBytes, *q = v + kVBytes, *dO = q + kQBytes;
-  uint32 kAddress = sharedAddress(k), vAddress = sharedAddress(v), qAddress = sharedAddress(q), dOAddress = sharedAddress(dO);
+  uint32 kAddress = sharedAddress(k), vAddress = sharedAddress(v), qAddress = sharedAddress(q),
+         dOAddress = sharedAddress(dO);
   int firstRow = threadIdx.x / kWarpSize * 16, rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   int ownColumn = 2 * (threadIdx.x % 4);
   int numTiles = ceilDivide(arguments.qLen, kTileQ), headsPerKV = arguments.qHeads / arguments.kvHeads;
@@ -43,8 +44,10 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
       return;
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.kvHeads * kParts);
     int part = work.h % kParts, kvHead = work.h / kParts, b = work.b + arguments.batchOffset;
-    copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS, work.row * kTileKV, arguments.kvLen);
-    copyRows<kTileKV, Config::kVHeadDim, kThreads>(v, elementSlice(arguments.v, work.b, kvHead), arguments.v.strideS, work.row * kTileKV, arguments.kvLen);
+    copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS,
+                                                  work.row * kTileKV, arguments.kvLen);
+    copyRows<kTileKV, Config::kVHeadDim, kThreads>(v, elementSlice(arguments.v, work.b, kvHead), arguments.v.strideS,
+                                                   work.row * kTileKV, arguments.kvLen);
     TilePositions<Config::kPositions, kTileKV> rows(arguments.kvPositions, work.row, arguments.kvLen);
     int rowPosition[2] = {rows.at(rowInTile), rows.at(rowInTile + 8)};
 
@@ -58,14 +61,17 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
 
     for (int head = kvHead * headsPerKV; head < (kvHead + 1) * headsPerKV; ++head) {
       int h = head + arguments.headOffset;
-      const float *lseLog2Row = arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + head * arguments.lseLog2.strideH;
+      const float *lseLog2Row =
+          arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + head * arguments.lseLog2.strideH;
       const float *deltaRow = arguments.delta.data + work.b * arguments.delta.strideB + head * arguments.delta.strideH;
       TileWalk walk;
       walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
       while (walk.next()) {
         __syncthreads();
-        copyRows<kTileQ, Config::kHeadDim, kThreads>(q, elementSlice(arguments.q, work.b, head), arguments.q.strideS, walk.tile * kTileQ, arguments.qLen);
-        copyRows<kTileQ, Config::kVHeadDim, kThreads>(dO, elementSlice(arguments.dO, work.b, head), arguments.dO.strideS, walk.tile * kTileQ, arguments.qLen);
+        copyRows<kTileQ, Config::kHeadDim, kThreads>(q, elementSlice(arguments.q, work.b, head), arguments.q.strideS,
+                                                     walk.tile * kTileQ, arguments.qLen);
+        copyRows<kTileQ, Config::kVHeadDim, kThreads>(dO, elementSlice(arguments.dO, work.b, head),
+                                                      arguments.dO.strideS, walk.tile * kTileQ, arguments.qLen);
         copyCommit();
         if (Config::kHasSoftmax && threadIdx.x < kTileQ) {
           int row = walk.tile * kTileQ + threadIdx.x;
@@ -80,7 +86,8 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
         multiplyTile<Element, kTileKV, kTileQ, kColumns>(factors, kAddress, qAddress, firstRow);
         Columns columns(arguments.qPositions, walk.tile, arguments.qLen);
         uint32 keep[2];
-        bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, walk.isPartial, captures, b, h, rows, firstRow, columns);
+        bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, walk.isPartial, captures, b, h, rows,
+                                                                            firstRow, columns);
         uint32 weights[kTileQ / 4];
         weighTile<Element, Program, TileAxes::RowsAreKV, Config::kHasSoftmax, true>(
             factors, weights, keep, isMasked, scale, captures, b, h, rowPosition, columns,
@@ -94,7 +101,8 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
         multiplyTile<Element, kTileKV, kTileQ, kVColumns>(gradients, vAddress, dOAddress, firstRow);
 #pragma unroll
         for (int i = 0; i < kTileQ / 2; ++i)
-          gradients[i] = factors[i] * (Config::kHasSoftmax ? gradients[i] - delta[registerColumn(i) + ownColumn] : gradients[i]);
+          gradients[i] =
+              factors[i] * (Config::kHasSoftmax ? gradients[i] - delta[registerColumn(i) + ownColumn] : gradients[i]);
         packOperand<Element>(weights, gradients);
 
         // 4. dK += dS^T Q
@@ -104,10 +112,12 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
 
     const float kScale[2] = {arguments.scale, arguments.scale}, kOne[2] = {1.0f, 1.0f};
     int row = work.row * kTileKV + rowInTile;
-    writeColumns<Element, Config::kOutputIsF32, kPartColumns>(dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, kvHead),
-                                                              arguments.dK.strideS, row, arguments.kvLen, part * kPartColumns, Config::kHeadDim);
-    writeColumns<Element, Config::kOutputIsF32, kVPartColumns>(dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, kvHead),
-                                                               arguments.dV.strideS, row, arguments.kvLen, part * kVPartColumns, Config::kVHeadDim);
+    writeColumns<Element, Config::kOutputIsF32, kPartColumns>(
+        dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, kvHead), arguments.dK.strideS, row,
+        arguments.kvLen, part * kPartColumns, Config::kHeadDim);
+    writeColumns<Element, Config::kOutputIsF32, kVPartColumns>(
+        dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, kvHead), arguments.dV.strideS, row,
+        arguments.kvLen, part * kVPartColumns, Config::kVHeadDim);
   }
 }
 

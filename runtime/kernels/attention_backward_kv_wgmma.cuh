@@ -1,7 +1,7 @@
 // dK and dV on Hopper: a producer copies tiles of Q and dO, two consumer warpgroups of 64 keys each compute transposed
 // tiles. A block owns one tile of keys and loops over the query heads that read them and over the query tiles of the
-// transposed mask, in order: no atomics, the same bits in every run. Serves heads up to 128; wider ones have a kernel of
-// their own (attention_backward_kv_wide_wgmma.cuh).
+// transposed mask, in order: no atomics, the same bits in every run. Serves heads up to 128; wider ones have a kernel
+// of their own (attention_backward_kv_wide_wgmma.cuh).
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
@@ -15,7 +15,8 @@ namespace cpflex::kernels {
 
 /// One consumer warpgroup.
 template <class Config, class Program>
-__device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config> &shared, const BackwardArguments &arguments,
+__device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config> &shared,
+                                                  const BackwardArguments &arguments,
                                                   const typename Program::Captures &captures, int consumer) {
   using Shared = BackwardKVShared<Config>;
   using Element = typename Config::Element;
@@ -86,15 +87,17 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       productFence();
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(
-            factors, kDescriptor + panelStep<Shared::kKVPanelBytes>(step), q + panelStep<Shared::kQPanelBytes>(step), step != 0);
+        TileProduct::template fromShared<Major::K, Major::K>(factors,
+                                                             kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
+                                                             q + panelStep<Shared::kQPanelBytes>(step), step != 0);
       productCommit();
       rest.dOFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(
-            gradients, vDescriptor + panelStep<Shared::kKVPanelBytes>(step), dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
+        TileProduct::template fromShared<Major::K, Major::K>(gradients,
+                                                             vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
+                                                             dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
       productCommit();
 
       if constexpr (kOverlapsSteps) {
@@ -107,7 +110,8 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       // 2. P and the gradient factors; the mask is decided while the products run.
       Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h,
+                                                                          rows, firstRow, columns);
       productWait<1>();
       pinRegisters(factors);
       const float *lseLog2 = rest.lseLog2[ring.slot] + ownColumn, *delta = rest.delta[ring.slot] + ownColumn;
@@ -139,8 +143,9 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       productFence();
 #pragma unroll
       for (int step = 0; step < kTileQ / 16; ++step)
-        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1], operands[4 * step + 2],
-                                                    operands[4 * step + 3], q + step * descriptorStep(16 * 128), 1);
+        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1],
+                                                    operands[4 * step + 2], operands[4 * step + 3],
+                                                    q + step * descriptorStep(16 * 128), 1);
       productCommit();
       if constexpr (kOverlapsSteps) {
         productWait<1>(); // product 3
@@ -161,10 +166,12 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
 
     const float kScale[2] = {arguments.scale, arguments.scale}, kOne[2] = {1.0f, 1.0f};
     int row = work.row * Config::kTileKV + rowInTile;
-    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h),
-                                                               arguments.dK.strideS, row, arguments.kvLen);
-    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h),
-                                                                arguments.dV.strideS, row, arguments.kvLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(
+        dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h), arguments.dK.strideS, row,
+        arguments.kvLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(
+        dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h), arguments.dV.strideS, row,
+        arguments.kvLen);
   }
 }
 

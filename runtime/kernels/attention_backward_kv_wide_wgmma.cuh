@@ -64,7 +64,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       productFence();
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(factors, kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
+        TileProduct::template fromShared<Major::K, Major::K>(factors,
+                                                             kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
                                                              q + panelStep<Shared::kQPanelBytes>(step), step != 0);
       productCommit();
       productWait<1>(); // the last step's product
@@ -75,7 +76,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       // P and the gradient factors.
       Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h,
+                                                                          rows, firstRow, columns);
       productWait<0>();
       pinRegisters(factors);
       if (!hasTile && isElected)
@@ -114,14 +116,16 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
     if (previousSlot >= 0 && isElected)
       rest.dOEmpty[previousSlot].arrive();
     const float kOne[2] = {1.0f, 1.0f};
-    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h),
-                                                                arguments.dV.strideS, work.row * Config::kTileKV + rowInTile, arguments.kvLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(
+        dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h), arguments.dV.strideS,
+        work.row * Config::kTileKV + rowInTile, arguments.kvLen);
   }
 }
 
 /// The second consumer.
 template <class Config>
-__device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &shared, const BackwardArguments &arguments) {
+__device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &shared,
+                                             const BackwardArguments &arguments) {
   using Shared = BackwardKVShared<Config>;
   using Element = typename Config::Element;
   constexpr int kTileQ = Config::kTileQ;
@@ -165,7 +169,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       productFence();
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(gradients, vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
+        TileProduct::template fromShared<Major::K, Major::K>(gradients,
+                                                             vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
                                                              dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
       productCommit();
       productWait<1>(); // the last step's product
@@ -180,14 +185,16 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       if (!hasTile && isElected)
         rest.kvEmpty.arrive();
       const float *delta = rest.delta[ring.slot] + 2 * (threadIdx.x % 4);
-      const float4 *in = reinterpret_cast<const float4 *>(shared.exchange(exchange.slot)) + threadIdx.x % kWarpgroupSize;
+      const float4 *in =
+          reinterpret_cast<const float4 *>(shared.exchange(exchange.slot)) + threadIdx.x % kWarpgroupSize;
 #pragma unroll
       for (int i = 0; i < kTileQ / 2; i += 4) {
         float4 packed = in[i / 4 * kWarpgroupSize];
         const float factors[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          gradients[i + j] = factors[j] * (Config::kHasSoftmax ? gradients[i + j] - delta[registerColumn(i + j)] : gradients[i + j]);
+          gradients[i + j] =
+              factors[j] * (Config::kHasSoftmax ? gradients[i + j] - delta[registerColumn(i + j)] : gradients[i + j]);
       }
       packOperand<Element>(operands, gradients);
       __syncwarp();
@@ -203,8 +210,9 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       productFence();
 #pragma unroll
       for (int step = 0; step < kTileQ / 16; ++step)
-        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1], operands[4 * step + 2],
-                                                    operands[4 * step + 3], q + step * descriptorStep(16 * 128), 1);
+        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1],
+                                                    operands[4 * step + 2], operands[4 * step + 3],
+                                                    q + step * descriptorStep(16 * 128), 1);
       productCommit();
       previousSlot = ring.slot;
       ring.advance();
@@ -214,8 +222,9 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
     if (previousSlot >= 0 && isElected)
       rest.qEmpty[previousSlot].arrive();
     const float kScale[2] = {arguments.scale, arguments.scale};
-    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h),
-                                                               arguments.dK.strideS, work.row * Config::kTileKV + rowInTile, arguments.kvLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(
+        dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h), arguments.dK.strideS,
+        work.row * Config::kTileKV + rowInTile, arguments.kvLen);
   }
 }
 

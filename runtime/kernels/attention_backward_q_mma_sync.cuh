@@ -1,5 +1,5 @@
-// dQ with the instructions of sm_80: the forward's loop over the tiles of a row, with the weights taken from LSE instead
-// of a running maximum. Deterministic.
+// dQ with the instructions of sm_80: the forward's loop over the tiles of a row, with the weights taken from LSE
+// instead of a running maximum. Deterministic.
 #pragma once
 
 #include "runtime/kernels/ampere.cuh"
@@ -23,7 +23,8 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
   extern __shared__ __align__(1024) unsigned char dynamicShared[];
   __shared__ int itemSlot;
   unsigned char *q = dynamicShared, *dO = q + kQBytes, *k = dO + kDOBytes, *v = k + kKBytes;
-  uint32 kAddress = sharedAddress(k), vAddress = sharedAddress(v), qAddress = sharedAddress(q), dOAddress = sharedAddress(dO);
+  uint32 kAddress = sharedAddress(k), vAddress = sharedAddress(v), qAddress = sharedAddress(q),
+         dOAddress = sharedAddress(dO);
   int firstRow = threadIdx.x / kWarpSize * 16, rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   int numTiles = ceilDivide(arguments.kvLen, kTileKV);
   int numItems = numWorkItems(arguments.work, arguments.batch * arguments.qHeads);
@@ -36,8 +37,10 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int b = work.b + arguments.batchOffset, h = work.h + arguments.headOffset;
     int kvHead = work.h / (arguments.qHeads / arguments.kvHeads);
-    copyRows<kTileQ, Config::kHeadDim, kThreads>(q, elementSlice(arguments.q, work.b, work.h), arguments.q.strideS, work.row * kTileQ, arguments.qLen);
-    copyRows<kTileQ, Config::kVHeadDim, kThreads>(dO, elementSlice(arguments.dO, work.b, work.h), arguments.dO.strideS, work.row * kTileQ, arguments.qLen);
+    copyRows<kTileQ, Config::kHeadDim, kThreads>(q, elementSlice(arguments.q, work.b, work.h), arguments.q.strideS,
+                                                 work.row * kTileQ, arguments.qLen);
+    copyRows<kTileQ, Config::kVHeadDim, kThreads>(dO, elementSlice(arguments.dO, work.b, work.h), arguments.dO.strideS,
+                                                  work.row * kTileQ, arguments.qLen);
     TilePositions<Config::kPositions, kTileQ> rows(arguments.qPositions, work.row, arguments.qLen);
     int rowPosition[2] = {rows.at(rowInTile), rows.at(rowInTile + 8)};
     int row = work.row * kTileQ + rowInTile;
@@ -53,9 +56,11 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
     walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
     while (walk.next()) {
       __syncthreads();
-      copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS, walk.tile * kTileKV, arguments.kvLen);
+      copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS,
+                                                    walk.tile * kTileKV, arguments.kvLen);
       copyCommit();
-      copyRows<kTileKV, Config::kVHeadDim, kThreads>(v, elementSlice(arguments.v, work.b, kvHead), arguments.v.strideS, walk.tile * kTileKV, arguments.kvLen);
+      copyRows<kTileKV, Config::kVHeadDim, kThreads>(v, elementSlice(arguments.v, work.b, kvHead), arguments.v.strideS,
+                                                     walk.tile * kTileKV, arguments.kvLen);
       copyCommit();
       copyWait<1>();
       __syncthreads();
@@ -65,7 +70,8 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
       multiplyTile<Element, kTileQ, kTileKV, kColumns>(factors, qAddress, kAddress, firstRow);
       Columns columns(arguments.kvPositions, walk.tile, arguments.kvLen);
       uint32 keep[2], operands[kTileKV / 4];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, walk.isPartial, captures, b, h, rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, walk.isPartial, captures, b, h, rows,
+                                                                          firstRow, columns);
       weighTile<Element, Program, TileAxes::RowsAreQ, Config::kHasSoftmax, false>(
           factors, operands, keep, isMasked, scale, captures, b, h, rowPosition, columns,
           [&](int i) { return lseLog2[registerRow(i)]; });
@@ -84,8 +90,9 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
       accumulateTile<Element, kTileKV, kColumns>(dQ, operands, kAddress, 0);
     }
     const float kScale[2] = {arguments.scale, arguments.scale};
-    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dQ, kScale, outputSlice<Config::kOutputIsF32>(arguments.dQ, work.b, work.h),
-                                                               arguments.dQ.strideS, row, arguments.qLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(
+        dQ, kScale, outputSlice<Config::kOutputIsF32>(arguments.dQ, work.b, work.h), arguments.dQ.strideS, row,
+        arguments.qLen);
   }
 }
 

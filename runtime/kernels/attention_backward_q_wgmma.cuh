@@ -1,5 +1,5 @@
-// dQ on Hopper: the forward's roles and loop over the tiles of a row, with the weights taken from LSE instead of a running
-// maximum. Deterministic.
+// dQ on Hopper: the forward's roles and loop over the tiles of a row, with the weights taken from LSE instead of a
+// running maximum. Deterministic.
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S = Q K^T] [dP = dO V^T]   2. gradient factors from S   3. dS from dP   4. [dQ += dS K]
@@ -29,7 +29,8 @@ template <class Config> struct BackwardQWgmmaShared {
   };
   static_assert(Config::kTileQ % kRowsPerConsumer == 0 && Config::kTileKV % 16 == 0);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
-  static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes, "the table of tiles is out of date");
+  static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes,
+                "the table of tiles is out of date");
 
   unsigned char *tiles;
   Rest *rest;
@@ -48,8 +49,8 @@ template <class Config> struct BackwardQWgmmaShared {
 
 /// The producer: one thread takes work and issues every copy.
 template <class Config, class Program>
-__device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Config> &shared, const BackwardArguments &arguments,
-                                                 const BackwardTensorMaps &maps) {
+__device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Config> &shared,
+                                                 const BackwardArguments &arguments, const BackwardTensorMaps &maps) {
   using Shared = BackwardQWgmmaShared<Config>;
   auto &rest = *shared.rest;
   RingPosition<Config::kStages> ring;
@@ -72,8 +73,10 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
         rest.qEmpty.wait(qParity ^ 1);
         qParity ^= 1;
         rest.qFull.arriveExpecting(Shared::kQBytes + Shared::kDOBytes);
-        copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, rest.qFull, shared.q(), work.row * Config::kTileQ, work.h, work.b, CacheHint::EvictFirst);
-        copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, rest.qFull, shared.dO(), work.row * Config::kTileQ, work.h, work.b, CacheHint::EvictFirst);
+        copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, rest.qFull, shared.q(), work.row * Config::kTileQ,
+                                                          work.h, work.b, CacheHint::EvictFirst);
+        copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, rest.qFull, shared.dO(), work.row * Config::kTileQ,
+                                                           work.h, work.b, CacheHint::EvictFirst);
         isFirst = false;
       }
       int tile = walk.tile, row = tile * Config::kTileKV;
@@ -83,10 +86,12 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
       rest.kEmpty[ring.slot].wait(ring.parity ^ 1);
       rest.message[ring.slot] = TileMessage::of(tile, isPartial, !hasTile);
       kFull.arriveExpecting(Shared::kKBytes);
-      copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, kFull, shared.k(ring.slot), row, kvHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, kFull, shared.k(ring.slot), row, kvHead, work.b,
+                                                         CacheHint::EvictLast);
       rest.vEmpty[ring.slot].wait(ring.parity ^ 1);
       vFull.arriveExpecting(Shared::kVBytes);
-      copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, vFull, shared.v(ring.slot), row, kvHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, vFull, shared.v(ring.slot), row, kvHead, work.b,
+                                                          CacheHint::EvictLast);
       ring.advance();
     }
   }
@@ -94,7 +99,8 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
 
 /// One consumer warpgroup.
 template <class Config, class Program>
-__device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Config> &shared, const BackwardArguments &arguments,
+__device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Config> &shared,
+                                                 const BackwardArguments &arguments,
                                                  const typename Program::Captures &captures, int consumer) {
   using Shared = BackwardQWgmmaShared<Config>;
   using Element = typename Config::Element;
@@ -153,21 +159,24 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       productFence();
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(
-            factors, qDescriptor + panelStep<Shared::kQPanelBytes>(step), k + panelStep<Shared::kKVPanelBytes>(step), step != 0);
+        TileProduct::template fromShared<Major::K, Major::K>(factors,
+                                                             qDescriptor + panelStep<Shared::kQPanelBytes>(step),
+                                                             k + panelStep<Shared::kKVPanelBytes>(step), step != 0);
       productCommit();
       rest.vFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
 #pragma unroll
       for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(
-            gradients, dODescriptor + panelStep<Shared::kQPanelBytes>(step), v + panelStep<Shared::kKVPanelBytes>(step), step != 0);
+        TileProduct::template fromShared<Major::K, Major::K>(gradients,
+                                                             dODescriptor + panelStep<Shared::kQPanelBytes>(step),
+                                                             v + panelStep<Shared::kKVPanelBytes>(step), step != 0);
       productCommit();
 
       // 2. Gradient factors; the mask is decided while the products run.
       Columns columns(arguments.kvPositions, message.tile(), arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h,
+                                                                          rows, firstRow, columns);
       productWait<1>();
       pinRegisters(factors);
       weighTile<Element, Program, TileAxes::RowsAreQ, kHasSoftmax, false>(
@@ -193,8 +202,9 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       productFence();
 #pragma unroll
       for (int step = 0; step < kTileKV / 16; ++step)
-        QProduct::template fromRegisters<Major::MN>(dQ, operands[4 * step], operands[4 * step + 1], operands[4 * step + 2],
-                                                    operands[4 * step + 3], k + step * descriptorStep(16 * 128), 1);
+        QProduct::template fromRegisters<Major::MN>(dQ, operands[4 * step], operands[4 * step + 1],
+                                                    operands[4 * step + 2], operands[4 * step + 3],
+                                                    k + step * descriptorStep(16 * 128), 1);
       productCommit();
       productWait<0>();
       pinRegisters(dQ);
@@ -203,8 +213,9 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       ring.advance();
     }
     const float kScale[2] = {arguments.scale, arguments.scale};
-    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(dQ, kScale, outputSlice<Config::kOutputIsF32>(arguments.dQ, work.b, work.h),
-                                                               arguments.dQ.strideS, row, arguments.qLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(
+        dQ, kScale, outputSlice<Config::kOutputIsF32>(arguments.dQ, work.b, work.h), arguments.dQ.strideS, row,
+        arguments.qLen);
   }
 }
 

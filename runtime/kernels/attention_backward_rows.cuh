@@ -9,7 +9,8 @@ namespace cpflex::kernels {
 /// delta = rowsum(dO * O) - dLSE and lseLog2 = LSE * log2(e), or 0 and +inf for rows that weigh nothing: rows without
 /// keys and the padding. Grid: see kRowPadding.
 template <class Config, class Program>
-__device__ __forceinline__ void attentionBackwardDelta(const BackwardArguments &arguments, const typename Program::Captures &) {
+__device__ __forceinline__ void attentionBackwardDelta(const BackwardArguments &arguments,
+                                                       const typename Program::Captures &) {
   using Element = typename Config::Element;
   constexpr int kLanesPerRow = 8;
   constexpr int kRowsAtOnce = Config::kThreads / kLanesPerRow;
@@ -33,19 +34,22 @@ __device__ __forceinline__ void attentionBackwardDelta(const BackwardArguments &
     for (int distance = kLanesPerRow / 2; distance > 0; distance /= 2)
       sum += __shfl_xor_sync(0xffffffffu, sum, distance);
     if (lane == 0) {
-      float lse = isInside ? arguments.lse.data[b * arguments.lse.strideB + h * arguments.lse.strideH + row] : -infinity();
+      float lse =
+          isInside ? arguments.lse.data[b * arguments.lse.strideB + h * arguments.lse.strideH + row] : -infinity();
       bool weighs = lse != -infinity();
       if (weighs && arguments.dLse.data)
         sum -= arguments.dLse.data[b * arguments.dLse.strideB + h * arguments.dLse.strideH + row];
       arguments.delta.data[b * arguments.delta.strideB + h * arguments.delta.strideH + row] = weighs ? sum : 0.0f;
-      arguments.lseLog2.data[b * arguments.lseLog2.strideB + h * arguments.lseLog2.strideH + row] = weighs ? lse * kLog2E : infinity();
+      arguments.lseLog2.data[b * arguments.lseLog2.strideB + h * arguments.lseLog2.strideH + row] =
+          weighs ? lse * kLog2E : infinity();
     }
   }
 }
 
 /// dSink[h] = -sum over b and q of exp(sink - LSE) * delta, always in the same order. Grid: query heads.
 template <class Config, class Program>
-__device__ __forceinline__ void attentionBackwardSink(const BackwardArguments &arguments, const typename Program::Captures &) {
+__device__ __forceinline__ void attentionBackwardSink(const BackwardArguments &arguments,
+                                                      const typename Program::Captures &) {
   __shared__ float sums[Config::kThreads];
   int h = blockIdx.x;
   float sinkLog2 = arguments.sink[h + arguments.headOffset] * kLog2E, sum = 0.0f;

@@ -1,6 +1,6 @@
-// Forward attention with the instructions of sm_80: every warp owns one or two groups of 16 query rows; tiles of K and V
-// are copied in the background, K of the next tile under the softmax, V under the scores (the order of FlashAttention-2,
-// Dao 2023). Serves every head size that is a multiple of 8.
+// Forward attention with the instructions of sm_80: every warp owns one or two groups of 16 query rows; tiles of K and
+// V are copied in the background, K of the next tile under the softmax, V under the scores (the order of
+// FlashAttention-2, Dao 2023). Serves every head size that is a multiple of 8.
 #pragma once
 
 #include "runtime/kernels/ampere.cuh"
@@ -64,7 +64,8 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
     bool hasTile = walk.next();
     if (hasTile) {
       copyRows<kTileQ, Config::kHeadDim, kThreads>(q, qSlice, arguments.q.strideS, work.row * kTileQ, arguments.qLen);
-      copyRows<kTileKV, Config::kHeadDim, kThreads>(k, kSlice, arguments.k.strideS, walk.tile * kTileKV, arguments.kvLen);
+      copyRows<kTileKV, Config::kHeadDim, kThreads>(k, kSlice, arguments.k.strideS, walk.tile * kTileKV,
+                                                    arguments.kvLen);
       copyCommit();
     }
     while (hasTile) {
@@ -105,14 +106,16 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       copyWait<0>();
       __syncthreads();
       if (hasTile) {
-        copyRows<kTileKV, Config::kHeadDim, kThreads>(k, kSlice, arguments.k.strideS, walk.tile * kTileKV, arguments.kvLen);
+        copyRows<kTileKV, Config::kHeadDim, kThreads>(k, kSlice, arguments.k.strideS, walk.tile * kTileKV,
+                                                      arguments.kvLen);
         copyCommit();
       }
       Positions columns(arguments.kvPositions, tile, arguments.kvLen);
       unrolled<kGroups>([&](int group) {
         applyScore<Program, TileAxes::RowsAreQ>(scores[group], scale, captures, b, h, rowPosition[group], columns);
         uint32 keep[2];
-        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rows, firstRow + 16 * group, columns))
+        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rows,
+                                                                firstRow + 16 * group, columns))
           applyKeepWords(scores[group], keep, Config::kHasSoftmax ? -infinity() : 0.0f);
         if constexpr (Config::kHasSoftmax) {
           float rescale[2];
@@ -153,7 +156,8 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
         softmax[group].finish(scale.toLog2, arguments.sink, h, factor, lse);
         writeLse(arguments.lse, work, lse, row, arguments.qLen);
       }
-      writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output[group], factor, slice, arguments.o.strideS, row, arguments.qLen);
+      writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output[group], factor, slice, arguments.o.strideS,
+                                                                  row, arguments.qLen);
     });
   }
 }

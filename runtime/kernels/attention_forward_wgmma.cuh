@@ -36,7 +36,8 @@ template <class Config> struct ForwardWgmmaShared {
   };
   static_assert(Config::kTileQ % kRowsPerConsumer == 0);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
-  static_assert(kTileBytes + (int)sizeof(Barriers) + kSharedAlignment <= Config::kSharedBytes, "the table of tiles is out of date");
+  static_assert(kTileBytes + (int)sizeof(Barriers) + kSharedAlignment <= Config::kSharedBytes,
+                "the table of tiles is out of date");
 
   unsigned char *tiles;
   Barriers *barriers;
@@ -54,8 +55,8 @@ template <class Config> struct ForwardWgmmaShared {
 
 /// The producer: one thread takes work and issues every copy.
 template <class Config, class Program>
-__device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> &shared, const ForwardArguments &arguments,
-                                               const ForwardTensorMaps &maps) {
+__device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> &shared,
+                                               const ForwardArguments &arguments, const ForwardTensorMaps &maps) {
   using Shared = ForwardWgmmaShared<Config>;
   auto &barriers = *shared.barriers;
   prefetchTensorMap(maps.q);
@@ -80,8 +81,8 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
       SharedBarrier &full = barriers.vFull[vRing.slot];
       barriers.vEmpty[vRing.slot].wait(vRing.parity ^ 1);
       full.arriveExpecting(Shared::kVBytes);
-      copyPanels<Shared::kVPanels, Shared::kTilePanelBytes>(maps.v, full, shared.v(vRing.slot), tile * Config::kTileKV, kvHead,
-                                                            work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kVPanels, Shared::kTilePanelBytes>(maps.v, full, shared.v(vRing.slot), tile * Config::kTileKV,
+                                                            kvHead, work.b, CacheHint::EvictLast);
       vRing.advance();
     };
     bool hasTile = walk.next();
@@ -104,8 +105,8 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
 #pragma unroll
         for (int consumer = 0; consumer < Shared::kConsumers; ++consumer)
           copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
-              maps.q, barriers.qFull, shared.q(consumer), work.row * Config::kTileQ + consumer * Shared::kRowsPerConsumer, work.h,
-              work.b, CacheHint::EvictFirst);
+              maps.q, barriers.qFull, shared.q(consumer),
+              work.row * Config::kTileQ + consumer * Shared::kRowsPerConsumer, work.h, work.b, CacheHint::EvictFirst);
         qParity ^= 1;
       } else {
         loadV(previous);
@@ -119,7 +120,8 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
 
 /// One consumer warpgroup.
 template <class Config, class Program>
-__device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> &shared, const ForwardArguments &arguments,
+__device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> &shared,
+                                               const ForwardArguments &arguments,
                                                const typename Program::Captures &captures, int consumer) {
   using Shared = ForwardWgmmaShared<Config>;
   using Element = typename Config::Element;
@@ -159,8 +161,9 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     productFence();
 #pragma unroll
     for (int step = 0; step < kTileKV / 16; ++step)
-      OutputProduct::template fromRegisters<Major::MN>(output, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-                                                       weights[4 * step + 3], v + step * descriptorStep(16 * 128), 1);
+      OutputProduct::template fromRegisters<Major::MN>(output, weights[4 * step], weights[4 * step + 1],
+                                                       weights[4 * step + 2], weights[4 * step + 3],
+                                                       v + step * descriptorStep(16 * 128), 1);
   };
   auto releaseV = [&] {
     if (isElected)
@@ -204,8 +207,9 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       productFence();
 #pragma unroll
       for (int step = 0; step < kHeadSteps; ++step)
-        ScoreProduct::template fromShared<Major::K, Major::K>(
-            scores, qDescriptor + panelStep<Shared::kQPanelBytes>(step), k + panelStep<Shared::kTilePanelBytes>(step), step != 0);
+        ScoreProduct::template fromShared<Major::K, Major::K>(scores,
+                                                              qDescriptor + panelStep<Shared::kQPanelBytes>(step),
+                                                              k + panelStep<Shared::kTilePanelBytes>(step), step != 0);
       productCommit();
       // 2. O += P V[j-1]
       // Each way closes one group: a commit shared by both would close an empty group behind the product and make the
@@ -221,7 +225,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       // The mask of tile j is decided while the products run.
       Positions columns(arguments.kvPositions, message.tile(), arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h, rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h,
+                                                                          rows, firstRow, columns);
       productWait<1>();
       pinRegisters(scores);
       if (isElected)
@@ -265,7 +270,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       writeLse(arguments.lse, work, lse, row, arguments.qLen);
     }
     void *slice = outputSlice<Config::kOutputIsF32>(arguments.o, work.b, work.h);
-    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output, factor, slice, arguments.o.strideS, row, arguments.qLen);
+    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output, factor, slice, arguments.o.strideS, row,
+                                                                arguments.qLen);
   }
 }
 

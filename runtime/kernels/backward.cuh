@@ -3,8 +3,8 @@
 //   P = exp(x - LSE)                     (no softmax: P = x)
 //   dS = score'(s) * P * (dP - delta)    (no softmax: dS = score'(s) * dP),  dP = dO V^T
 //   dV = P^T dO,  dQ = scale * dS K,  dK = scale * dS^T Q.
-// Gradients of scores are linear in what arrives, so one factor per pair, score'(s) * P, takes the place of the score in
-// its register and nothing else stays alive until dP is there.
+// Gradients of scores are linear in what arrives, so one factor per pair, score'(s) * P, takes the place of the score
+// in its register and nothing else stays alive until dP is there.
 #pragma once
 
 #include "runtime/kernels/softmax.cuh"
@@ -17,11 +17,12 @@ constexpr bool kScalesGradient = Program::kScoreForm == ScoreForm::Scaled || Pro
 
 /// In: products. Out: in `scores` the factor of each pair's gradient, in `weights` (where wanted) packed P. Pairs whose
 /// keep bit is 0 get 0; `isMasked` (uniform) says whether any bit may be. `lseLog2(i)` is LSE * log2(e) of register i.
-template <class Element, class Program, TileAxes kAxes, bool kHasSoftmax, bool kWantsWeights, int N, class Positions, class LseLog2>
-__device__ __forceinline__ void weighTile(float (&scores)[N], uint32 (&weights)[N / 2], const uint32 (&keep)[2], bool isMasked,
-                                          const ScoreScale<Program> &scale, const typename Program::Captures &captures,
-                                          int b, int h, const int (&rowPosition)[2], const Positions &columns,
-                                          const LseLog2 &lseLog2) {
+template <class Element, class Program, TileAxes kAxes, bool kHasSoftmax, bool kWantsWeights, int N, class Positions,
+          class LseLog2>
+__device__ __forceinline__ void
+weighTile(float (&scores)[N], uint32 (&weights)[N / 2], const uint32 (&keep)[2], bool isMasked,
+          const ScoreScale<Program> &scale, const typename Program::Captures &captures, int b, int h,
+          const int (&rowPosition)[2], const Positions &columns, const LseLog2 &lseLog2) {
   if constexpr (kHasSoftmax && !kScalesGradient<Program>) {
     applyScore<Program, kAxes>(scores, scale, captures, b, h, rowPosition, columns);
     if (isMasked)

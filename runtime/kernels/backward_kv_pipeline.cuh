@@ -17,7 +17,8 @@ template <class Config> struct BackwardKVShared {
   /// Whether the consumers divide the products of 64 keys among them instead of 128 keys.
   static constexpr bool kIsWide = kColumns > 128 || kVColumns > 128;
   static constexpr int kExchangeSlots = 2;
-  static constexpr int kExchangeBytes = kIsWide ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float) : 0;
+  static constexpr int kExchangeBytes =
+      kIsWide ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float) : 0;
   static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
   static constexpr int kKBytes = kPanels * kKVPanelBytes, kVBytes = kVPanels * kKVPanelBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes, kDOBytes = kVPanels * kQPanelBytes;
@@ -30,7 +31,7 @@ template <class Config> struct BackwardKVShared {
     SharedBarrier qFull[Config::kStages], qEmpty[Config::kStages];
     SharedBarrier dOFull[Config::kStages], dOEmpty[Config::kStages];
     TileMessage message[Config::kStages];
-    int head[Config::kStages]; ///< query head of the tile
+    int head[Config::kStages];                                                 ///< query head of the tile
     SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
     TileWalk walk; ///< the producer's, which has few registers, like the next three
     WorkItem item;
@@ -40,7 +41,8 @@ template <class Config> struct BackwardKVShared {
   static_assert(Config::kTileKV == (kIsWide ? kRowsPerConsumer : kConsumers * kRowsPerConsumer));
   static_assert(Config::kTileQ % 16 == 0 && Config::kTileQ <= kRowPadding);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
-  static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes, "the table of tiles is out of date");
+  static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes,
+                "the table of tiles is out of date");
 
   unsigned char *tiles;
   Rest *rest;
@@ -50,7 +52,9 @@ template <class Config> struct BackwardKVShared {
     rest = reinterpret_cast<Rest *>(tiles + kTileBytes);
   }
   __device__ __forceinline__ unsigned char *q(int stage) const { return tiles + stage * kQBytes; }
-  __device__ __forceinline__ unsigned char *dO(int stage) const { return tiles + Config::kStages * kQBytes + stage * kDOBytes; }
+  __device__ __forceinline__ unsigned char *dO(int stage) const {
+    return tiles + Config::kStages * kQBytes + stage * kDOBytes;
+  }
   __device__ __forceinline__ unsigned char *k() const { return tiles + Config::kStages * (kQBytes + kDOBytes); }
   __device__ __forceinline__ unsigned char *v() const { return k() + kKBytes; }
   __device__ __forceinline__ float *exchange(int slot) const {
@@ -82,8 +86,8 @@ template <class Config> struct BackwardKVShared {
 
 /// The producer: one thread takes work and issues every copy.
 template <class Config, class Program>
-__device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config> &shared, const BackwardArguments &arguments,
-                                                  const BackwardTensorMaps &maps) {
+__device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config> &shared,
+                                                  const BackwardArguments &arguments, const BackwardTensorMaps &maps) {
   using Shared = BackwardKVShared<Config>;
   auto &rest = *shared.rest;
   RingPosition<Config::kStages> ring;
@@ -117,8 +121,10 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
       rest.kvEmpty.wait(kvParity ^ 1);
       kvParity ^= 1;
       rest.kvFull.arriveExpecting(Shared::kKBytes + Shared::kVBytes);
-      copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, rest.kvFull, shared.k(), work.row * Config::kTileKV, work.h, work.b, CacheHint::EvictFirst);
-      copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, rest.kvFull, shared.v(), work.row * Config::kTileKV, work.h, work.b, CacheHint::EvictFirst);
+      copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, rest.kvFull, shared.k(), work.row * Config::kTileKV,
+                                                         work.h, work.b, CacheHint::EvictFirst);
+      copyPanels<Shared::kVPanels, Shared::kKVPanelBytes>(maps.v, rest.kvFull, shared.v(), work.row * Config::kTileKV,
+                                                          work.h, work.b, CacheHint::EvictFirst);
     }
     while (hasTile) {
       // What a slot's consumers are told is read back where the copies need it: registers are few here.
@@ -132,14 +138,20 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
       hasTile = next();
       message = TileMessage::of(tile, isPartial, !hasTile);
       qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
-      copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, qFull, shared.q(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
+          maps.q, qFull, shared.q(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.lseLog2[ring.slot], rowSlice(arguments.lseLog2, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes, qFull);
+        copyBytes(rest.lseLog2[ring.slot],
+                  rowSlice(arguments.lseLog2, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes,
+                  qFull);
       rest.dOEmpty[ring.slot].wait(ring.parity ^ 1);
       dOFull.arriveExpecting(Shared::kDOBytes + Shared::kRowBytes);
-      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
+      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot),
+                                                         message.tile() * Config::kTileQ, tileHead, work.b,
+                                                         CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.delta[ring.slot], rowSlice(arguments.delta, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes, dOFull);
+        copyBytes(rest.delta[ring.slot], rowSlice(arguments.delta, work.b, tileHead) + message.tile() * Config::kTileQ,
+                  Shared::kRowBytes, dOFull);
       ring.advance();
     }
   }

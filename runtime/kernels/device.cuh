@@ -14,7 +14,9 @@ constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
-constexpr __host__ __device__ int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr __host__ __device__ int roundUp(int value, int multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 constexpr __host__ __device__ int ceilDivide(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
 /// bfloat16: conversions between f32 and pairs of elements, the lower column in the low half.
@@ -49,8 +51,12 @@ struct Float16 {
 
 constexpr int kElementBytes = 2;
 
-template <class A, class B> struct IsSame { static constexpr bool value = false; };
-template <class A> struct IsSame<A, A> { static constexpr bool value = true; };
+template <class A, class B> struct IsSame {
+  static constexpr bool value = false;
+};
+template <class A> struct IsSame<A, A> {
+  static constexpr bool value = true;
+};
 
 /// Calls body(0), ..., body(kCount - 1) as straight-line code, for bodies that the compiler would rather keep in a loop
 /// (arrays indexed by the argument then stay in registers).

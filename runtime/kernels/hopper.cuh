@@ -38,7 +38,9 @@ struct SharedBarrier {
 };
 
 /// Makes initialised barriers visible to the copy engine; __syncthreads follows.
-__device__ __forceinline__ void fenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void fenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 /// Orders this thread's shared memory writes before later reads by products and copies.
 __device__ __forceinline__ void fenceSharedForAsync() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -86,8 +88,8 @@ template <int kPending> __device__ __forceinline__ void productWait() {
 }
 
 /// Describes an operand in swizzled panels (device.cuh) to a product; this is the low half of the descriptor, to which
-/// steps are added. Along the contracted dimension (K-major) the columns of a panel are contracted; otherwise (MN-major)
-/// its rows are, and `panelBytes` leads to the next 64 columns.
+/// steps are added. Along the contracted dimension (K-major) the columns of a panel are contracted; otherwise
+/// (MN-major) its rows are, and `panelBytes` leads to the next 64 columns.
 __device__ __forceinline__ uint32 operandDescriptor(const void *panels, int panelBytes) {
   return (uint32)(panelBytes >> 4) << 16 | (sharedAddress(panels) & 0x3ffff) >> 4;
 }
@@ -124,8 +126,9 @@ template <class Element, int N> struct WarpgroupProduct;
 #define CPFLEX_PLACES_112 CPFLEX_PLACES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
 #define CPFLEX_PLACES_120 CPFLEX_PLACES_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
 #define CPFLEX_PLACES_128 CPFLEX_PLACES_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
-#define CPFLEX_REGISTERS(i)                                                                                             \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define CPFLEX_REGISTERS(i)                                                                                            \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
+      "+f"(d[i + 7])
 #define CPFLEX_OPERANDS_8 CPFLEX_REGISTERS(0)
 #define CPFLEX_OPERANDS_16 CPFLEX_OPERANDS_8, CPFLEX_REGISTERS(8)
 #define CPFLEX_OPERANDS_24 CPFLEX_OPERANDS_16, CPFLEX_REGISTERS(16)
@@ -144,28 +147,28 @@ template <class Element, int N> struct WarpgroupProduct;
 #define CPFLEX_OPERANDS_128 CPFLEX_OPERANDS_120, CPFLEX_REGISTERS(120)
 
 // One product of width N with COUNT accumulators; P0.. are the places of the operands that follow them.
-#define CPFLEX_PRODUCT(ELEMENT, TYPE, N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                             \
-  template <> struct WarpgroupProduct<ELEMENT, N> {                                                                     \
-    template <Major kMajorA, Major kMajorB>                                                                             \
-    static __device__ __forceinline__ void fromShared(float (&d)[COUNT], uint32 a, uint32 b, int accumulate) {          \
-      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N                   \
-                   "k16.f32." TYPE "." TYPE " {" CPFLEX_PLACES_##COUNT "}, %" #P0 ", %" #P1 ", p, 1, 1, %" #P3          \
-                   ", %" #P4 "; }"                                                                                      \
-                   : CPFLEX_OPERANDS_##COUNT                                                                            \
-                   : "l"(wholeDescriptor(a)), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorA), "n"((int)kMajorB)); \
-    }                                                                                                                   \
-    template <Major kMajorB>                                                                                            \
-    static __device__ __forceinline__ void fromRegisters(float (&d)[COUNT], uint32 a0, uint32 a1, uint32 a2, uint32 a3, \
-                                                         uint32 b, int accumulate) {                                    \
-      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P5 ", 0; wgmma.mma_async.sync.aligned.m64n" #N                   \
-                   "k16.f32." TYPE "." TYPE " {" CPFLEX_PLACES_##COUNT "}, {%" #P0 ", %" #P1 ", %" #P2 ", %" #P3        \
-                   "}, %" #P4 ", p, 1, 1, %" #P6 "; }"                                                                  \
-                   : CPFLEX_OPERANDS_##COUNT                                                                            \
-                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorB));  \
-    }                                                                                                                   \
+#define CPFLEX_PRODUCT(ELEMENT, TYPE, N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                            \
+  template <> struct WarpgroupProduct<ELEMENT, N> {                                                                    \
+    template <Major kMajorA, Major kMajorB>                                                                            \
+    static __device__ __forceinline__ void fromShared(float (&d)[COUNT], uint32 a, uint32 b, int accumulate) {         \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE  \
+                   "." TYPE " {" CPFLEX_PLACES_##COUNT "}, %" #P0 ", %" #P1 ", p, 1, 1, %" #P3 ", %" #P4 "; }"         \
+                   : CPFLEX_OPERANDS_##COUNT                                                                           \
+                   : "l"(wholeDescriptor(a)), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorA),             \
+                     "n"((int)kMajorB));                                                                               \
+    }                                                                                                                  \
+    template <Major kMajorB>                                                                                           \
+    static __device__ __forceinline__ void fromRegisters(float (&d)[COUNT], uint32 a0, uint32 a1, uint32 a2,           \
+                                                         uint32 a3, uint32 b, int accumulate) {                        \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P5 ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE  \
+                   "." TYPE " {" CPFLEX_PLACES_##COUNT "}, {%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, %" #P4            \
+                                                       ", p, 1, 1, %" #P6 "; }"                                        \
+                   : CPFLEX_OPERANDS_##COUNT                                                                           \
+                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(wholeDescriptor(b)), "r"(accumulate), "n"((int)kMajorB)); \
+    }                                                                                                                  \
   };
-#define CPFLEX_PRODUCTS(N, COUNT, ...)                                                                                  \
-  CPFLEX_PRODUCT(BFloat16, "bf16", N, COUNT, __VA_ARGS__)                                                               \
+#define CPFLEX_PRODUCTS(N, COUNT, ...)                                                                                 \
+  CPFLEX_PRODUCT(BFloat16, "bf16", N, COUNT, __VA_ARGS__)                                                              \
   CPFLEX_PRODUCT(Float16, "f16", N, COUNT, __VA_ARGS__)
 CPFLEX_PRODUCTS(16, 8, 8, 9, 10, 11, 12, 13, 14)
 CPFLEX_PRODUCTS(32, 16, 16, 17, 18, 19, 20, 21, 22)

@@ -16,10 +16,14 @@ __device__ __forceinline__ unsigned char *alignedSharedMemory() {
   return dynamicShared + (kSharedAlignment - misalignment) % kSharedAlignment;
 }
 
-/// Registers per thread of the warpgroups, of the 512 that a processor has per 128 threads. Two consumers: 56 + 2 * 224, or
-/// 24 + 2 * 240 where they hold two wide accumulators (the producer then spills, off the critical path); three: 32 + 3 * 160.
+/// Registers per thread of the warpgroups, of the 512 that a processor has per 128 threads. Two consumers: 56 + 2 *
+/// 224, or 24 + 2 * 240 where they hold two wide accumulators (the producer then spills, off the critical path); three:
+/// 32 + 3 * 160.
 template <int kConsumers, bool kHoldsTwo> constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kHoldsTwo ? 24 : 56;
-template <int kConsumers, bool kHoldsTwo> constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kHoldsTwo ? 240 : 224;
+template <int kConsumers, bool kHoldsTwo>
+constexpr int kConsumerRegisters = kConsumers == 3 ? 160
+                                   : kHoldsTwo     ? 240
+                                                   : 224;
 
 /// A position in a ring of kSlots buffers and the parity of its current round.
 template <int kSlots> struct RingPosition {
@@ -33,17 +37,20 @@ template <int kSlots> struct RingPosition {
   }
 };
 
-/// What the producer says of the tile in a slot, so that only it walks the mask: the tile, whether the mask decides pair
-/// by pair, and whether it is the item's last.
+/// What the producer says of the tile in a slot, so that only it walks the mask: the tile, whether the mask decides
+/// pair by pair, and whether it is the item's last.
 struct TileMessage {
   int word;
-  static __device__ __forceinline__ TileMessage of(int tile, bool isPartial, bool isLast) { return {tile << 2 | isPartial << 1 | isLast}; }
+  static __device__ __forceinline__ TileMessage of(int tile, bool isPartial, bool isLast) {
+    return {tile << 2 | isPartial << 1 | isLast};
+  }
   __device__ __forceinline__ int tile() const { return word >> 2; }
   __device__ __forceinline__ bool isPartial() const { return word & 2; }
   __device__ __forceinline__ bool isLast() const { return word & 1; }
 };
 
-/// How consumers learn which item is next, and whether it has any tile: a ring of two, so that the producer copies ahead.
+/// How consumers learn which item is next, and whether it has any tile: a ring of two, so that the producer copies
+/// ahead.
 struct WorkQueue {
   static constexpr int kSlots = 2;
   static constexpr int kEnd = -1;
@@ -82,8 +89,8 @@ struct WorkQueue {
 
 /// Copies the rows of one box, panel after panel.
 template <int kPanels, int kPanelBytes>
-__device__ __forceinline__ void copyPanels(const TensorMapArgument &map, SharedBarrier &barrier, unsigned char *destination,
-                                           int row, int head, int batch, CacheHint hint) {
+__device__ __forceinline__ void copyPanels(const TensorMapArgument &map, SharedBarrier &barrier,
+                                           unsigned char *destination, int row, int head, int batch, CacheHint hint) {
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel)
     copyBox(map, barrier, destination + panel * kPanelBytes, panel * 64, row, head, batch, hint);

@@ -17,8 +17,8 @@ __device__ __forceinline__ float sumInQuad(float value) {
 }
 
 /// How raw products become exponents of two: exp(score) = 2^(toLog2 * x), where x is the product, or the score when the
-/// program has a score function, when there is no softmax, or when the scale is not positive (a maximum of products would
-/// then not be one of scores).
+/// program has a score function, when there is no softmax, or when the scale is not positive (a maximum of products
+/// would then not be one of scores).
 template <class Program> struct ScoreScale {
   static constexpr bool kHasScore = Program::kScoreForm != ScoreForm::Identity;
   float scale, toLog2;
@@ -52,24 +52,24 @@ __device__ __forceinline__ void applyScore(float (&scores)[N], const ScoreScale<
 }
 
 /// Overwrites the registers of pairs that do not attend.
-template <int N> __device__ __forceinline__ void applyKeepWords(float (&scores)[N], const uint32 (&keep)[2], float forbidden) {
+template <int N>
+__device__ __forceinline__ void applyKeepWords(float (&scores)[N], const uint32 (&keep)[2], float forbidden) {
 #pragma unroll
   for (int i = 0; i < N; ++i)
     scores[i] = keep[registerRow(i)] >> registerBit(i) & 1u ? scores[i] : forbidden;
 }
 
-/// Reference and sum of the rows so far; `sum` is per lane until finish(). The reference follows the maximum only when that
-/// has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2, nothing else changes, and most tiles need no
-/// rescaling (the observation of FlashAttention-4).
+/// Reference and sum of the rows so far; `sum` is per lane until finish(). The reference follows the maximum only when
+/// that has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2, nothing else changes, and most tiles
+/// need no rescaling (the observation of FlashAttention-4).
 struct OnlineSoftmax {
   static constexpr float kSlackLog2 = 8.0f;
   float reference[2] = {-infinity(), -infinity()}; ///< of x, see ScoreScale; -inf before the first key
   float sum[2] = {0.0f, 0.0f};
 
-  /// Turns scores into weights 2^(toLog2 * (x - reference)). Returns whether any row of the warp needs everything summed
-  /// before multiplied by `rescale`.
-  template <int N>
-  __device__ __forceinline__ bool step(float (&scores)[N], float toLog2, float (&rescale)[2]) {
+  /// Turns scores into weights 2^(toLog2 * (x - reference)). Returns whether any row of the warp needs everything
+  /// summed before multiplied by `rescale`.
+  template <int N> __device__ __forceinline__ bool step(float (&scores)[N], float toLog2, float (&rescale)[2]) {
     float bias[2];
     bool needsRescale = false;
 #pragma unroll
@@ -98,14 +98,15 @@ struct OnlineSoftmax {
     return __any_sync(0xffffffffu, needsRescale);
   }
 
-  /// Keeps the compiler from scheduling the weights of the last step behind a wait that follows, under whose product they
-  /// are to be computed. Sums depend on every weight and are never negative: nothing happens.
+  /// Keeps the compiler from scheduling the weights of the last step behind a wait that follows, under whose product
+  /// they are to be computed. Sums depend on every weight and are never negative: nothing happens.
   __device__ __forceinline__ void finishBeforeHere() const {
     __syncwarp(sum[0] < 0.0f || sum[1] < 0.0f ? 0u : 0xffffffffu);
   }
 
   /// Includes the sink of head `h` and returns the factor that normalises each row of O and its LSE (natural).
-  __device__ __forceinline__ void finish(float toLog2, const float *sink, int head, float (&factor)[2], float (&lse)[2]) {
+  __device__ __forceinline__ void finish(float toLog2, const float *sink, int head, float (&factor)[2],
+                                         float (&lse)[2]) {
     float sinkLog2 = sink ? __ldg(sink + head) * kLog2E : -infinity();
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -123,8 +124,8 @@ struct OnlineSoftmax {
 };
 
 /// Writes rows l/4 and l/4 + 8 of a warp's accumulator, multiplied by `factor`, as rows `row` and `row + 8` of a tensor
-/// slice [s, d], at columns from firstColumn on; rows from numRows and columns from numColumns on are not written. Lanes
-/// of a quad exchange words so that each writes 16 bytes.
+/// slice [s, d], at columns from firstColumn on; rows from numRows and columns from numColumns on are not written.
+/// Lanes of a quad exchange words so that each writes 16 bytes.
 template <class Element, bool kIsF32, int kColumns, int N>
 __device__ __forceinline__ void writeColumns(const float (&accumulator)[N], const float (&factor)[2], void *slice,
                                              long long strideS, int row, int numRows, int firstColumn, int numColumns) {
@@ -148,7 +149,9 @@ __device__ __forceinline__ void writeColumns(const float (&accumulator)[N], cons
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           int first = 4 * (group + i) + 2 * half;
-          words[i] = first + 1 < N ? Element::pack(accumulator[first] * factor[half], accumulator[first + 1] * factor[half]) : 0u;
+          words[i] = first + 1 < N
+                         ? Element::pack(accumulator[first] * factor[half], accumulator[first + 1] * factor[half])
+                         : 0u;
         }
         transposeInQuad(words);
         if (isInside && group + lane < kColumns / 8 && firstColumn + 8 * (group + lane) < numColumns)
@@ -176,7 +179,8 @@ __device__ __forceinline__ void loadRowPair(float (&values)[2], const RowArgumen
 }
 
 /// Writes the LSE of rows `row` and `row + 8` where they lie inside the tensor and LSE is wanted.
-__device__ __forceinline__ void writeLse(const RowArgument &out, const WorkItem &work, const float (&lse)[2], int row, int numRows) {
+__device__ __forceinline__ void writeLse(const RowArgument &out, const WorkItem &work, const float (&lse)[2], int row,
+                                         int numRows) {
   if (!out.data || threadIdx.x % 4 != 0)
     return;
   float *rows = out.data + work.b * out.strideB + work.h * out.strideH;

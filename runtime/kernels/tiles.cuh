@@ -18,7 +18,8 @@ __device__ __forceinline__ const unsigned short *elementSlice(const TensorArgume
 }
 /// The slice to write, of f32 or 2-byte elements.
 template <bool kIsF32> __device__ __forceinline__ void *outputSlice(const TensorArgument &tensor, int b, int h) {
-  return static_cast<unsigned char *>(tensor.data) + (b * tensor.strideB + h * tensor.strideH) * (kIsF32 ? 4 : kElementBytes);
+  return static_cast<unsigned char *>(tensor.data) +
+         (b * tensor.strideB + h * tensor.strideH) * (kIsF32 ? 4 : kElementBytes);
 }
 
 /// The values of local batch row b and head h.
@@ -46,8 +47,8 @@ __device__ __forceinline__ WorkItem workItem(const WorkArgument &work, int item,
   return {row, pair / heads, pair % heads};
 }
 
-/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked. Plain data, so
-/// that a thread short of registers can keep it in shared memory.
+/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked. Plain data,
+/// so that a thread short of registers can keep it in shared memory.
 struct TileWalk {
   int tile;       ///< current tile, in kernel tiles
   bool isPartial; ///< whether the mask decides pair by pair
@@ -152,12 +153,12 @@ enum class TileAxes {
   RowsAreKV ///< dK and dV work on transposed tiles
 };
 
-/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends. `rows.at(firstRow)`
-/// is the warp's first row.
+/// One keep word per accumulator row: bit registerBit(i) says whether the pair of register i attends.
+/// `rows.at(firstRow)` is the warp's first row.
 ///
-/// The warp decides row after row: each lane keeps a few columns for all 16 rows, so that what a mask loads by column is
-/// loaded once and what it loads by row is the same for all lanes, and a vote gathers the 32 answers of a word. A row's
-/// columns are laid out for this in four sets of kBits, one for each lane of a quad, padded to kSlot.
+/// The warp decides row after row: each lane keeps a few columns for all 16 rows, so that what a mask loads by column
+/// is loaded once and what it loads by row is the same for all lanes, and a vote gathers the 32 answers of a word. A
+/// row's columns are laid out for this in four sets of kBits, one for each lane of a quad, padded to kSlot.
 template <class Program, TileAxes kAxes, int kColumns, class Rows, class Columns>
 __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Program::Captures &captures, int b, int h,
                                           const Rows &rows, int firstRow, const Columns &columns) {
@@ -198,8 +199,9 @@ __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Prog
 
 /// The keep words of a tile, all ones for full tiles; returns whether they may hold a zero.
 template <class Program, TileAxes kAxes, int kColumns, class Rows, class Columns>
-__device__ __forceinline__ bool tileKeepWords(uint32 (&keep)[2], bool isPartial, const typename Program::Captures &captures,
-                                              int b, int h, const Rows &rows, int firstRow, const Columns &columns) {
+__device__ __forceinline__ bool tileKeepWords(uint32 (&keep)[2], bool isPartial,
+                                              const typename Program::Captures &captures, int b, int h,
+                                              const Rows &rows, int firstRow, const Columns &columns) {
   keep[0] = keep[1] = ~0u;
   bool isMasked = isPartial || columns.last < kColumns - 1;
   if (isMasked) {

@@ -49,8 +49,10 @@ TEST(TileConfigTest, ArchitectureNamesTheFeatureSetThatWgmmaNeeds) {
 }
 
 TEST(TileConfigTest, WideHeadsHaveTheirOwnBackwardKernel) {
-  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128)), "attention_backward_kv_wgmma.cuh");
-  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 192, 128)), "attention_backward_kv_wide_wgmma.cuh");
+  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128)),
+            "attention_backward_kv_wgmma.cuh");
+  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 192, 128)),
+            "attention_backward_kv_wide_wgmma.cuh");
 }
 
 TEST(TileConfigTest, InstantiationIsFilledByName) {
@@ -60,9 +62,10 @@ TEST(TileConfigTest, InstantiationIsFilledByName) {
   StatusOr<TileConfig> tiles = tileConfig(spec, 90);
   ASSERT_TRUE(tiles);
   std::string text = kernelInstantiation(spec, *tiles);
-  for (const char *line : {"using Element = cpflex::kernels::Float16;", "kHeadDim = 128;", "kVHeadDim = 64;", "kTileQ = 128;",
-                           "kPositions = cpflex::PositionMode::Array;", "kOutputIsF32 = false;", "attention_forward(",
-                           "cpflex::ForwardTensorMaps maps", "attentionForwardWgmma<Config, Program>(arguments, captures, maps);"})
+  for (const char *line :
+       {"using Element = cpflex::kernels::Float16;", "kHeadDim = 128;", "kVHeadDim = 64;", "kTileQ = 128;",
+        "kPositions = cpflex::PositionMode::Array;", "kOutputIsF32 = false;", "attention_forward(",
+        "cpflex::ForwardTensorMaps maps", "attentionForwardWgmma<Config, Program>(arguments, captures, maps);"})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\nin\n" << text;
 }
 
