@@ -124,6 +124,8 @@ struct CudaExecutable::HostTables {
 };
 
 Status CudaExecutable::checkProblem(const AttentionProblem &problem) const {
+  CurrentContext current(program_->device());
+  CPFLEX_RETURN_IF_ERROR(current.status());
   const CudaProgramOptions &options = program_->options();
   for (auto [size, name] : {std::pair{problem.batch, "batch"}, {problem.qHeads, "number of query heads"},
                             {problem.kvHeads, "number of key heads"}})
@@ -154,6 +156,14 @@ Status CudaExecutable::checkProblem(const AttentionProblem &problem) const {
   if (needsBindings && !problem.bindings)
     return Status::invalid(fmt::format("the program has {} captures and {} parameters; none are bound", functions.numCaptures,
                                        functions.numParams));
+  for (int i = 0; i < functions.numCaptures; ++i) {
+    const CaptureView &capture = problem.bindings->captures[i];
+    bool isEmpty = std::ranges::count(capture.shape, capture.shape + capture.rank, 0) > 0;
+    if (!isEmpty)
+      CPFLEX_RETURN_IF_ERROR(checkPlace(fmt::format("capture {}", i), capture.data, program_->device()));
+  }
+  if (problem.sink)
+    CPFLEX_RETURN_IF_ERROR(checkPlace("the array of sinks", problem.sink, program_->device()));
   if (const BlockMask *mask = problem.mask) {
     if (mask->qLen != problem.qLen || mask->kvLen != problem.kvLen)
       return Status::invalid(fmt::format("the block mask is for {} x {} rows; expected {} x {}", mask->qLen, mask->kvLen, problem.qLen,

@@ -63,22 +63,22 @@ bool overlaps(const DeviceTensor &a, const DeviceTensor &b) {
   return sharesElement(a, b, (bBegin - aBegin) / element, order, 0);
 }
 
-Status checkPlace(const DeviceTensor &tensor, const CudaDevice &device) {
+} // namespace
+
+Status checkPlace(std::string_view name, const void *data, const CudaDevice &device) {
   const CudaDriver &driver = device.driver();
-  auto address = reinterpret_cast<cuda::DeviceAddress>(tensor.view.data);
+  auto address = reinterpret_cast<cuda::DeviceAddress>(data);
   unsigned memoryType = 0;
   if (driver.pointerGetAttribute(&memoryType, cuda::kPointerMemoryType, address) != cuda::kSuccess ||
       memoryType != cuda::kMemoryTypeDevice)
-    return Status::invalid(fmt::format("'{}' is not in GPU memory", tensor.name));
+    return Status::invalid(fmt::format("{} is not in GPU memory", name));
   int ordinal = 0;
   CPFLEX_RETURN_IF_ERROR(
       driver.status(driver.pointerGetAttribute(&ordinal, cuda::kPointerDeviceOrdinal, address), "cuPointerGetAttribute"));
   if (ordinal != device.description().index)
-    return Status::invalid(fmt::format("'{}' is on GPU {}; expected GPU {}", tensor.name, ordinal, device.description().index));
+    return Status::invalid(fmt::format("{} is on GPU {}; expected GPU {}", name, ordinal, device.description().index));
   return Status::ok();
 }
-
-} // namespace
 
 Status checkTensor(const DeviceTensor &tensor, const CudaDevice *device) {
   if (isEmpty(tensor))
@@ -104,7 +104,7 @@ Status checkTensor(const DeviceTensor &tensor, const CudaDevice *device) {
     if (tensor.use == DeviceTensor::Use::Output && view.strides[axis] == 0)
       return Status::invalid(fmt::format("output '{}' is broadcast along {}", tensor.name, kAxisNames[axis]));
   }
-  return device ? checkPlace(tensor, *device) : Status::ok();
+  return device ? checkPlace(fmt::format("'{}'", tensor.name), view.data, *device) : Status::ok();
 }
 
 Status checkOverlap(const std::vector<DeviceTensor> &tensors) {

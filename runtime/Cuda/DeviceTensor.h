@@ -27,6 +27,9 @@ struct DeviceTensor {
 /// passes. `device` null skips the question where the memory is.
 Status checkTensor(const DeviceTensor &tensor, const CudaDevice *device);
 
+/// InvalidArgument unless `data` is memory of `device`; `name` stands first in the message.
+Status checkPlace(std::string_view name, const void *data, const CudaDevice &device);
+
 /// InvalidArgument when an output shares an element with another tensor. Tensors that interleave in one allocation with
 /// the same strides, such as packed dQ, dK and dV, pass.
 Status checkOverlap(const std::vector<DeviceTensor> &tensors);

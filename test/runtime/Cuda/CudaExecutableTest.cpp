@@ -195,6 +195,7 @@ TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
   EXPECT_EQ(gpu.captureBytes, 3 * sizeof(CaptureArgument) + 8 * 8);
   int doc = 0;
   CaptureView views[3] = {};
+  views[1].rank = views[2].rank = 1; // without elements
   views[0] = {.data = &doc, .shape = {2, 200}, .strides = {200, 1}, .type = ElementType::I32, .rank = 2};
   ScalarSlot params[3] = {11, 22, 33};
   Bindings bindings{.captures = views, .params = params, .dims = nullptr};
@@ -337,6 +338,16 @@ TEST_F(CudaExecutableTest, MissingBindingsAreNamed) {
   functions.numCaptures = 1;
   compile(functions);
   EXPECT_EQ(whyNotBound(problem), "the program has 1 captures and 0 parameters; none are bound");
+  int doc = 0;
+  CaptureView view{.data = &doc, .shape = {1, 1}, .strides = {1, 1}, .type = ElementType::I32, .rank = 2};
+  Bindings bindings{.captures = &view, .params = nullptr, .dims = nullptr};
+  problem.bindings = &bindings;
+  gpu.pointersAreOnHost = true;
+  EXPECT_EQ(whyNotBound(problem), "capture 0 is not in GPU memory");
+  view.shape[1] = 0;
+  float sink = 0;
+  problem.sink = &sink;
+  EXPECT_EQ(whyNotBound(problem), "the array of sinks is not in GPU memory");
 }
 
 TEST_F(CudaExecutableTest, ProgramWithoutSoftmaxHasNeitherSinkNorLse) {
