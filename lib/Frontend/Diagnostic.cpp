@@ -121,7 +121,7 @@ Diagnostic &DiagnosticList::add(Diagnostic diagnostic) {
                                 diagnostic.message);
   bool isError = diagnostic.severity == Severity::Error;
   bool isNew = seen_.insert(std::move(key)).second;
-  if (!isNew || numErrors_ >= kMaxErrors) {
+  if (!isNew || isFull()) {
     discarded_ = std::move(diagnostic);
     return discarded_;
   }

@@ -39,6 +39,8 @@ inline constexpr size_t kMaxErrors = 50;
 /// place is kept once.
 class DiagnosticList {
 public:
+  explicit DiagnosticList(size_t maxErrors = kMaxErrors) : maxErrors_(maxErrors) {}
+
   /// Adds a message at `range` of `source`. The reference is valid until the next call.
   Diagnostic &report(Severity severity, const SourceRef &source, SourceRange range,
                      std::string message);
@@ -54,7 +56,7 @@ public:
 
   bool hasErrors() const { return numErrors_ > 0; }
   size_t numErrors() const { return numErrors_; }
-  bool isFull() const { return numErrors_ >= kMaxErrors; }
+  bool isFull() const { return numErrors_ >= maxErrors_; }
   const std::vector<Diagnostic> &all() const { return diagnostics_; }
 
 private:
@@ -64,6 +66,7 @@ private:
   std::set<std::string> seen_;
   Diagnostic discarded_;
   size_t numErrors_ = 0;
+  size_t maxErrors_;
 };
 
 /// A diagnostic at a place of a source, for notes and for lists of one's own.

@@ -1,0 +1,107 @@
+// The translation of FlexAttention functions, as PyTorch users write them, into programs of the
+// language.
+#include "lib/Frontend/Port.h"
+
+#include <gtest/gtest.h>
+
+namespace cpflex {
+namespace {
+
+struct Ported {
+  std::string text;
+  DiagnosticList diagnostics;
+};
+
+Ported port(const std::string &text, const std::string &function) {
+  Ported result;
+  mlir::MLIRContext ctx;
+  result.text = portFunction("mods.py", text, function, ctx, result.diagnostics);
+  return result;
+}
+
+TEST(Port, functionsInFactoriesTakeTheirClosures) {
+  Ported ported =
+      port("import torch\n"
+           "from torch.nn.attention.flex_attention import _mask_mod_signature, or_masks\n"
+           "\n"
+           "def generate_sliding_window(window_size: int) -> _mask_mod_signature:\n"
+           "    \"\"\"Makes a window.\"\"\"\n"
+           "    def sliding_window(b, h, q_idx, kv_idx):\n"
+           "        causal = q_idx >= kv_idx\n"
+           "        return causal & (q_idx - kv_idx <= window_size)\n"
+           "\n"
+           "    sliding_window.__name__ = f\"window_{window_size}\"\n"
+           "    return sliding_window\n",
+           "sliding_window");
+  EXPECT_FALSE(ported.diagnostics.hasErrors())
+      << renderDiagnostics(ported.diagnostics) << ported.text;
+  EXPECT_EQ(ported.text, "\"\"\"sliding_window, ported from mods.py.\"\"\"\n"
+                         "\n"
+                         "window_size: param[int]\n"
+                         "\n"
+                         "\n"
+                         "@mask\n"
+                         "def sliding_window(b, h, q_idx, kv_idx):\n"
+                         "    causal = q_idx >= kv_idx\n"
+                         "    return causal & (q_idx - kv_idx <= window_size)\n"
+                         "\n"
+                         "\n"
+                         "attention(\"sliding_window\", mask=sliding_window)\n");
+  EXPECT_NE(renderDiagnostics(ported.diagnostics)
+                .find("'window_size' is taken for an int argument without a default; check its "
+                      "declaration"),
+            std::string::npos);
+}
+
+TEST(Port, arraysHelpersAndConstantsComeAlong) {
+  Ported ported = port("import torch\n"
+                       "import os\n"
+                       "CAP = 30.0\n"
+                       "class Layer(torch.nn.Module):\n"
+                       "    def forward(self, x):\n"
+                       "        return x\n"
+                       "def distance(q, kv):\n"
+                       "    return (q - kv).abs()\n"
+                       "def make(H, bias, document_id, keep):\n"
+                       "    half = H // 2\n"
+                       "    def score_mod(score, b, h, q_idx, kv_idx):\n"
+                       "        score = CAP * torch.tanh(score / CAP) + bias[b, h][q_idx]\n"
+                       "        same = document_id[q_idx] == document_id[kv_idx]\n"
+                       "        return torch.where(same | (h < half) & keep[kv_idx], score - "
+                       "distance(q_idx, kv_idx), -float('inf'))\n"
+                       "    return score_mod\n",
+                       "score_mod");
+  EXPECT_FALSE(ported.diagnostics.hasErrors())
+      << renderDiagnostics(ported.diagnostics) << ported.text;
+  for (const char *expected :
+       {"import torch\n", "CAP: param[float] = 30.0\n", "bias: tensor[f32, B, H, Q_LEN]\n",
+        "H_: param[int]\n", "half = H_ // 2\n", "document_id: tensor[i32, KV_LEN]\n",
+        "keep: tensor[bool, KV_LEN]\n", "def distance(q, kv):\n",
+        "@score\ndef score_mod(score, b, h, q_idx, kv_idx):\n"})
+    EXPECT_NE(ported.text.find(expected), std::string::npos) << expected << "\n" << ported.text;
+  EXPECT_NE(renderDiagnostics(ported.diagnostics)
+                .find("'bias' is taken for an array of f32 of 3 dimensions; check its declaration"),
+            std::string::npos);
+}
+
+TEST(Port, saysWhatCannotBeExpressed) {
+  Ported ported =
+      port("import torch\ndef f(score, b, h, q, kv):\n    return score - torch.cumsum(score, -1)\n",
+           "f");
+  EXPECT_NE(renderDiagnostics(ported.diagnostics)
+                .find("f.cpf:7:26: error: 'cumsum' is a scan along the keys"),
+            std::string::npos)
+      << renderDiagnostics(ported.diagnostics) << ported.text;
+}
+
+TEST(Port, wrongFunctionsAreErrors) {
+  EXPECT_NE(renderDiagnostics(port("x = 1\n", "f").diagnostics)
+                .find("'mods.py' has no function 'f' outside classes"),
+            std::string::npos);
+  EXPECT_NE(renderDiagnostics(port("def f(x):\n    return x\n", "f").diagnostics)
+                .find("mods.py:1:5: error: 'f' has 1 parameters; a mask has 4"),
+            std::string::npos);
+}
+
+} // namespace
+} // namespace cpflex
