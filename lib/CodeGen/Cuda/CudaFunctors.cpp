@@ -56,7 +56,7 @@ llvm::StringRef scoreFormName(ScoreForm form) {
 
 /// Prints one member function. `leading` names the float arguments before the coordinates, in the order of C++;
 /// `leadingIndex` says which argument of the body each is.
-LogicalResult printFunction(llvm::StringRef head, Block &body, llvm::ArrayRef<llvm::StringRef> leading,
+void printFunction(llvm::StringRef head, Block &body, llvm::ArrayRef<llvm::StringRef> leading,
                             llvm::ArrayRef<int> leadingIndex, FunctionPrinter &printer, std::string &text) {
   text += fmt::format("  static __device__ __forceinline__ {}(const Captures &captures", head.str());
   for (auto [name, index] : llvm::zip_equal(leading, leadingIndex))
@@ -65,10 +65,8 @@ LogicalResult printFunction(llvm::StringRef head, Block &body, llvm::ArrayRef<ll
   for (auto [position, name] : llvm::enumerate(kCoordinates))
     text += ", int " + printer.nameArgument(body.getArgument(leading.size() + position), name);
   text += ") {\n";
-  if (failed(printer.printBody(body, text)))
-    return failure();
+  printer.printBody(body, text);
   text += "  }\n";
-  return success();
 }
 
 } // namespace
@@ -89,14 +87,12 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
   mask::ScoreOp score;
   if (attention.getMask()) {
     predicate = SymbolTable::lookupNearestSymbolFrom<mask::PredicateOp>(module, symbol(*attention.getMask()));
-    if (!predicate)
-      return attention.emitError() << "'" << *attention.getMask() << "' is not a mask.predicate";
+    assert(predicate && "the verifier of mask.attention checks its symbols");
     result.hasMask = true;
   }
   if (attention.getScore()) {
     score = SymbolTable::lookupNearestSymbolFrom<mask::ScoreOp>(module, symbol(*attention.getScore()));
-    if (!score)
-      return attention.emitError() << "'" << *attention.getScore() << "' is not a mask.score";
+    assert(score && "the verifier of mask.attention checks its symbols");
     result.scoreForm = scoreFormOf(score);
   }
 
@@ -107,15 +103,13 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
                       scoreFormName(result.scoreForm).str());
   if (predicate) {
     FunctionPrinter printer(signature, members, CudaArithmetic::Exact);
-    if (failed(printFunction("bool mask", predicate.getBody().front(), {}, {}, printer, text)))
-      return failure();
+    printFunction("bool mask", predicate.getBody().front(), {}, {}, printer, text);
   } else {
     text += "  static __device__ __forceinline__ bool mask(const Captures &, int, int, int, int) { return true; }\n";
   }
   if (score) {
     FunctionPrinter printer(signature, members, CudaArithmetic::Contract);
-    if (failed(printFunction("float score", score.getBody().front(), {"s"}, {0}, printer, text)))
-      return failure();
+    printFunction("float score", score.getBody().front(), {"s"}, {0}, printer, text);
   } else {
     text += "  static __device__ __forceinline__ float score(const Captures &, float s, int, int, int, int) { return s; "
             "}\n";
@@ -128,9 +122,7 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
     std::string name = (*attention.getScore() + ".gradient").str();
     if (auto gradient = SymbolTable::lookupNearestSymbolFrom<mask::ScoreGradientOp>(module, symbol(name))) {
       FunctionPrinter printer(signature, members, CudaArithmetic::Contract);
-      if (failed(printFunction("float scoreGradient", gradient.getBody().front(), {"s", "gradient"}, {1, 0}, printer,
-                               text)))
-        return failure();
+      printFunction("float scoreGradient", gradient.getBody().front(), {"s", "gradient"}, {1, 0}, printer, text);
     }
   }
   text += "};\n";

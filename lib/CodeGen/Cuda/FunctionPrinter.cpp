@@ -69,36 +69,28 @@ std::string FunctionPrinter::operand(mlir::Value value) {
 
 std::string FunctionPrinter::argumentText(mlir::Value value) { return values[value].text; }
 
-LogicalResult FunctionPrinter::printBody(Block &body, std::string &text) {
+void FunctionPrinter::printBody(Block &body, std::string &text) {
   mlir::Value result = body.getTerminator()->getOperand(0);
   markNeeded(result);
-  if (failed(printBlock(body, text)))
-    return failure();
+  printBlock(body, text);
   text += fmt::format("    return {};{}\n", argumentText(result), lineComment(body.getTerminator()->getLoc()));
-  return success();
 }
 
-LogicalResult FunctionPrinter::printBlock(Block &block, std::string &text) {
+void FunctionPrinter::printBlock(Block &block, std::string &text) {
   for (mlir::Operation &op : block.without_terminator()) {
     if (!needed.contains(&op))
       continue;
-    for (mlir::Type type : op.getResultTypes())
-      if (cudaType(type).empty())
-        return op.emitError() << "value of type " << type << "; device code computes i1, i32, i64, ui32 and f32";
+    assert(!cudaType(op.getResult(0).getType()).empty() && "predicates and scores hold single values");
     if (auto reduce = dyn_cast<mask::ReduceOp>(op)) {
-      if (failed(printReduce(reduce, text)))
-        return failure();
+      printReduce(reduce, text);
       continue;
     }
-    FailureOr<Expression> value = expression(&op);
-    if (failed(value))
-      return failure();
-    if (isInlined(&op, *value))
-      values[op.getResult(0)] = std::move(*value);
+    Expression value = expression(&op);
+    if (isInlined(&op, value))
+      values[op.getResult(0)] = std::move(value);
     else
-      define(&op, *value, text);
+      define(&op, value, text);
   }
-  return success();
 }
 
 bool FunctionPrinter::isInlined(mlir::Operation *op, const Expression &expression) {
@@ -121,7 +113,7 @@ void FunctionPrinter::define(mlir::Operation *op, const Expression &expression, 
   values[result] = {name, /*isAtom=*/true};
 }
 
-LogicalResult FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
+void FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
   mask::ReductionKind kind = reduce.getKind();
   Block &body = reduce.getBody().front();
   llvm::StringRef wanted = userName(reduce.getLoc());
@@ -141,8 +133,7 @@ LogicalResult FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &t
                       operand(reduce.getCount()), condition, index);
   values[body.getArgument(0)] = {index, /*isAtom=*/true};
   ++depth;
-  if (failed(printBlock(body, text)))
-    return failure();
+  printBlock(body, text);
   --depth;
   std::string element = operand(body.getTerminator()->getOperand(0));
   std::string next;
@@ -164,7 +155,6 @@ LogicalResult FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &t
   }
   text += fmt::format("{}  {} = {};\n{}}}\n", indent, total, next, indent);
   values[reduce.getResult()] = {total, /*isAtom=*/true};
-  return success();
 }
 
 //===----------------------------------------------------------------------===//
@@ -258,7 +248,7 @@ template <typename AttributeType> static AttributeType constantOf(mlir::Value va
   return constant ? dyn_cast<AttributeType>(constant.getValue()) : AttributeType();
 }
 
-FailureOr<FunctionPrinter::Expression> FunctionPrinter::tableExpression(mlir::Operation *op) {
+FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op) {
   Operation operation = cast<mask::TableOpInterface>(op).getTableOperation();
   mlir::Type type = op->getOperand(0).getType(), resultType = op->getResult(0).getType();
   llvm::StringRef plain = plainOperator(operation, type, arithmetic);
@@ -310,7 +300,7 @@ FailureOr<FunctionPrinter::Expression> FunctionPrinter::tableExpression(mlir::Op
   return Expression{fmt::format("ops::{}({})", functionOf(operation).str(), arguments)};
 }
 
-FailureOr<FunctionPrinter::Expression> FunctionPrinter::expression(mlir::Operation *op) {
+FunctionPrinter::Expression FunctionPrinter::expression(mlir::Operation *op) {
   if (isa<mask::TableOpInterface>(op))
     return tableExpression(op);
   if (auto constant = dyn_cast<mask::ConstantOp>(op))
@@ -319,9 +309,8 @@ FailureOr<FunctionPrinter::Expression> FunctionPrinter::expression(mlir::Operati
     return loadExpression(load);
   if (auto param = dyn_cast<mask::ParamValueOp>(op))
     return slotExpression(members.params.lookup(param.getParam()), param.getType());
-  if (auto dim = dyn_cast<mask::DimOp>(op))
-    return slotExpression(members.dims.lookup(dim.getName()), dim.getType());
-  return op->emitError() << "device code has no form for '" << op->getName() << "'";
+  auto dim = cast<mask::DimOp>(op);
+  return slotExpression(members.dims.lookup(dim.getName()), dim.getType());
 }
 
 } // namespace cpflex

@@ -34,7 +34,7 @@ public:
 
   /// Appends to `text` what computes the value that `body` yields, and returns it. Operations that the value does not
   /// need are left out.
-  mlir::LogicalResult printBody(mlir::Block &body, std::string &text);
+  void printBody(mlir::Block &body, std::string &text);
 
 private:
   /// An expression, and whether it may be an operand as it is.
@@ -43,10 +43,10 @@ private:
     bool isAtom = true;
   };
 
-  mlir::LogicalResult printBlock(mlir::Block &block, std::string &text);
-  mlir::LogicalResult printReduce(mask::ReduceOp reduce, std::string &text);
-  mlir::FailureOr<Expression> expression(mlir::Operation *op);
-  mlir::FailureOr<Expression> tableExpression(mlir::Operation *op);
+  void printBlock(mlir::Block &block, std::string &text);
+  void printReduce(mask::ReduceOp reduce, std::string &text);
+  Expression expression(mlir::Operation *op);
+  Expression tableExpression(mlir::Operation *op);
   Expression loadExpression(mask::LoadOp load);
   Expression castExpression(Operation operation, mlir::Type from, mlir::Type to, mlir::Value operand);
   Expression slotExpression(const std::string &member, mlir::Type type);

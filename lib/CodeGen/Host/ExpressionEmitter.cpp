@@ -110,9 +110,7 @@ mlir::Value ExpressionEmitter::coordinate(mlir::Value position, mlir::Type type,
 }
 
 LogicalResult ExpressionEmitter::emit(mlir::Operation *op) {
-  for (mlir::Type type : op->getResultTypes())
-    if (!hostType(type))
-      return op->emitError() << "value of type " << type << "; host code computes i1, i32, i64, ui32 and f32";
+  assert(hostType(op->getResult(0).getType()) && "predicates and scores hold single values");
   Location loc = op->getLoc();
   FailureOr<mlir::Value> result = failure();
   if (isa<mask::TableOpInterface>(op)) {
@@ -125,7 +123,8 @@ LogicalResult ExpressionEmitter::emit(mlir::Operation *op) {
     result = emitReduce(reduce);
   } else if (auto dim = dyn_cast<mask::DimOp>(op)) {
     result = coordinate(dims[dim.getName()], dim.getType(), loc);
-  } else if (auto param = dyn_cast<mask::ParamValueOp>(op)) {
+  } else {
+    auto param = cast<mask::ParamValueOp>(op);
     mlir::Value slot = params[param.getParam()];
     mlir::Type type = hostType(param.getType());
     if (type.isInteger(1)) {
@@ -137,8 +136,6 @@ LogicalResult ExpressionEmitter::emit(mlir::Operation *op) {
     } else {
       result = coordinate(slot, type, loc);
     }
-  } else {
-    return op->emitError() << "host code has no form for '" << op->getName() << "'";
   }
   if (failed(result))
     return failure();

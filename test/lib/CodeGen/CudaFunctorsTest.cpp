@@ -142,7 +142,7 @@ TEST_F(CudaFunctors, anEntryPointMustExist) {
   EXPECT_EQ(message, "no entry point is named 'main'");
 }
 
-TEST_F(CudaFunctors, intervalsAreNotDeviceValues) {
+TEST_F(CudaFunctors, whatTheResultDoesNotNeedIsLeftOut) {
   print(R"(
 mask.predicate @f(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
   %0 = mask.constant true
@@ -157,7 +157,6 @@ mask.predicate @f(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
 }
 mask.attention @main mask(@f)
 )");
-  // What the result does not need is left out, whatever its type.
   EXPECT_EQ(message, "");
 }
 
