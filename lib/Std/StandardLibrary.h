@@ -1,4 +1,5 @@
-// The standard library of masks and score functions: `.cpf` files compiled into the binary, imported as `cpflex.std`.
+// The standard library of masks and score functions: `.cpf` files compiled into the binary,
+// imported as `cpflex.std`.
 #pragma once
 
 #include "runtime/contract/EmbeddedFile.h"

@@ -2,6 +2,8 @@
 // imports, or gives the errors that its comments expect.
 #include "test/lib/Frontend/ExpectedDiagnostics.h"
 
+#include <filesystem>
+
 namespace cpflex {
 namespace {
 
@@ -23,6 +25,18 @@ TEST(Documentation, examplesOfTheLanguageAreRight) {
     }
   }
   EXPECT_GE(numBlocks, 15);
+}
+
+TEST(Documentation, examplesImport) {
+  int numExamples = 0;
+  for (const auto &entry : std::filesystem::directory_iterator(CPFLEX_SOURCE_DIR "/examples")) {
+    if (entry.path().extension() != ".cpf")
+      continue;
+    ImportedProgram program = importText(readFile(entry.path().string()), {}, entry.path().string());
+    EXPECT_TRUE(program.isValid) << renderDiagnostics(program.diagnostics);
+    ++numExamples;
+  }
+  EXPECT_GE(numExamples, 8);
 }
 
 } // namespace
