@@ -120,8 +120,12 @@ Entity Importer::evaluateName(const Expr &expr) {
   // The name may be defined by a line that was left out after an error.
   if (current.module->file.isIncomplete && diagnostics_.hasErrors())
     return {};
-  return fail(expr.range,
-              fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
+  std::string advice = suggestion(expr.name, visibleNames());
+  Diagnostic &diagnostic = error(expr.range, fmt::format("unknown name '{}'{}", expr.name, advice));
+  if (size_t quote = advice.find('\''); quote != std::string::npos)
+    setFixIt(diagnostic, current.module->file.source, expr.range,
+             advice.substr(quote + 1, advice.rfind('\'') - quote - 1));
+  return {};
 }
 
 std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {

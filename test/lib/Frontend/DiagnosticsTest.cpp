@@ -57,6 +57,16 @@ TEST(Diagnostics, showFixIts) {
   EXPECT_EQ(renderDiagnostics(diagnostics), "a.cpf:1:5: error: here\nx = y\n    ^\n    z\n");
 }
 
+TEST(Diagnostics, mendMisspeltNames) {
+  ImportedProgram program =
+      importText("@mask\ndef m(b, h, q_idx, kv_idx):\n    return q_idx <= kv_dix\n");
+  EXPECT_EQ(renderDiagnostics(program.diagnostics),
+            "test.cpf:3:21: error: unknown name 'kv_dix'; did you mean 'kv_idx'?\n"
+            "    return q_idx <= kv_dix\n"
+            "                    ^~~~~~\n"
+            "                    kv_idx\n");
+}
+
 TEST(Diagnostics, areKeptOnceAndBounded) {
   DiagnosticList diagnostics;
   auto source = std::make_shared<const SourceText>("a.cpf", std::string(200, '\n'));
