@@ -57,8 +57,8 @@ public:
       textPointers.push_back(texts[i].c_str());
     }
     std::string name = source.functionName + ".cu";
-    return nvrtc_.status(nvrtc_.createProgram(&program_, source.text.c_str(), name.c_str(), static_cast<int>(names.size()),
-                                              textPointers.data(), namePointers.data()),
+    return nvrtc_.status(nvrtc_.createProgram(&program_, source.text.c_str(), name.c_str(),
+                                              static_cast<int>(names.size()), textPointers.data(), namePointers.data()),
                          "nvrtcCreateProgram");
   }
 
@@ -81,7 +81,8 @@ public:
   }
 
   std::string log() const {
-    StatusOr<std::string> text = contents<std::string>(nvrtc_.getProgramLogSize, nvrtc_.getProgramLog, "nvrtcGetProgramLog");
+    StatusOr<std::string> text =
+        contents<std::string>(nvrtc_.getProgramLogSize, nvrtc_.getProgramLog, "nvrtcGetProgramLog");
     if (!text)
       return {};
     while (!text->empty() && (text->back() == '\0' || text->back() == '\n'))
@@ -97,7 +98,8 @@ private:
 /// Keeps the text of a rejected kernel; returns its path, or why it could not be kept.
 std::string keepRejected(const KernelSource &source, const std::string &rejectedFolder) {
   std::error_code error;
-  fs::path folder = rejectedFolder.empty() ? fs::temp_directory_path(error) / "cpflex-rejected" : fs::path(rejectedFolder);
+  fs::path folder =
+      rejectedFolder.empty() ? fs::temp_directory_path(error) / "cpflex-rejected" : fs::path(rejectedFolder);
   fs::create_directories(folder, error);
   fs::path path = folder / fmt::format("{}-{}.cu", source.functionName, source.key.substr(0, 16));
   std::ofstream file(path);
@@ -128,8 +130,9 @@ Status rejected(const KernelSource &source, const Nvrtc &nvrtc, const std::strin
 }
 
 Status unsupportedArchitecture(const KernelSource &source, const Nvrtc &nvrtc) {
-  return Status::unsupported(fmt::format("NVRTC {} does not compile for '{}'; install a CUDA that does, or set CPFLEX_NVRTC",
-                                         cudaVersionText(nvrtc.version()), source.architecture));
+  return Status::unsupported(
+      fmt::format("NVRTC {} does not compile for '{}'; install a CUDA that does, or set CPFLEX_NVRTC",
+                  cudaVersionText(nvrtc.version()), source.architecture));
 }
 
 } // namespace
@@ -139,7 +142,8 @@ void readResourceReport(const std::string &log, KernelImage &image) {
   for (std::string line; std::getline(lines, line);) {
     if (auto stack = numberBefore(line, " bytes stack frame")) {
       image.stackBytes = std::max(image.stackBytes, *stack);
-      int32_t spills = numberBefore(line, " bytes spill stores").value_or(0) + numberBefore(line, " bytes spill loads").value_or(0);
+      int32_t spills =
+          numberBefore(line, " bytes spill stores").value_or(0) + numberBefore(line, " bytes spill loads").value_or(0);
       image.spillBytes = std::max(image.spillBytes, spills);
       if (spills > image.tiles.spillLimit)
         image.warnings.push_back(line);
@@ -172,7 +176,8 @@ StatusOr<KernelImage> compileKernel(const KernelSource &source, const Nvrtc &nvr
     return rejected(source, nvrtc, log, rejectedFolder);
   CPFLEX_RETURN_IF_ERROR(nvrtc.status(result, "nvrtcCompileProgram"));
 
-  StatusOr<std::vector<char>> cubin = program.contents<std::vector<char>>(nvrtc.getCubinSize, nvrtc.getCubin, "nvrtcGetCUBIN");
+  StatusOr<std::vector<char>> cubin =
+      program.contents<std::vector<char>>(nvrtc.getCubinSize, nvrtc.getCubin, "nvrtcGetCUBIN");
   if (!cubin)
     return cubin.status();
   KernelImage image;
@@ -217,8 +222,8 @@ StatusOr<CompiledKernel> cachedKernel(const KernelSource &source, const KernelTo
       compiled.wasCached = true;
       return compiled;
     }
-  StatusOr<KernelImage> image =
-      compileKernel(source, *toolchain.nvrtc, toolchain.cache ? toolchain.cache->folder() + "/rejected" : std::string());
+  StatusOr<KernelImage> image = compileKernel(
+      source, *toolchain.nvrtc, toolchain.cache ? toolchain.cache->folder() + "/rejected" : std::string());
   if (!image)
     return image.status();
   compiled.image = std::move(*image);

@@ -1,5 +1,5 @@
-// Kernel text to machine code (stage 8): NVRTC, what it reports about registers and spills, and the disk cache before it.
-// Needs no GPU.
+// Kernel text to machine code (stage 8): NVRTC, what it reports about registers and spills, and the disk cache before
+// it. Needs no GPU.
 #pragma once
 
 #include "runtime/Cuda/KernelCache.h"

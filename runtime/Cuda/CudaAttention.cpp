@@ -58,8 +58,9 @@ public:
   }
 
   Status fetch(const ArrayOnDevice &array) const {
-    return array.host.data ? copyToHost(*machine_.device, array.host.data, array.memory.address(), array.spanInBytes, stream_.get())
-                           : Status::ok();
+    return array.host.data
+               ? copyToHost(*machine_.device, array.host.data, array.memory.address(), array.spanInBytes, stream_.get())
+               : Status::ok();
   }
 
   /// Copies plain bytes to memory that lives as long as the run.
@@ -86,7 +87,8 @@ public:
       }
       if (!isEmpty) {
         int64_t element = sizeInBytes(view.type);
-        StatusOr<void *> data = addBytes(static_cast<const std::byte *>(view.data) + below * element, (above - below) * element);
+        StatusOr<void *> data =
+            addBytes(static_cast<const std::byte *>(view.data) + below * element, (above - below) * element);
         if (!data)
           return data.status();
         view.data = static_cast<std::byte *>(*data) - below * element;
@@ -104,7 +106,8 @@ private:
 
 /// Runs `pass` as often as asked; gives the milliseconds of each timed run.
 template <typename Pass>
-StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRunOptions &run, Pass pass) {
+StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRunOptions &run,
+                                   Pass pass) {
   StatusOr<CudaEvent> begin = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   StatusOr<CudaEvent> end = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   if (!begin || !end)
@@ -158,14 +161,16 @@ StatusOr<CudaMachine> CudaMachine::open(int deviceIndex) {
   return CudaMachine{.device = *device, .toolchain = *toolchain};
 }
 
-StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions, const AttentionProblem &problem,
-                                         const HostAttentionArrays &arrays, const CudaRunOptions &options) {
+StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions,
+                                         const AttentionProblem &problem, const HostAttentionArrays &arrays,
+                                         const CudaRunOptions &options) {
   StatusOr<CudaProgramOptions> compiled = programOptions(machine, functions, problem, arrays, options.family);
   if (!compiled)
     return compiled.status();
   CudaRunReport report;
   auto begin = std::chrono::steady_clock::now();
-  StatusOr<std::shared_ptr<const CudaProgram>> program = CudaProgram::create(machine.device, machine.toolchain, functions, *compiled);
+  StatusOr<std::shared_ptr<const CudaProgram>> program =
+      CudaProgram::create(machine.device, machine.toolchain, functions, *compiled);
   if (!program)
     return program.status();
   report.compileMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
@@ -180,8 +185,10 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
 
   // 1. Arrays, captures and sinks to the GPU.
   const AttentionProblem &p = problem;
-  const int64_t qSizes[4] = {p.batch, p.qHeads, p.qLen, p.headDim}, kSizes[4] = {p.batch, p.kvHeads, p.kvLen, p.headDim};
-  const int64_t vSizes[4] = {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}, oSizes[4] = {p.batch, p.qHeads, p.qLen, p.vHeadDim};
+  const int64_t qSizes[4] = {p.batch, p.qHeads, p.qLen, p.headDim},
+                kSizes[4] = {p.batch, p.kvHeads, p.kvLen, p.headDim};
+  const int64_t vSizes[4] = {p.batch, p.kvHeads, p.kvLen, p.vHeadDim},
+                oSizes[4] = {p.batch, p.qHeads, p.qLen, p.vHeadDim};
   const int64_t rowSizes[4] = {p.batch, p.qHeads, p.qLen, 1};
   bool isBackward = arrays.dO.data != nullptr;
   bool hasSoftmax = p.normalization == AttentionProblem::Normalization::Softmax;
@@ -199,7 +206,8 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   CudaBuffer ownLse;
   if (isBackward && hasSoftmax && !lse.device.data) {
     // Backward reads the LSE even when the caller does not want it.
-    StatusOr<CudaBuffer> memory = CudaBuffer::allocate(machine.device, p.batch * p.qHeads * p.qLen * int64_t(sizeof(float)));
+    StatusOr<CudaBuffer> memory =
+        CudaBuffer::allocate(machine.device, p.batch * p.qHeads * p.qLen * int64_t(sizeof(float)));
     if (!memory)
       return memory.status();
     ownLse = std::move(*memory);
@@ -222,7 +230,8 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
       return sink.status();
     onDevice.sink = static_cast<const float *>(*sink);
   }
-  StatusOr<CudaBuffer> dSink = CudaBuffer::allocate(machine.device, arrays.dSink ? p.qHeads * int64_t(sizeof(float)) : 0);
+  StatusOr<CudaBuffer> dSink =
+      CudaBuffer::allocate(machine.device, arrays.dSink ? p.qHeads * int64_t(sizeof(float)) : 0);
   if (!dSink)
     return dSink.status();
 
@@ -244,8 +253,17 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
     return forwardMs.status();
   report.forwardMs = *forwardMs;
   if (isBackward) {
-    CudaBackwardTensors backward{q.device, k.device, v.device, o.device, lse.device, dO.device, dLse.device,
-                                 dQ.device, dK.device, dV.device, static_cast<float *>(dSink->data())};
+    CudaBackwardTensors backward{q.device,
+                                 k.device,
+                                 v.device,
+                                 o.device,
+                                 lse.device,
+                                 dO.device,
+                                 dLse.device,
+                                 dQ.device,
+                                 dK.device,
+                                 dV.device,
+                                 static_cast<float *>(dSink->data())};
     auto backwardMs = timed(machine, run.ownStream(), options,
                             [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); });
     if (!backwardMs)
@@ -257,7 +275,8 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   for (const ArrayOnDevice *array : {&o, &lse, &dQ, &dK, &dV})
     CPFLEX_RETURN_IF_ERROR(run.fetch(*array));
   if (arrays.dSink)
-    CPFLEX_RETURN_IF_ERROR(copyToHost(*machine.device, arrays.dSink, dSink->address(), dSink->sizeInBytes(), run.stream()));
+    CPFLEX_RETURN_IF_ERROR(
+        copyToHost(*machine.device, arrays.dSink, dSink->address(), dSink->sizeInBytes(), run.stream()));
   return report;
 }
 

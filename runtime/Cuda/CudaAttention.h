@@ -23,9 +23,9 @@ struct CudaMachine {
   static StatusOr<CudaMachine> open(int deviceIndex);
 };
 
-/// Host arrays of one attention call, indexed [b, h, s, d] by their strides (not negative). Q, K, V and dO have one type,
-/// bf16 or f16; outputs have that type, or are all f32. `lse` (f32) may be null. Backward runs when `dO` is not null; it
-/// then needs dQ, dK and dV, and takes what forward wrote to o.
+/// Host arrays of one attention call, indexed [b, h, s, d] by their strides (not negative). Q, K, V and dO have one
+/// type, bf16 or f16; outputs have that type, or are all f32. `lse` (f32) may be null. Backward runs when `dO` is not
+/// null; it then needs dQ, dK and dV, and takes what forward wrote to o.
 struct HostAttentionArrays {
   TensorView q, k, v, o, lse;
   TensorView dO, dLse, dQ, dK, dV;
@@ -34,9 +34,9 @@ struct HostAttentionArrays {
 
 /// What a run on the GPU says besides its results.
 struct CudaRunReport {
-  std::vector<KernelImage> kernels;    ///< without machine code
+  std::vector<KernelImage> kernels; ///< without machine code
   std::vector<std::string> warnings;
-  double compileMs = 0;                ///< from functor to loaded kernels, cache included
+  double compileMs = 0;                     ///< from functor to loaded kernels, cache included
   std::vector<float> forwardMs, backwardMs; ///< one per repetition, from events on the GPU
 };
 

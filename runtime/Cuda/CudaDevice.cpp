@@ -75,9 +75,11 @@ StatusOr<std::shared_ptr<const CudaDevice>> CudaDevice::open(std::shared_ptr<con
   if (!description)
     return description.status();
   if (!description->whyNotUsable.empty())
-    return Status::unsupported(fmt::format("GPU {} '{}' cannot be used: {}", index, description->name, description->whyNotUsable));
+    return Status::unsupported(
+        fmt::format("GPU {} '{}' cannot be used: {}", index, description->name, description->whyNotUsable));
   auto device = std::shared_ptr<CudaDevice>(new CudaDevice(driver, *description, handle));
-  CPFLEX_RETURN_IF_ERROR(driver->status(driver->devicePrimaryCtxRetain(&device->context_, handle), "cuDevicePrimaryCtxRetain"));
+  CPFLEX_RETURN_IF_ERROR(
+      driver->status(driver->devicePrimaryCtxRetain(&device->context_, handle), "cuDevicePrimaryCtxRetain"));
   return std::shared_ptr<const CudaDevice>(std::move(device));
 }
 
@@ -87,7 +89,8 @@ CudaDevice::~CudaDevice() {
 }
 
 CurrentContext::CurrentContext(const CudaDevice &device)
-    : device_(device), status_(device.driver().status(device.driver().ctxPushCurrent(device.context()), "cuCtxPushCurrent")) {}
+    : device_(device),
+      status_(device.driver().status(device.driver().ctxPushCurrent(device.context()), "cuCtxPushCurrent")) {}
 
 CurrentContext::~CurrentContext() {
   cuda::Context popped = nullptr;
@@ -108,9 +111,10 @@ StatusOr<CudaBuffer> CudaBuffer::allocate(std::shared_ptr<const CudaDevice> devi
   if (result == cuda::kOutOfMemory) {
     size_t free = 0, total = 0;
     (void)driver.memGetInfo(&free, &total);
-    return Status(StatusCode::OutOfMemory,
-                  fmt::format("{} bytes of GPU memory were asked for, {} of {} are free; make the problem smaller or free memory",
-                              sizeInBytes, free, total));
+    return Status(
+        StatusCode::OutOfMemory,
+        fmt::format("{} bytes of GPU memory were asked for, {} of {} are free; make the problem smaller or free memory",
+                    sizeInBytes, free, total));
   }
   CPFLEX_RETURN_IF_ERROR(driver.status(result, "cuMemAlloc"));
   return buffer;
@@ -165,7 +169,8 @@ StatusOr<CudaStream> CudaStream::create(std::shared_ptr<const CudaDevice> device
   CurrentContext current(*device);
   CPFLEX_RETURN_IF_ERROR(current.status());
   cuda::Stream stream = nullptr;
-  CPFLEX_RETURN_IF_ERROR(device->driver().status(device->driver().streamCreate(&stream, cuda::kStreamNonBlocking), "cuStreamCreate"));
+  CPFLEX_RETURN_IF_ERROR(
+      device->driver().status(device->driver().streamCreate(&stream, cuda::kStreamNonBlocking), "cuStreamCreate"));
   return CudaStream(std::move(device), stream);
 }
 
@@ -232,23 +237,27 @@ StatusOr<float> CudaEvent::millisecondsSince(const CudaEvent &begin) const {
   return milliseconds;
 }
 
-Status copyToDevice(const CudaDevice &device, cuda::DeviceAddress to, const void *from, int64_t sizeInBytes, cuda::Stream stream) {
+Status copyToDevice(const CudaDevice &device, cuda::DeviceAddress to, const void *from, int64_t sizeInBytes,
+                    cuda::Stream stream) {
   if (sizeInBytes == 0)
     return Status::ok();
   CurrentContext current(device);
   CPFLEX_RETURN_IF_ERROR(current.status());
   const CudaDriver &driver = device.driver();
-  CPFLEX_RETURN_IF_ERROR(driver.status(driver.memcpyHtoDAsync(to, from, static_cast<size_t>(sizeInBytes), stream), "cuMemcpyHtoDAsync"));
+  CPFLEX_RETURN_IF_ERROR(
+      driver.status(driver.memcpyHtoDAsync(to, from, static_cast<size_t>(sizeInBytes), stream), "cuMemcpyHtoDAsync"));
   return driver.status(driver.streamSynchronize(stream), "cuStreamSynchronize");
 }
 
-Status copyToHost(const CudaDevice &device, void *to, cuda::DeviceAddress from, int64_t sizeInBytes, cuda::Stream stream) {
+Status copyToHost(const CudaDevice &device, void *to, cuda::DeviceAddress from, int64_t sizeInBytes,
+                  cuda::Stream stream) {
   if (sizeInBytes == 0)
     return Status::ok();
   CurrentContext current(device);
   CPFLEX_RETURN_IF_ERROR(current.status());
   const CudaDriver &driver = device.driver();
-  CPFLEX_RETURN_IF_ERROR(driver.status(driver.memcpyDtoHAsync(to, from, static_cast<size_t>(sizeInBytes), stream), "cuMemcpyDtoHAsync"));
+  CPFLEX_RETURN_IF_ERROR(
+      driver.status(driver.memcpyDtoHAsync(to, from, static_cast<size_t>(sizeInBytes), stream), "cuMemcpyDtoHAsync"));
   return driver.status(driver.streamSynchronize(stream), "cuStreamSynchronize");
 }
 

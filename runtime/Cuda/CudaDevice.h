@@ -1,4 +1,5 @@
-// One GPU of this machine: whether it is usable, its memory and its streams, each owned by an object that gives it back.
+// One GPU of this machine: whether it is usable, its memory and its streams, each owned by an object that gives it
+// back.
 #pragma once
 
 #include "runtime/Cuda/CudaDriver.h"
@@ -119,7 +120,8 @@ public:
   Status synchronize() const;
 
 private:
-  CudaStream(std::shared_ptr<const CudaDevice> device, cuda::Stream stream) : device_(std::move(device)), stream_(stream) {}
+  CudaStream(std::shared_ptr<const CudaDevice> device, cuda::Stream stream)
+      : device_(std::move(device)), stream_(stream) {}
   std::shared_ptr<const CudaDevice> device_;
   cuda::Stream stream_ = nullptr;
 };
@@ -146,7 +148,9 @@ private:
 };
 
 /// Copies between host and device memory and waits for the copy.
-Status copyToDevice(const CudaDevice &device, cuda::DeviceAddress to, const void *from, int64_t sizeInBytes, cuda::Stream stream);
-Status copyToHost(const CudaDevice &device, void *to, cuda::DeviceAddress from, int64_t sizeInBytes, cuda::Stream stream);
+Status copyToDevice(const CudaDevice &device, cuda::DeviceAddress to, const void *from, int64_t sizeInBytes,
+                    cuda::Stream stream);
+Status copyToHost(const CudaDevice &device, void *to, cuda::DeviceAddress from, int64_t sizeInBytes,
+                  cuda::Stream stream);
 
 } // namespace cpflex

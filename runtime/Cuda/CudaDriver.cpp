@@ -7,8 +7,9 @@ namespace cpflex {
 
 LibrarySearch cudaDriverSearch() {
   return {.libraryName = "CUDA driver",
-          .candidates = {"libcuda.so.1", "/usr/local/nvidia/lib64/libcuda.so.1", "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
-                         "/usr/lib/wsl/lib/libcuda.so.1", "/usr/local/cuda/compat/libcuda.so.1"},
+          .candidates = {"libcuda.so.1", "/usr/local/nvidia/lib64/libcuda.so.1",
+                         "/usr/lib/x86_64-linux-gnu/libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1",
+                         "/usr/local/cuda/compat/libcuda.so.1"},
           .remedy = "install an NVIDIA driver, or run on the CPU"};
 }
 
@@ -16,9 +17,17 @@ std::string cudaVersionText(int version) { return fmt::format("{}.{}", version /
 
 bool isContextLost(cuda::Result result) {
   switch (result) {
-  case cuda::kEccUncorrectable: case cuda::kIllegalAddress: case cuda::kLaunchTimeout: case cuda::kContextIsDestroyed:
-  case cuda::kAssert: case cuda::kHardwareStackError: case cuda::kIllegalInstruction: case cuda::kMisalignedAddress:
-  case cuda::kInvalidAddressSpace: case cuda::kInvalidPc: case cuda::kLaunchFailed:
+  case cuda::kEccUncorrectable:
+  case cuda::kIllegalAddress:
+  case cuda::kLaunchTimeout:
+  case cuda::kContextIsDestroyed:
+  case cuda::kAssert:
+  case cuda::kHardwareStackError:
+  case cuda::kIllegalInstruction:
+  case cuda::kMisalignedAddress:
+  case cuda::kInvalidAddressSpace:
+  case cuda::kInvalidPc:
+  case cuda::kLaunchFailed:
     return true;
   default:
     return false;
@@ -30,19 +39,30 @@ static std::string_view remedyFor(cuda::Result result) {
   if (isContextLost(result))
     return "the CUDA context of this process is lost; start the program again to use this GPU";
   switch (result) {
-  case cuda::kOutOfMemory: return "free GPU memory or make the problem smaller";
-  case cuda::kStubLibrary: return "this libcuda is the stub for linking; install an NVIDIA driver, or run on the CPU";
-  case cuda::kNoDevice: return "no GPU is visible; look at CUDA_VISIBLE_DEVICES and at nvidia-smi, or run on the CPU";
-  case cuda::kInvalidDevice: return "choose one of the GPUs that 'cpflexc devices' lists";
-  case cuda::kDeviceUnavailable: return "another process has the GPU for itself; wait for it or choose another GPU";
-  case cuda::kNoBinaryForGpu: case cuda::kInvalidImage: case cuda::kUnsupportedPtxVersion:
+  case cuda::kOutOfMemory:
+    return "free GPU memory or make the problem smaller";
+  case cuda::kStubLibrary:
+    return "this libcuda is the stub for linking; install an NVIDIA driver, or run on the CPU";
+  case cuda::kNoDevice:
+    return "no GPU is visible; look at CUDA_VISIBLE_DEVICES and at nvidia-smi, or run on the CPU";
+  case cuda::kInvalidDevice:
+    return "choose one of the GPUs that 'cpflexc devices' lists";
+  case cuda::kDeviceUnavailable:
+    return "another process has the GPU for itself; wait for it or choose another GPU";
+  case cuda::kNoBinaryForGpu:
+  case cuda::kInvalidImage:
+  case cuda::kUnsupportedPtxVersion:
     return "the driver is too old for the compiled kernel; update it, or name an older NVRTC in CPFLEX_NVRTC";
-  case cuda::kInvalidContext: case cuda::kInvalidHandle:
+  case cuda::kInvalidContext:
+  case cuda::kInvalidHandle:
     return "the stream or memory belongs to another device or was destroyed";
-  case cuda::kDeinitialized: return "the process is shutting down";
-  case cuda::kSystemDriverMismatch: case cuda::kCompatNotSupportedOnDevice:
+  case cuda::kDeinitialized:
+    return "the process is shutting down";
+  case cuda::kSystemDriverMismatch:
+  case cuda::kCompatNotSupportedOnDevice:
     return "the driver library does not match the kernel module; reboot, or remove the compatibility libcuda";
-  default: return {};
+  default:
+    return {};
   }
 }
 
@@ -54,7 +74,8 @@ Status CudaDriver::status(cuda::Result result, std::string_view call) const {
     name = nullptr;
   if (!getErrorString || getErrorString(result, &text) != cuda::kSuccess)
     text = nullptr;
-  std::string message = name ? fmt::format("{} failed with {}", call, name) : fmt::format("{} failed with result {}", call, int(result));
+  std::string message =
+      name ? fmt::format("{} failed with {}", call, name) : fmt::format("{} failed with result {}", call, int(result));
   if (text)
     message += fmt::format(" ({})", text);
   if (std::string_view remedy = remedyFor(result); !remedy.empty())

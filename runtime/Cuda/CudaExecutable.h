@@ -80,11 +80,13 @@ private:
   const KernelTables *tablesOf(KernelRole role) const;
   Status launch(const LoadedKernel &kernel, unsigned gridX, unsigned gridY, unsigned gridZ, void *arguments, void *maps,
                 cuda::Stream stream) const;
-  Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps, cuda::Stream stream) const;
+  Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps,
+                     cuda::Stream stream) const;
   void fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors, void *workspace) const;
 
   std::shared_ptr<const CudaProgram> program_;
-  AttentionProblem problem_; ///< sizes, offsets, scale and sink; its pointers to mask, positions and bindings are not kept
+  AttentionProblem
+      problem_; ///< sizes, offsets, scale and sink; its pointers to mask, positions and bindings are not kept
   std::vector<long long> captures_;
   std::vector<KernelTables> tables_; ///< one per kernel that walks tiles
   std::vector<Section> sections_;

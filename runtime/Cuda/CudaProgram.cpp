@@ -38,7 +38,8 @@ bool isIdentity(const PositionMap &map) {
 }
 
 /// Compiles all sources, each on a thread of its own: NVRTC takes most of a second for each.
-std::vector<StatusOr<CompiledKernel>> compileAll(const std::vector<KernelSource> &sources, const KernelToolchain &toolchain) {
+std::vector<StatusOr<CompiledKernel>> compileAll(const std::vector<KernelSource> &sources,
+                                                 const KernelToolchain &toolchain) {
   std::vector<StatusOr<CompiledKernel>> results(sources.size(), Status::unavailable("not compiled"));
   auto compile = [&](size_t i) { results[i] = cachedKernel(sources[i], toolchain); };
   std::vector<std::thread> threads;
@@ -60,7 +61,8 @@ bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || 
 
 } // namespace
 
-std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
+std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options,
+                                    int computeCapability) {
   KernelSpec spec;
   spec.element = options.element;
   spec.headDim = options.headDim;
@@ -83,8 +85,8 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
   std::vector<KernelSpec> specs;
   for (KernelRole role : roles) {
     spec.role = role;
-    spec.family = isRowKernel(role) ? KernelFamily::MmaSync
-                                    : options.family.value_or(kernelFamily(spec, computeCapability));
+    spec.family =
+        isRowKernel(role) ? KernelFamily::MmaSync : options.family.value_or(kernelFamily(spec, computeCapability));
     specs.push_back(spec);
   }
   return specs;
@@ -103,7 +105,8 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
 }
 
 MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
-  StatusOr<TileConfig> tiles = tileConfig(kernelSpecs(functions, options, computeCapability).front(), computeCapability);
+  StatusOr<TileConfig> tiles =
+      tileConfig(kernelSpecs(functions, options, computeCapability).front(), computeCapability);
   return tiles ? MaskTile{tiles->tileQ, tiles->tileKV} : MaskTile{};
 }
 
@@ -125,7 +128,8 @@ PositionMode positionMode(const AttentionProblem &problem, const DeviceFunctions
   return positionMode(problem, tiles);
 }
 
-StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled) {
+StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec,
+                                          CompiledKernel compiled) {
   LoadedKernel kernel(device, spec, std::move(compiled));
   const CudaDriver &driver = device->driver();
   KernelImage &image = kernel.compiled_.image;
@@ -136,7 +140,8 @@ StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> devi
       driver.moduleGetFunction(&kernel.function_, kernel.module_, image.functionName.c_str()), "cuModuleGetFunction"));
   if (image.tiles.sharedBytes > 0)
     CPFLEX_RETURN_IF_ERROR(driver.status(
-        driver.funcSetAttribute(kernel.function_, cuda::kMaxDynamicSharedSizeBytes, image.tiles.sharedBytes), "cuFuncSetAttribute"));
+        driver.funcSetAttribute(kernel.function_, cuda::kMaxDynamicSharedSizeBytes, image.tiles.sharedBytes),
+        "cuFuncSetAttribute"));
   image.cubin = {};
   return kernel;
 }
@@ -154,21 +159,25 @@ LoadedKernel::~LoadedKernel() {
 }
 
 StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr<const CudaDevice> device,
-                                                                 const KernelToolchain &toolchain, DeviceFunctions functions,
+                                                                 const KernelToolchain &toolchain,
+                                                                 DeviceFunctions functions,
                                                                  const CudaProgramOptions &options) {
   auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, std::move(functions), options));
-  int64_t parameters = program->capturesInBytes() + static_cast<int64_t>(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps));
+  int64_t parameters =
+      program->capturesInBytes() + static_cast<int64_t>(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps));
   if (parameters > kParameterLimitInBytes)
-    return Status::unsupported(fmt::format("the program has {} captures, {} parameters and {} dimensions, {} bytes of kernel "
-                                           "parameters; a GPU takes {}",
-                                           program->functions_.numCaptures, program->functions_.numParams,
-                                           program->functions_.numDims, parameters, kParameterLimitInBytes));
+    return Status::unsupported(
+        fmt::format("the program has {} captures, {} parameters and {} dimensions, {} bytes of kernel "
+                    "parameters; a GPU takes {}",
+                    program->functions_.numCaptures, program->functions_.numParams, program->functions_.numDims,
+                    parameters, kParameterLimitInBytes));
   int capability = device->description().computeCapability;
   int driverVersion = device->driver().version(), nvrtcVersion = toolchain.nvrtc->version();
   if (driverVersion / 1000 < nvrtcVersion / 1000)
-    return Status::unavailable(fmt::format("the driver serves CUDA {}, but NVRTC is {} and makes code for newer drivers; update "
-                                           "the driver, or set CPFLEX_NVRTC to a libnvrtc of CUDA {}",
-                                           cudaVersionText(driverVersion), cudaVersionText(nvrtcVersion), driverVersion / 1000));
+    return Status::unavailable(
+        fmt::format("the driver serves CUDA {}, but NVRTC is {} and makes code for newer drivers; update "
+                    "the driver, or set CPFLEX_NVRTC to a libnvrtc of CUDA {}",
+                    cudaVersionText(driverVersion), cudaVersionText(nvrtcVersion), driverVersion / 1000));
   StatusOr<std::vector<KernelSource>> sources = kernelSources(program->functions_, options, capability);
   if (!sources)
     return sources.status();

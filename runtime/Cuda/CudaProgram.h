@@ -27,7 +27,8 @@ struct CudaProgramOptions {
 };
 
 /// The kernels of a program on a compute capability, in the order of launch. Needs no GPU.
-std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability);
+std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options,
+                                    int computeCapability);
 
 /// The sources of all kernels of a program, for `--emit=cuda|ptx|cubin` and for compiling ahead. Needs no GPU.
 StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functions, const CudaProgramOptions &options,
@@ -46,11 +47,17 @@ PositionMode positionMode(const AttentionProblem &problem, const std::vector<Til
 PositionMode positionMode(const AttentionProblem &problem, const DeviceFunctions &functions, CudaProgramOptions options,
                           int computeCapability);
 
+/// Work items of a kernel per row of tiles and head.
+inline int64_t workItemsPerRow(const KernelSpec &spec) {
+  return spec.role == KernelRole::BackwardKV ? columnParts(spec.headDim, spec.vHeadDim) : 1;
+}
+
 /// One kernel on a GPU. The module is unloaded with the object.
 class LoadedKernel {
 public:
   /// Unavailable when the driver refuses the image: too old, or the image is damaged.
-  static StatusOr<LoadedKernel> load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled);
+  static StatusOr<LoadedKernel> load(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec,
+                                     CompiledKernel compiled);
   ~LoadedKernel();
   LoadedKernel(LoadedKernel &&other) noexcept;
   LoadedKernel &operator=(LoadedKernel &&) = delete;
@@ -76,7 +83,8 @@ class CudaProgram {
 public:
   /// Compiles, or takes from the cache, and loads every kernel that `options` asks for.
   static StatusOr<std::shared_ptr<const CudaProgram>> create(std::shared_ptr<const CudaDevice> device,
-                                                             const KernelToolchain &toolchain, DeviceFunctions functions,
+                                                             const KernelToolchain &toolchain,
+                                                             DeviceFunctions functions,
                                                              const CudaProgramOptions &options);
 
   const CudaDevice &device() const { return *device_; }

@@ -1,5 +1,5 @@
-// Our own declarations of the few types of the CUDA driver API that the runtime names, so that nothing of CUDA is needed
-// to build. Values follow the driver's published ABI.
+// Our own declarations of the few types of the CUDA driver API that the runtime names, so that nothing of CUDA is
+// needed to build. Values follow the driver's published ABI.
 #pragma once
 
 #include <cstddef>

@@ -39,7 +39,7 @@ bool sharesElement(const DeviceTensor &a, const DeviceTensor &b, int64_t distanc
   }
   auto floorDivide = [](int64_t value, int64_t divisor) { return value / divisor - (value % divisor < 0); };
   // distance - steps * stride must lie in [-backward, forward].
-  int64_t first = std::max(-floorDivide(-(distance - forward), stride) , -(b.sizes[i] - 1));
+  int64_t first = std::max(-floorDivide(-(distance - forward), stride), -(b.sizes[i] - 1));
   int64_t last = std::min(floorDivide(distance + backward, stride), a.sizes[i] - 1);
   for (int64_t steps = first; steps <= last; ++steps)
     if (sharesElement(a, b, distance - steps * stride, order, axis + 1))
@@ -54,7 +54,8 @@ bool overlaps(const DeviceTensor &a, const DeviceTensor &b) {
   if (aEnd <= bBegin || bEnd <= aBegin)
     return false;
   int64_t element = sizeInBytes(a.view.type);
-  if (a.view.type != b.view.type || !std::ranges::equal(a.view.strides, b.view.strides) || (bBegin - aBegin) % element != 0)
+  if (a.view.type != b.view.type || !std::ranges::equal(a.view.strides, b.view.strides) ||
+      (bBegin - aBegin) % element != 0)
     return true;
   int order[4] = {0, 1, 2, 3};
   std::ranges::sort(order, [&](int x, int y) {
@@ -73,8 +74,8 @@ Status checkPlace(std::string_view name, const void *data, const CudaDevice &dev
       memoryType != cuda::kMemoryTypeDevice)
     return Status::invalid(fmt::format("{} is not in GPU memory", name));
   int ordinal = 0;
-  CPFLEX_RETURN_IF_ERROR(
-      driver.status(driver.pointerGetAttribute(&ordinal, cuda::kPointerDeviceOrdinal, address), "cuPointerGetAttribute"));
+  CPFLEX_RETURN_IF_ERROR(driver.status(driver.pointerGetAttribute(&ordinal, cuda::kPointerDeviceOrdinal, address),
+                                       "cuPointerGetAttribute"));
   if (ordinal != device.description().index)
     return Status::invalid(fmt::format("{} is on GPU {}; expected GPU {}", name, ordinal, device.description().index));
   return Status::ok();
@@ -87,20 +88,24 @@ Status checkTensor(const DeviceTensor &tensor, const CudaDevice *device) {
   if (!view.data)
     return Status::invalid(fmt::format("'{}' has no memory", tensor.name));
   if (view.type != tensor.type)
-    return Status::invalid(fmt::format("'{}' has element type '{}'; expected '{}'", tensor.name, toString(view.type), toString(tensor.type)));
+    return Status::invalid(fmt::format("'{}' has element type '{}'; expected '{}'", tensor.name, toString(view.type),
+                                       toString(tensor.type)));
   bool isRow = tensor.sizes[3] == 1;
   int64_t element = sizeInBytes(view.type), alignment = isRow ? element : kAlignmentInBytes;
   if (reinterpret_cast<uintptr_t>(view.data) % alignment != 0)
-    return Status::invalid(fmt::format("'{}' starts at {}; expected a multiple of {} bytes", tensor.name, view.data, alignment));
+    return Status::invalid(
+        fmt::format("'{}' starts at {}; expected a multiple of {} bytes", tensor.name, view.data, alignment));
   int unitAxis = isRow ? 2 : 3;
   if (tensor.sizes[unitAxis] > 1 && view.strides[unitAxis] != 1)
-    return Status::invalid(fmt::format("stride of '{}' along {} is {}; expected 1", tensor.name, kAxisNames[unitAxis], view.strides[unitAxis]));
+    return Status::invalid(fmt::format("stride of '{}' along {} is {}; expected 1", tensor.name, kAxisNames[unitAxis],
+                                       view.strides[unitAxis]));
   for (int axis = 0; axis < unitAxis; ++axis) {
     if (tensor.sizes[axis] == 1)
       continue;
     if (view.strides[axis] < 0 || view.strides[axis] * element % alignment != 0)
-      return Status::invalid(fmt::format("stride of '{}' along {} is {} elements; expected a multiple of {}, not negative", tensor.name,
-                                         kAxisNames[axis], view.strides[axis], alignment / element));
+      return Status::invalid(
+          fmt::format("stride of '{}' along {} is {} elements; expected a multiple of {}, not negative", tensor.name,
+                      kAxisNames[axis], view.strides[axis], alignment / element));
     if (tensor.use == DeviceTensor::Use::Output && view.strides[axis] == 0)
       return Status::invalid(fmt::format("output '{}' is broadcast along {}", tensor.name, kAxisNames[axis]));
   }
@@ -129,7 +134,8 @@ RowArgument toRowArgument(const TensorView &view) {
   return {static_cast<float *>(view.data), view.strides[0], view.strides[1]};
 }
 
-Status encodeTensorMap(const CudaDriver &driver, const DeviceTensor &tensor, int boxRows, void *fallback, TensorMapArgument &map) {
+Status encodeTensorMap(const CudaDriver &driver, const DeviceTensor &tensor, int boxRows, void *fallback,
+                       TensorMapArgument &map) {
   if (!driver.tensorMapEncodeTiled)
     return Status::unavailable("the driver has no 'cuTensorMapEncodeTiled'; update it to serve CUDA 12.0 or newer");
   static_assert(sizeof(TensorMapArgument) == sizeof(cuda::TensorMap));
@@ -141,16 +147,19 @@ Status encodeTensorMap(const CudaDriver &driver, const DeviceTensor &tensor, int
   for (int i = 0; i < 4; ++i) {
     sizes[i] = i > 0 && isEmpty(tensor) ? 1 : static_cast<uint64_t>(std::max<int64_t>(tensor.sizes[axes[i]], 1));
     if (i > 0)
-      strides[i - 1] = sizes[i] == 1 ? kAlignmentInBytes * static_cast<uint64_t>(ceilDivide(tensor.sizes[3] * element, kAlignmentInBytes))
-                                     : static_cast<uint64_t>(tensor.view.strides[axes[i]] * element);
+      strides[i - 1] =
+          sizes[i] == 1
+              ? kAlignmentInBytes * static_cast<uint64_t>(ceilDivide(tensor.sizes[3] * element, kAlignmentInBytes))
+              : static_cast<uint64_t>(tensor.view.strides[axes[i]] * element);
   }
   void *address = tensor.view.data && !isEmpty(tensor) ? tensor.view.data : fallback;
   cuda::TensorMap encoded;
-  CPFLEX_RETURN_IF_ERROR(driver.status(
-      driver.tensorMapEncodeTiled(&encoded, tensor.type == ElementType::BF16 ? cuda::kTensorMapBFloat16 : cuda::kTensorMapFloat16, 4,
-                                  address, sizes, strides, box, elementStrides, cuda::kTensorMapInterleaveNone,
-                                  cuda::kTensorMapSwizzle128B, cuda::kTensorMapL2Promotion256B, cuda::kTensorMapFillZeros),
-      fmt::format("cuTensorMapEncodeTiled of '{}'", tensor.name)));
+  CPFLEX_RETURN_IF_ERROR(
+      driver.status(driver.tensorMapEncodeTiled(
+                        &encoded, tensor.type == ElementType::BF16 ? cuda::kTensorMapBFloat16 : cuda::kTensorMapFloat16,
+                        4, address, sizes, strides, box, elementStrides, cuda::kTensorMapInterleaveNone,
+                        cuda::kTensorMapSwizzle128B, cuda::kTensorMapL2Promotion256B, cuda::kTensorMapFillZeros),
+                    fmt::format("cuTensorMapEncodeTiled of '{}'", tensor.name)));
   std::memcpy(&map, &encoded, sizeof(map));
   return Status::ok();
 }

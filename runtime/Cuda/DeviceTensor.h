@@ -18,7 +18,7 @@ struct DeviceTensor {
   enum class Use { Input, Output };
   std::string_view name; ///< as in messages: `q`
   TensorView view;
-  ElementType type;      ///< that it must have
+  ElementType type; ///< that it must have
   int64_t sizes[4];
   Use use;
 };
@@ -41,6 +41,7 @@ RowArgument toRowArgument(const TensorView &view);
 
 /// The tensor map of a bf16 or f16 tensor with boxes of 64 columns and `boxRows` rows. Axes without elements count as
 /// one: no kernel reads them then. `fallback` is an address that may be named where the tensor has no memory.
-Status encodeTensorMap(const CudaDriver &driver, const DeviceTensor &tensor, int boxRows, void *fallback, TensorMapArgument &map);
+Status encodeTensorMap(const CudaDriver &driver, const DeviceTensor &tensor, int boxRows, void *fallback,
+                       TensorMapArgument &map);
 
 } // namespace cpflex

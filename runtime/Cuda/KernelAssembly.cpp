@@ -21,7 +21,7 @@ std::vector<KernelHeader> kernelHeaders() {
 
 std::span<const char *const> kernelCompileOptions() {
   static constexpr const char *kOptions[] = {"--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v",
-                                            "--generate-line-info"};
+                                             "--generate-line-info"};
   return kOptions;
 }
 

@@ -1,5 +1,5 @@
-// How the text of one kernel is put together (stage 7's last step): the embedded kernel files, the program's functor and
-// one instantiation, with the digest that names the result. Needs no GPU and no CUDA.
+// How the text of one kernel is put together (stage 7's last step): the embedded kernel files, the program's functor
+// and one instantiation, with the digest that names the result. Needs no GPU and no CUDA.
 #pragma once
 
 #include "runtime/contract/DeviceFunctions.h"

@@ -201,15 +201,17 @@ std::optional<KernelImage> KernelCache::find(const std::string &key) const {
 Status KernelCache::store(const std::string &key, const KernelSource &source, const KernelImage &image) const {
   std::error_code error;
   auto failed = [&](std::string_view act) {
-    return Status::unavailable(fmt::format("the kernel cache '{}' cannot be written ({}{}{}); kernels are compiled anew in "
-                                           "each process until it can",
-                                           folder_, act, error ? ": " : "", error ? error.message() : ""));
+    return Status::unavailable(
+        fmt::format("the kernel cache '{}' cannot be written ({}{}{}); kernels are compiled anew in "
+                    "each process until it can",
+                    folder_, act, error ? ": " : "", error ? error.message() : ""));
   };
   fs::path folder = folder_, aside = folder / asideName(), entry = folder / key;
   fs::create_directories(aside, error);
   if (error)
     return failed("making a folder");
-  bool isWritten = writeFile(aside / "kernel.cu", source.text) && writeFile(aside / "kernel.cubin", bytesOf(image.cubin)) &&
+  bool isWritten = writeFile(aside / "kernel.cu", source.text) &&
+                   writeFile(aside / "kernel.cubin", bytesOf(image.cubin)) &&
                    writeFile(aside / "resources.json",
                              toJson(source, image).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   if (isWritten) {

@@ -125,7 +125,8 @@ std::vector<TileRun> recutColumns(const TileRun *begin, const TileRun *end, int6
 
 /// The union of rows that one wider row covers: a column keeps its kind where all rows agree, and is partial where not.
 std::vector<TileRun> mergedRows(const TileRows &rows, int64_t rowBegin, int64_t rowEnd, int32_t columnLimit) {
-  std::vector<TileRun> merged(rows.runs.begin() + rows.rowBegin[rowBegin], rows.runs.begin() + rows.rowBegin[rowBegin + 1]);
+  std::vector<TileRun> merged(rows.runs.begin() + rows.rowBegin[rowBegin],
+                              rows.runs.begin() + rows.rowBegin[rowBegin + 1]);
   for (int64_t row = rowBegin + 1; row < rowEnd; ++row) {
     RowPieces left(merged.data(), merged.data() + merged.size());
     RowPieces right(rows.runs.data() + rows.rowBegin[row], rows.runs.data() + rows.rowBegin[row + 1]);
@@ -178,7 +179,8 @@ BlockMask withTiles(const BlockMask &mask, int64_t tileQ, int64_t tileKV) {
     for (int64_t row = 0; row < result.numQTiles(); ++row) {
       int64_t qBegin = row * tileQ, qEnd = std::min(mask.qLen, qBegin + tileQ);
       std::vector<TileRun> merged = mergedRows(rows, qBegin / mask.tileQ, ceilDivide(qEnd, mask.tileQ), oldColumns);
-      std::vector<TileRun> columns = recutColumns(merged.data(), merged.data() + merged.size(), mask.kvLen, mask.tileKV, tileKV);
+      std::vector<TileRun> columns =
+          recutColumns(merged.data(), merged.data() + merged.size(), mask.kvLen, mask.tileKV, tileKV);
       cut.runs.insert(cut.runs.end(), columns.begin(), columns.end());
       cut.rowBegin.push_back(static_cast<int32_t>(cut.runs.size()));
     }

@@ -1,5 +1,5 @@
-// A BlockMask as the flat arrays that kernels walk (MaskArgument and WorkArgument), on the host: cut to a kernel's tiles,
-// transposed for the kernels that walk queries, with the rows of tiles ordered longest first.
+// A BlockMask as the flat arrays that kernels walk (MaskArgument and WorkArgument), on the host: cut to a kernel's
+// tiles, transposed for the kernels that walk queries, with the rows of tiles ordered longest first.
 #pragma once
 
 #include "runtime/contract/BlockMask.h"
@@ -32,6 +32,9 @@ struct MaskTables {
 
 /// Which dimension the rows of tiles of a kernel run along.
 enum class KernelRows { Q, KV };
+constexpr KernelRows kernelRows(KernelRole role) {
+  return role == KernelRole::BackwardKV ? KernelRows::KV : KernelRows::Q;
+}
 
 /// The tables of a kernel with tiles of tileQ x tileKV for `batch` rows and `heads` query heads. A mask with batch or
 /// heads 1 serves all. Tiles of the mask that are no multiples of the kernel's are cut anew with withTiles().

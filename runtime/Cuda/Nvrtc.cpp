@@ -53,8 +53,9 @@ void addPythonsOnPath(std::vector<std::string> &candidates, std::string_view pat
 LibrarySearch nvrtcSearch(const EnvironmentLookup &environment) {
   LibrarySearch search{.libraryName = "NVRTC",
                        .candidates = {},
-                       .remedy = "install CUDA or the Python package 'nvidia-cuda-nvrtc', or set CPFLEX_NVRTC to the path of "
-                                 "libnvrtc.so"};
+                       .remedy =
+                           "install CUDA or the Python package 'nvidia-cuda-nvrtc', or set CPFLEX_NVRTC to the path of "
+                           "libnvrtc.so"};
   std::error_code error;
   if (std::string named = environment("CPFLEX_NVRTC"); !named.empty()) {
     // What the user named is the only choice, so that a wrong name is seen and not passed over.
@@ -127,7 +128,8 @@ bool Nvrtc::supports(std::string_view architecture) const {
   architecture.remove_prefix(3);
   auto [end, error] = std::from_chars(architecture.data(), architecture.data() + architecture.size(), capability);
   std::string_view suffix(end, architecture.data() + architecture.size() - end);
-  return error == std::errc() && (suffix.empty() || suffix == "a") && std::ranges::count(architectures_, capability) > 0;
+  return error == std::errc() && (suffix.empty() || suffix == "a") &&
+         std::ranges::count(architectures_, capability) > 0;
 }
 
 } // namespace cpflex

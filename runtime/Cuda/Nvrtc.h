@@ -14,7 +14,14 @@ namespace cpflex {
 namespace nvrtc {
 
 using Program = struct ProgramHandle *;
-enum Result : int { kSuccess = 0, kOutOfMemory = 1, kInvalidInput = 3, kInvalidOption = 5, kCompilation = 6, kBuiltinOperationFailure = 7 };
+enum Result : int {
+  kSuccess = 0,
+  kOutOfMemory = 1,
+  kInvalidInput = 3,
+  kInvalidOption = 5,
+  kCompilation = 6,
+  kBuiltinOperationFailure = 7
+};
 
 /// NVRTC's functions under the names of NvrtcEntryPoints.def.
 struct Functions {

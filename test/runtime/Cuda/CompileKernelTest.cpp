@@ -1,4 +1,5 @@
-// Assembling and compiling kernels with hand-written functors. Needs NVRTC, no GPU; the parts that need none always run.
+// Assembling and compiling kernels with hand-written functors. Needs NVRTC, no GPU; the parts that need none always
+// run.
 #include "runtime/Cuda/CompileKernel.h"
 #include "runtime/Cuda/KernelAssembly.h"
 #include "test/runtime/Cuda/TestFunctors.h"
@@ -58,10 +59,11 @@ TEST(AssembleKernel, ShapeWithoutKernelIsUnsupported) {
 
 TEST(ResourceReport, ReadsRegistersSpillsAndShared) {
   KernelImage image;
-  readResourceReport("ptxas info    : Compiling entry function 'k' for 'sm_90a'\n"
-                     "ptxas         .     400 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n"
-                     "ptxas info    : Used 168 registers, used 1 barriers, 400 bytes cumulative stack size, 256 bytes smem\n",
-                     image);
+  readResourceReport(
+      "ptxas info    : Compiling entry function 'k' for 'sm_90a'\n"
+      "ptxas         .     400 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n"
+      "ptxas info    : Used 168 registers, used 1 barriers, 400 bytes cumulative stack size, 256 bytes smem\n",
+      image);
   EXPECT_EQ(image.registers, 168);
   EXPECT_EQ(image.stackBytes, 400);
   EXPECT_EQ(image.spillBytes, 20);
@@ -69,7 +71,8 @@ TEST(ResourceReport, ReadsRegistersSpillsAndShared) {
   EXPECT_EQ(image.warnings.size(), 1u);
   KernelImage allowed;
   allowed.tiles.spillLimit = 20;
-  readResourceReport("ptxas         .     400 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n", allowed);
+  readResourceReport("ptxas         .     400 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n",
+                     allowed);
   EXPECT_THAT(allowed.warnings, IsEmpty());
 }
 
@@ -98,7 +101,8 @@ protected:
 /// A small kernel, so that tests of the machinery need not wait for attention.
 KernelSource smallSource(const std::string &body) {
   KernelSource source;
-  source.text = "#include \"runtime/contract/Operations.h\"\nextern \"C\" __global__ void k(int *out) { " + body + " }\n";
+  source.text =
+      "#include \"runtime/contract/Operations.h\"\nextern \"C\" __global__ void k(int *out) { " + body + " }\n";
   source.functionName = "k";
   source.architecture = "sm_80";
   source.key = "0123456789abcdef0123";
@@ -106,7 +110,9 @@ KernelSource smallSource(const std::string &body) {
 }
 
 TEST_F(CompileKernelTest, GivesCubinAndReport) {
-  auto image = compileKernel(smallSource("out[threadIdx.x] = (int)cpflex::ops::floorDiv(cpflex::ops::Int(out[0]), cpflex::ops::Int(3));"), *nvrtc);
+  auto image = compileKernel(
+      smallSource("out[threadIdx.x] = (int)cpflex::ops::floorDiv(cpflex::ops::Int(out[0]), cpflex::ops::Int(3));"),
+      *nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   ASSERT_GT(image->cubin.size(), 1000u);
   EXPECT_EQ(std::string(image->cubin.data() + 1, 3), "ELF");
@@ -117,7 +123,8 @@ TEST_F(CompileKernelTest, GivesCubinAndReport) {
 }
 
 TEST_F(CompileKernelTest, LocalArrayIsSeenInTheReport) {
-  auto image = compileKernel(smallSource("int a[64]; for (int i = 0; i < 64; ++i) a[out[i] & 63] = i; out[0] = a[out[70] & 63];"), *nvrtc);
+  auto image = compileKernel(
+      smallSource("int a[64]; for (int i = 0; i < 64; ++i) a[out[i] & 63] = i; out[0] = a[out[70] & 63];"), *nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   EXPECT_EQ(image->stackBytes, 256);
 }
@@ -125,8 +132,10 @@ TEST_F(CompileKernelTest, LocalArrayIsSeenInTheReport) {
 TEST_F(CompileKernelTest, RejectedTextIsOurBugAndIsKept) {
   auto image = compileKernel(smallSource("nonsense;"), *nvrtc, folder);
   ASSERT_FALSE(image);
-  EXPECT_THAT(image.status().message(), HasSubstr("rejected kernel 'k' for sm_80; this is a bug of cpflex, please report it; the "
-                                                  "source was kept in '" + (folder / "k-0123456789abcdef.cu").string() + "'"));
+  EXPECT_THAT(image.status().message(),
+              HasSubstr("rejected kernel 'k' for sm_80; this is a bug of cpflex, please report it; the "
+                        "source was kept in '" +
+                        (folder / "k-0123456789abcdef.cu").string() + "'"));
   EXPECT_THAT(image.status().message(), HasSubstr("error: identifier \"nonsense\" is undefined"));
   EXPECT_TRUE(fs::exists(folder / "k-0123456789abcdef.cu"));
 }
@@ -134,7 +143,8 @@ TEST_F(CompileKernelTest, RejectedTextIsOurBugAndIsKept) {
 TEST_F(CompileKernelTest, RejectedTextThatCannotBeKeptSaysSo) {
   auto image = compileKernel(smallSource("nonsense;"), *nvrtc, "/proc/nowhere");
   ASSERT_FALSE(image);
-  EXPECT_THAT(image.status().message(), HasSubstr("the source could not be kept in '/proc/nowhere/k-0123456789abcdef.cu'"));
+  EXPECT_THAT(image.status().message(),
+              HasSubstr("the source could not be kept in '/proc/nowhere/k-0123456789abcdef.cu'"));
 }
 
 TEST_F(CompileKernelTest, ArchitectureThatNvrtcDoesNotKnow) {

@@ -1,9 +1,9 @@
-// Every row of the table of tiles compiled for its architectures with a range of functors, and what the compiler says of
-// the result: no spills but those that are allowed for, no local memory, no serialised wgmma. Needs NVRTC, no GPU. A short selection runs always, the
-// whole matrix where CPFLEX_FULL is set.
+// Every row of the table of tiles compiled for its architectures with a range of functors, and what the compiler says
+// of the result: no spills but those that are allowed for, no local memory, no serialised wgmma. Needs NVRTC, no GPU. A
+// short selection runs always, the whole matrix where CPFLEX_FULL is set.
 #include "runtime/Cuda/CompileKernel.h"
-#include "runtime/Cuda/KernelAssembly.h"
 #include "runtime/Cuda/CudaProgram.h"
+#include "runtime/Cuda/KernelAssembly.h"
 #include "test/runtime/Cuda/TestFunctors.h"
 
 #include <fmt/format.h>
@@ -22,8 +22,9 @@ struct Row {
   int headDim, vHeadDim;
   std::string functor;
   std::string name() const {
-    return fmt::format("{}_{}_sm{}_{}x{}_{}", kernelFunctionName(role), family == KernelFamily::Wgmma ? "wgmma" : "mma_sync",
-                       computeCapability, headDim, vHeadDim, functor);
+    return fmt::format("{}_{}_sm{}_{}x{}_{}", kernelFunctionName(role),
+                       family == KernelFamily::Wgmma ? "wgmma" : "mma_sync", computeCapability, headDim, vHeadDim,
+                       functor);
   }
 };
 

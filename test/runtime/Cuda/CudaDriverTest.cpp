@@ -1,6 +1,6 @@
 // Loading the driver on machines that have none, and what its results say.
-#include "runtime/Cuda/CudaDevice.h"
 #include "runtime/Cuda/CudaDriver.h"
+#include "runtime/Cuda/CudaDevice.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,22 +14,29 @@ std::shared_ptr<const CudaDriver> driverThatNames(const char *name, const char *
   static thread_local const char *currentName, *currentText;
   currentName = name, currentText = text;
   cuda::DriverFunctions functions;
-  functions.getErrorName = [](cuda::Result, const char **out) { return *out = currentName, currentName ? cuda::kSuccess : cuda::kInvalidValue; };
-  functions.getErrorString = [](cuda::Result, const char **out) { return *out = currentText, currentText ? cuda::kSuccess : cuda::kInvalidValue; };
+  functions.getErrorName = [](cuda::Result, const char **out) {
+    return *out = currentName, currentName ? cuda::kSuccess : cuda::kInvalidValue;
+  };
+  functions.getErrorString = [](cuda::Result, const char **out) {
+    return *out = currentText, currentText ? cuda::kSuccess : cuda::kInvalidValue;
+  };
   return CudaDriver::fromFunctions(functions, 13000);
 }
 
 TEST(CudaDriver, MissingLibraryIsOneSentence) {
-  LibrarySearch search{.libraryName = "CUDA driver", .candidates = {}, .remedy = "install an NVIDIA driver, or run on the CPU"};
+  LibrarySearch search{
+      .libraryName = "CUDA driver", .candidates = {}, .remedy = "install an NVIDIA driver, or run on the CPU"};
   auto driver = CudaDriver::load(search);
   ASSERT_FALSE(driver);
   EXPECT_EQ(driver.status().code(), StatusCode::Unavailable);
-  EXPECT_EQ(driver.status().message(), "no CUDA driver library found; looked for nowhere (the search path is empty); install an "
-                                       "NVIDIA driver, or run on the CPU");
+  EXPECT_EQ(driver.status().message(),
+            "no CUDA driver library found; looked for nowhere (the search path is empty); install an "
+            "NVIDIA driver, or run on the CPU");
 }
 
 TEST(CudaDriver, MissingLibraryNamesThePlaces) {
-  auto driver = CudaDriver::load({.libraryName = "CUDA driver", .candidates = {"/nowhere/a.so", "b-none.so"}, .remedy = "r"});
+  auto driver =
+      CudaDriver::load({.libraryName = "CUDA driver", .candidates = {"/nowhere/a.so", "b-none.so"}, .remedy = "r"});
   ASSERT_FALSE(driver);
   EXPECT_EQ(driver.status().message(), "no CUDA driver library found; looked for '/nowhere/a.so', 'b-none.so'; r");
 }
@@ -37,7 +44,8 @@ TEST(CudaDriver, MissingLibraryNamesThePlaces) {
 TEST(CudaDriver, LibraryWithoutTheFunctionsIsTooOld) {
   auto driver = CudaDriver::load({.libraryName = "CUDA driver", .candidates = {"libm.so.6"}, .remedy = "r"});
   ASSERT_FALSE(driver);
-  EXPECT_EQ(driver.status().message(), "'libm.so.6' has no function 'cuInit'; cpflex needs a driver for CUDA 12.0 or newer");
+  EXPECT_EQ(driver.status().message(),
+            "'libm.so.6' has no function 'cuInit'; cpflex needs a driver for CUDA 12.0 or newer");
 }
 
 TEST(CudaDriver, StubLibrarySaysSo) {
@@ -53,9 +61,10 @@ TEST(CudaDriver, StubLibrarySaysSo) {
 
 TEST(CudaDriver, ResultCarriesCallNameAndRemedy) {
   auto driver = driverThatNames("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered");
-  EXPECT_EQ(driver->status(cuda::kIllegalAddress, "cuStreamSynchronize").message(),
-            "cuStreamSynchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered); the CUDA "
-            "context of this process is lost; start the program again to use this GPU");
+  EXPECT_EQ(
+      driver->status(cuda::kIllegalAddress, "cuStreamSynchronize").message(),
+      "cuStreamSynchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered); the CUDA "
+      "context of this process is lost; start the program again to use this GPU");
   EXPECT_TRUE(driver->status(cuda::kSuccess, "cuInit"));
 }
 

@@ -62,9 +62,11 @@ protected:
     fs::remove_all(folder);
   }
 
-  StatusOr<std::shared_ptr<const CudaProgram>> create(const DeviceFunctions &functions, const CudaProgramOptions &options = wide()) {
+  StatusOr<std::shared_ptr<const CudaProgram>> create(const DeviceFunctions &functions,
+                                                      const CudaProgramOptions &options = wide()) {
     auto device = gpu.device();
-    return CudaProgram::create(device, test::FakeGpu::toolchain(folder, functions, options, gpu.capability), functions, options);
+    return CudaProgram::create(device, test::FakeGpu::toolchain(folder, functions, options, gpu.capability), functions,
+                               options);
   }
   /// Head size 128, whose forward tiles are 128 x 128.
   static CudaProgramOptions wide() {
@@ -85,7 +87,8 @@ protected:
   }
   CudaForwardTensors forwardTensors() {
     used = 0;
-    return {dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dense(2, 4, 300, 128), dense(2, 4, 300, 1, ElementType::F32)};
+    return {dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dense(2, 4, 300, 128),
+            dense(2, 4, 300, 1, ElementType::F32)};
   }
   std::string whyNotBound(const AttentionProblem &wrong) {
     auto executable = CudaExecutable::bind(program, wrong, kStream);
@@ -247,8 +250,9 @@ TEST_F(CudaExecutableTest, IrregularPositionsBecomeRows) {
   CudaProgramOptions options = wide();
   EXPECT_EQ(positionMode(problem, test::causal(), options, 90), PositionMode::Array);
   compile(test::causal(), options);
-  EXPECT_EQ(whyNotBound(problem), "the positions of the rows are less regular than the program was compiled for; compile it "
-                                  "with the mode that positionMode() gives");
+  EXPECT_EQ(whyNotBound(problem),
+            "the positions of the rows are less regular than the program was compiled for; compile it "
+            "with the mode that positionMode() gives");
   options.positions = PositionMode::Array;
   compile(test::causal(), options);
   auto executable = CudaExecutable::bind(program, problem, kStream);
@@ -293,10 +297,12 @@ TEST_F(CudaExecutableTest, UpdateRefusesWhatDoesNotFit) {
   problem.mask = &second;
   EXPECT_THAT((*executable)->update(problem, kStream).message(), HasSubstr("bytes where 512 were reserved; bind anew"));
   problem.mask = &third;
-  EXPECT_EQ((*executable)->update(problem, kStream).message(), "the block mask has other tiles than the one bound first; bind anew");
+  EXPECT_EQ((*executable)->update(problem, kStream).message(),
+            "the block mask has other tiles than the one bound first; bind anew");
   problem.mask = nullptr;
   problem.kvLen = 128;
-  EXPECT_EQ((*executable)->update(problem, kStream).message(), "the problem has other sizes than the one bound first; bind anew");
+  EXPECT_EQ((*executable)->update(problem, kStream).message(),
+            "the problem has other sizes than the one bound first; bind anew");
 }
 
 TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {
@@ -310,8 +316,10 @@ TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {
   EXPECT_EQ(with([](auto &p) { p.batch = 0; }), "batch is 0; expected 1 to 65535");
   EXPECT_EQ(with([](auto &p) { p.qHeads = 70000; }), "number of query heads is 70000; expected 1 to 65535");
   EXPECT_EQ(with([](auto &p) { p.kvHeads = 3; }), "4 query heads over 3 key heads; expected a multiple");
-  EXPECT_EQ(with([](auto &p) { p.kvLen = int64_t(1) << 31; }), "length of 'kv' is 2147483648; expected 0 to 2147482623");
-  EXPECT_EQ(with([](auto &p) { p.headDim = 64; }), "head sizes are 64 and 128; the program was compiled for 128 and 128");
+  EXPECT_EQ(with([](auto &p) { p.kvLen = int64_t(1) << 31; }),
+            "length of 'kv' is 2147483648; expected 0 to 2147482623");
+  EXPECT_EQ(with([](auto &p) { p.headDim = 64; }),
+            "head sizes are 64 and 128; the program was compiled for 128 and 128");
   EXPECT_EQ(with([](auto &p) { p.normalization = AttentionProblem::Normalization::None; }),
             "the problem and the compiled program differ in whether there is a softmax");
   EXPECT_EQ(with([](auto &p) { p.qPositions.pieces = {{0, 10, 1}}; }), "positions of 'q' cover 10 rows; expected 300");
@@ -371,7 +379,8 @@ TEST_F(CudaExecutableTest, WrongPlacesAreNamed) {
   ASSERT_TRUE(executable);
   Workspace workspace;
   gpu.pointerDevice = 3;
-  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(), "'q' is on GPU 3; expected GPU 0");
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
+            "'q' is on GPU 3; expected GPU 0");
   gpu.pointersAreOnHost = true;
   EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(), "'q' is not in GPU memory");
   EXPECT_TRUE(gpu.launches.empty());
@@ -382,7 +391,8 @@ TEST_F(CudaExecutableTest, ForwardOnlyProgramRefusesBackward) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
   Workspace workspace;
-  EXPECT_EQ((*executable)->backward({}, workspace.data(), kStream).message(), "the program was created without backward kernels");
+  EXPECT_EQ((*executable)->backward({}, workspace.data(), kStream).message(),
+            "the program was created without backward kernels");
 }
 
 TEST_F(CudaExecutableTest, MisalignedWorkspaceIsNamed) {
@@ -411,15 +421,17 @@ TEST_F(CudaExecutableTest, TooLittleMemorySaysHowMuch) {
   BlockMask mask = uniformMask(300, 200, TileClass::Full);
   problem.mask = &mask;
   gpu.nextAllocation = cuda::kOutOfMemory;
-  EXPECT_THAT(whyNotBound(problem), HasSubstr("bytes of GPU memory were asked for, 1000 of 2000 are free; make the problem "
-                                              "smaller or free memory"));
+  EXPECT_THAT(whyNotBound(problem),
+              HasSubstr("bytes of GPU memory were asked for, 1000 of 2000 are free; make the problem "
+                        "smaller or free memory"));
 }
 
 TEST_F(CudaExecutableTest, DevicesThatCannotServeAreNamed) {
   auto open = [&](int index) { return CudaDevice::open(gpu.driver(), index); };
   EXPECT_EQ(open(1).status().message(), "GPU 1 was asked for; this machine has 1");
   gpu.capability = 75;
-  EXPECT_EQ(open(0).status().message(), "GPU 0 'Fake GPU' cannot be used: compute capability 7.5; expected 8.0 or newer");
+  EXPECT_EQ(open(0).status().message(),
+            "GPU 0 'Fake GPU' cannot be used: compute capability 7.5; expected 8.0 or newer");
 }
 
 TEST_F(CudaExecutableTest, DriverOlderThanNvrtcIsNamed) {
@@ -435,8 +447,9 @@ TEST_F(CudaExecutableTest, DriverOlderThanNvrtcIsNamed) {
 TEST_F(CudaExecutableTest, ImageThatTheDriverRefusesIsNamed) {
   gpu.nextModule = cuda::kNoBinaryForGpu;
   auto created = create(test::causal());
-  EXPECT_EQ(created.status().message(), "cuModuleLoadData failed with CUDA_ERROR_FAKE; the driver is too old for the compiled "
-                                        "kernel; update it, or name an older NVRTC in CPFLEX_NVRTC");
+  EXPECT_EQ(created.status().message(),
+            "cuModuleLoadData failed with CUDA_ERROR_FAKE; the driver is too old for the compiled "
+            "kernel; update it, or name an older NVRTC in CPFLEX_NVRTC");
 }
 
 TEST_F(CudaExecutableTest, TooManyCapturesAreRefused) {
@@ -460,21 +473,33 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   CudaForwardTensors forward = forwardTensors();
-  CudaBackwardTensors tensors{forward.q, forward.k, forward.v, forward.o, forward.lse, dense(2, 4, 300, 128), {},
-                              dense(2, 4, 300, 128), dense(2, 2, 200, 128), dense(2, 2, 200, 128), dSinks};
+  CudaBackwardTensors tensors{forward.q,
+                              forward.k,
+                              forward.v,
+                              forward.o,
+                              forward.lse,
+                              dense(2, 4, 300, 128),
+                              {},
+                              dense(2, 4, 300, 128),
+                              dense(2, 2, 200, 128),
+                              dense(2, 2, 200, 128),
+                              dSinks};
   Workspace workspace;
   ASSERT_TRUE((*executable)->backward(tensors, workspace.data(), kStream));
   std::vector<std::string> names;
   for (const test::Launch &launch : gpu.launches)
     names.push_back(launch.function);
-  EXPECT_THAT(names, ElementsAre("attention_backward_delta", "attention_backward_kv", "attention_backward_q", "attention_backward_sink"));
+  EXPECT_THAT(names, ElementsAre("attention_backward_delta", "attention_backward_kv", "attention_backward_q",
+                                 "attention_backward_sink"));
   EXPECT_EQ(gpu.launches[0].gridX, unsigned(paddedRows(300) / kRowPadding));
   EXPECT_EQ(gpu.launches[0].gridY, 4u);
   EXPECT_EQ(gpu.launches[0].gridZ, 2u);
   auto kv = gpu.launches[1].argumentsAs<BackwardArguments>(), q = gpu.launches[2].argumentsAs<BackwardArguments>();
   EXPECT_NE(kv.work.counter, q.work.counter);
   EXPECT_EQ(kv.mask.numRows * kv.mask.rowTilesPerMaskTile >= kv.work.numRows, true);
-  EXPECT_EQ(kv.mask.runs[0].end * kv.mask.colTilesPerMaskTile * program->kernel(KernelRole::BackwardKV)->tiles().tileQ >= 300, true);
+  EXPECT_EQ(
+      kv.mask.runs[0].end * kv.mask.colTilesPerMaskTile * program->kernel(KernelRole::BackwardKV)->tiles().tileQ >= 300,
+      true);
   EXPECT_EQ(kv.lseLog2.data, kv.delta.data + 2 * 4 * paddedRows(300));
   EXPECT_EQ(kv.delta.strideB, 4 * paddedRows(300));
   EXPECT_EQ(gpu.launches[3].gridX, 4u);
@@ -483,12 +508,14 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
   problem.sink = nullptr;
   ASSERT_TRUE((*executable)->update(problem, kStream));
   tensors.dK = dense(2, 2, 200, 128);
-  EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "'dSink' was given; the problem has no sink");
+  EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(),
+            "'dSink' was given; the problem has no sink");
 }
 
 TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
   DeviceFunctions functions = test::causal();
-  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
+  CudaMachine machine{.device = gpu.device(),
+                      .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
   CudaForwardTensors tensors = forwardTensors();
   HostAttentionArrays arrays;
   arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o, arrays.lse = tensors.lse;
@@ -503,7 +530,8 @@ TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
 
 TEST_F(CudaExecutableTest, HostArraysThatCannotTravelAreNamed) {
   DeviceFunctions functions = test::causal();
-  CudaMachine machine{.device = gpu.device(), .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
+  CudaMachine machine{.device = gpu.device(),
+                      .toolchain = test::FakeGpu::toolchain(folder, functions, wide(), gpu.capability)};
   CudaForwardTensors tensors = forwardTensors();
   HostAttentionArrays arrays;
   arrays.q = tensors.q, arrays.k = tensors.k, arrays.v = tensors.v, arrays.o = tensors.o;

@@ -31,7 +31,9 @@ struct Case {
 
   std::string name() const {
     std::string text = fmt::format("{}_{}x{}_d{}x{}_{}_{}", functor, qLen, kvLen, headDim, vHeadDim, toString(element),
-                                   !family ? "table" : *family == KernelFamily::Wgmma ? "wgmma" : "mma_sync");
+                                   !family                          ? "table"
+                                   : *family == KernelFamily::Wgmma ? "wgmma"
+                                                                    : "mma_sync");
     return label.empty() ? text : text + "_" + label;
   }
 };
@@ -78,13 +80,19 @@ struct Arrays {
       bias.push_back(0.3f * normal(random));
     for (int64_t h = 0; h < heads; ++h)
       slopes.push_back(std::exp2(-2.0f - static_cast<float>(h)));
-    CaptureView document{.data = documents.data(), .shape = {batch, positions}, .strides = {positions, 1}, .type = ElementType::I32, .rank = 2};
+    CaptureView document{.data = documents.data(),
+                         .shape = {batch, positions},
+                         .strides = {positions, 1},
+                         .type = ElementType::I32,
+                         .rank = 2};
     if (c.functor == "document_causal" || c.functor == "large")
       captures.push_back(document);
     if (c.functor == "large")
-      captures.push_back({.data = bias.data(), .shape = {heads, 63}, .strides = {63, 1}, .type = ElementType::F32, .rank = 2});
+      captures.push_back(
+          {.data = bias.data(), .shape = {heads, 63}, .strides = {63, 1}, .type = ElementType::F32, .rank = 2});
     if (c.functor == "large" || c.functor == "temperature")
-      captures.push_back({.data = slopes.data(), .shape = {heads}, .strides = {1}, .type = ElementType::F32, .rank = 1});
+      captures.push_back(
+          {.data = slopes.data(), .shape = {heads}, .strides = {1}, .type = ElementType::F32, .rank = 1});
     ScalarSlot cap = std::bit_cast<uint32_t>(5.0f);
     if (c.functor == "large")
       params = {40, 3, cap};
@@ -94,7 +102,8 @@ struct Arrays {
     bindings = {.captures = captures.data(), .params = params.data(), .dims = dims.data()};
 
     functions = test::hostFunctions(c.functor);
-    problem.batch = c.batch, problem.qHeads = c.qHeads, problem.kvHeads = c.kvHeads, problem.qLen = c.qLen, problem.kvLen = c.kvLen;
+    problem.batch = c.batch, problem.qHeads = c.qHeads, problem.kvHeads = c.kvHeads, problem.qLen = c.qLen,
+    problem.kvLen = c.kvLen;
     problem.headDim = c.headDim, problem.vHeadDim = c.vHeadDim;
     problem.scale = 1.0f / std::sqrt(static_cast<float>(c.headDim));
     problem.normalization = c.normalization;
@@ -172,7 +181,8 @@ TEST_P(CudaGpuTest, AgreesWithTheReference) {
   if (c.mask == Case::Mask::None)
     problem.mask = nullptr;
   HostAttentionArrays arrays = host.hostArrays(CudaProgramOptions::Passes::ForwardAndBackward);
-  auto report = runAttentionCuda(*machine, host.deviceFunctions(), problem, arrays, {.warmups = 0, .timed = 1, .family = c.family});
+  auto report = runAttentionCuda(*machine, host.deviceFunctions(), problem, arrays,
+                                 {.warmups = 0, .timed = 1, .family = c.family});
   ASSERT_TRUE(report) << report.status().message();
 
   auto forward = referenceAttentionForward(host.problem, arrays.q, arrays.k, arrays.v);
@@ -184,7 +194,8 @@ TEST_P(CudaGpuTest, AgreesWithTheReference) {
   ASSERT_TRUE(backward) << backward.status().message();
   EXPECT_LT(relativeError(arrays.dQ, backward->dQ, {c.batch, c.qHeads, c.qLen, c.headDim}), 2 * tolerance(c.element));
   EXPECT_LT(relativeError(arrays.dK, backward->dK, {c.batch, c.kvHeads, c.kvLen, c.headDim}), 2 * tolerance(c.element));
-  EXPECT_LT(relativeError(arrays.dV, backward->dV, {c.batch, c.kvHeads, c.kvLen, c.vHeadDim}), 2 * tolerance(c.element));
+  EXPECT_LT(relativeError(arrays.dV, backward->dV, {c.batch, c.kvHeads, c.kvLen, c.vHeadDim}),
+            2 * tolerance(c.element));
   if (arrays.dSink) {
     TensorView dSink{arrays.dSink, ElementType::F32, {c.qHeads, 1, 1, 1}};
     EXPECT_LT(relativeError(dSink, backward->sink, {1, c.qHeads, 1, 1}), 2 * tolerance(c.element));
@@ -203,10 +214,13 @@ TEST_P(CudaGpuTest, AgreesWithTheReference) {
   }
   std::ranges::fill(host.o, 0xffff);
   std::ranges::fill(host.lse, NAN);
-  report = runAttentionCuda(*machine, host.deviceFunctions(), problem, arrays, {.warmups = 0, .timed = 1, .family = c.family});
+  report = runAttentionCuda(*machine, host.deviceFunctions(), problem, arrays,
+                            {.warmups = 0, .timed = 1, .family = c.family});
   ASSERT_TRUE(report) << report.status().message();
   EXPECT_TRUE(o == host.o) << "bits of O differ";
-  EXPECT_TRUE(lse.empty() || !arrays.lse.data || std::memcmp(lse.data(), host.lse.data(), lse.size() * sizeof(float)) == 0) << "bits of LSE differ";
+  EXPECT_TRUE(lse.empty() || !arrays.lse.data ||
+              std::memcmp(lse.data(), host.lse.data(), lse.size() * sizeof(float)) == 0)
+      << "bits of LSE differ";
   EXPECT_TRUE(dQ == host.dQ && dK == host.dK && dV == host.dV) << "bits of gradients differ";
 }
 
@@ -222,17 +236,50 @@ std::vector<Case> cases() {
     for (auto [d, dv] : {std::pair<int64_t, int64_t>{128, 128}, {192, 128}, {256, 256}, {40, 72}})
       add({.functor = "document_causal", .headDim = d, .vHeadDim = dv, .family = family});
     add({.functor = "causal", .headDim = 128, .vHeadDim = 128, .element = ElementType::F16, .family = family});
-    add({.functor = "causal", .qLen = 1, .kvLen = 517, .family = family, .qPositions = {{{400, 1, 1}}}, .label = "one_query"});
+    add({.functor = "causal",
+         .qLen = 1,
+         .kvLen = 517,
+         .family = family,
+         .qPositions = {{{400, 1, 1}}},
+         .label = "one_query"});
     // A sink, so that weights are not 1 and gradients not 0.
-    add({.functor = "causal", .qLen = 517, .kvLen = 1, .family = family, .sink = Case::Sink::Given, .label = "one_key"});
-    add({.functor = "causal", .qHeads = 6, .kvHeads = 1, .family = family, .sink = Case::Sink::Given, .headOffset = 3, .label = "sink"});
+    add({.functor = "causal",
+         .qLen = 517,
+         .kvLen = 1,
+         .family = family,
+         .sink = Case::Sink::Given,
+         .label = "one_key"});
+    add({.functor = "causal",
+         .qHeads = 6,
+         .kvHeads = 1,
+         .family = family,
+         .sink = Case::Sink::Given,
+         .headOffset = 3,
+         .label = "sink"});
     add({.functor = "document_causal", .family = family, .mask = Case::Mask::None, .label = "no_block_mask"});
-    add({.functor = "soft_cap", .family = family, .normalization = AttentionProblem::Normalization::None, .label = "no_softmax"});
-    add({.functor = "document_causal", .family = family, .order = Case::Order::BSHD, .batchOffset = 1, .label = "bshd"});
-    add({.functor = "large", .qLen = 256, .kvLen = 384, .family = family, .qPositions = {{{0, 128, 1}, {640, 128, 1}}},
-         .kvPositions = {{{0, 128, 1}, {256, 256, 2}}}, .label = "affine"});
-    add({.functor = "document_causal", .qLen = 200, .kvLen = 300, .family = family, .qPositions = {{{10, 100, 3}, {400, 100, 1}}},
-         .kvPositions = {{{0, 100, 1}, {300, 200, 1}}}, .label = "array"});
+    add({.functor = "soft_cap",
+         .family = family,
+         .normalization = AttentionProblem::Normalization::None,
+         .label = "no_softmax"});
+    add({.functor = "document_causal",
+         .family = family,
+         .order = Case::Order::BSHD,
+         .batchOffset = 1,
+         .label = "bshd"});
+    add({.functor = "large",
+         .qLen = 256,
+         .kvLen = 384,
+         .family = family,
+         .qPositions = {{{0, 128, 1}, {640, 128, 1}}},
+         .kvPositions = {{{0, 128, 1}, {256, 256, 2}}},
+         .label = "affine"});
+    add({.functor = "document_causal",
+         .qLen = 200,
+         .kvLen = 300,
+         .family = family,
+         .qPositions = {{{10, 100, 3}, {400, 100, 1}}},
+         .kvPositions = {{{0, 100, 1}, {300, 200, 1}}},
+         .label = "array"});
   }
   return cases;
 }
@@ -264,7 +311,8 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
   std::vector<CudaBuffer> buffers;
   auto upload = [&](const void *bytes, size_t size) {
     buffers.push_back(std::move(*CudaBuffer::allocate(machine->device, static_cast<int64_t>(size))));
-    EXPECT_TRUE(copyToDevice(*machine->device, buffers.back().address(), bytes, static_cast<int64_t>(size), stream->get()));
+    EXPECT_TRUE(
+        copyToDevice(*machine->device, buffers.back().address(), bytes, static_cast<int64_t>(size), stream->get()));
     return buffers.back().data();
   };
   CudaForwardTensors tensors{arrays.q, arrays.k, arrays.v, arrays.o, arrays.lse};
@@ -278,7 +326,8 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
   problem.bindings = &onDevice;
   auto executable = CudaExecutable::bind(*program, problem, stream->get());
   ASSERT_TRUE(executable) << executable.status().message();
-  auto workspace = CudaBuffer::allocate(machine->device, (*executable)->workspaceInBytes(CudaExecutable::Pass::Forward));
+  auto workspace =
+      CudaBuffer::allocate(machine->device, (*executable)->workspaceInBytes(CudaExecutable::Pass::Forward));
   ASSERT_TRUE(workspace);
 
   CurrentContext current(*machine->device);
@@ -295,15 +344,16 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
       host.documents[i] = static_cast<int32_t>(i) % 300 / length;
     host.mask = test::bruteForceMask(host.problem, 128, 128);
     problem.mask = &host.mask;
-    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(document.data), host.documents.data(),
-                             static_cast<int64_t>(host.documents.size() * 4), stream->get()));
+    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(document.data),
+                             host.documents.data(), static_cast<int64_t>(host.documents.size() * 4), stream->get()));
     ASSERT_TRUE((*executable)->update(problem, stream->get()));
     ASSERT_EQ(graphs.call("cuGraphLaunch", replay, stream->get()), cuda::kSuccess);
     ASSERT_TRUE(copyToHost(*machine->device, host.o.data(), reinterpret_cast<cuda::DeviceAddress>(tensors.o.data),
                            static_cast<int64_t>(host.o.size() * 2), stream->get()));
     auto expected = referenceAttentionForward(host.problem, arrays.q, arrays.k, arrays.v);
     ASSERT_TRUE(expected);
-    EXPECT_LT(relativeError(arrays.o, expected->out, {c.batch, c.qHeads, c.qLen, c.vHeadDim}), tolerance(c.element)) << length;
+    EXPECT_LT(relativeError(arrays.o, expected->out, {c.batch, c.qHeads, c.qLen, c.vHeadDim}), tolerance(c.element))
+        << length;
   }
 }
 
@@ -317,8 +367,10 @@ TEST(CudaGpu, HostMemoryIsRefusedAndTheNextCallWorks) {
   auto executable = CudaExecutable::bind(*program, host.problem, nullptr);
   ASSERT_TRUE(executable) << executable.status().message();
   HostAttentionArrays arrays = host.hostArrays(CudaProgramOptions::Passes::Forward);
-  EXPECT_EQ((*executable)->forward({arrays.q, arrays.k, arrays.v, arrays.o, arrays.lse}, nullptr, nullptr).message(), "'q' is not in GPU memory");
-  EXPECT_THAT(CudaBuffer::allocate(machine->device, int64_t(1) << 45).status().message(), testing::HasSubstr("bytes of GPU memory were asked for"));
+  EXPECT_EQ((*executable)->forward({arrays.q, arrays.k, arrays.v, arrays.o, arrays.lse}, nullptr, nullptr).message(),
+            "'q' is not in GPU memory");
+  EXPECT_THAT(CudaBuffer::allocate(machine->device, int64_t(1) << 45).status().message(),
+              testing::HasSubstr("bytes of GPU memory were asked for"));
   auto report = runAttentionCuda(*machine, host.deviceFunctions(), host.problem, arrays);
   EXPECT_TRUE(report) << report.status().message();
 }

@@ -12,7 +12,11 @@ alignas(16) char memory[1 << 16];
 
 /// q [2, 4, 8, 16] in bf16, dense.
 DeviceTensor tensor(std::string_view name = "q", Use use = Use::Input, int64_t offsetInElements = 0) {
-  return {name, {memory + 2 * offsetInElements, ElementType::BF16, {512, 128, 16, 1}}, ElementType::BF16, {2, 4, 8, 16}, use};
+  return {name,
+          {memory + 2 * offsetInElements, ElementType::BF16, {512, 128, 16, 1}},
+          ElementType::BF16,
+          {2, 4, 8, 16},
+          use};
 }
 
 std::string why(const DeviceTensor &tensor) { return checkTensor(tensor, nullptr).message(); }
@@ -61,14 +65,18 @@ TEST(DeviceTensor, InputsMayOverlap) { EXPECT_TRUE(checkOverlap({tensor("k"), te
 TEST(DeviceTensor, OutputMayNotOverlap) {
   EXPECT_EQ(checkOverlap({tensor("q"), tensor("o", Use::Output, 1016)}).message(), "output 'o' overlaps 'q'");
   EXPECT_TRUE(checkOverlap({tensor("q"), tensor("o", Use::Output, 1024)}));
-  EXPECT_EQ(checkOverlap({tensor("dK", Use::Output), tensor("dV", Use::Output)}).message(), "output 'dK' overlaps 'dV'");
+  EXPECT_EQ(checkOverlap({tensor("dK", Use::Output), tensor("dV", Use::Output)}).message(),
+            "output 'dK' overlaps 'dV'");
 }
 
 TEST(DeviceTensor, PackedOutputsDoNotOverlap) {
   // [B, S, 4 + 2 + 2 heads, D]: dQ, dK and dV of grouped heads in one allocation.
   auto packed = [](std::string_view name, int64_t heads, int64_t firstHead) {
-    return DeviceTensor{name, {memory + 2 * firstHead * 16, ElementType::BF16, {8 * 8 * 16, 16, 8 * 16, 1}}, ElementType::BF16,
-                        {2, heads, 8, 16}, Use::Output};
+    return DeviceTensor{name,
+                        {memory + 2 * firstHead * 16, ElementType::BF16, {8 * 8 * 16, 16, 8 * 16, 1}},
+                        ElementType::BF16,
+                        {2, heads, 8, 16},
+                        Use::Output};
   };
   EXPECT_TRUE(checkOverlap({packed("dQ", 4, 0), packed("dK", 2, 4), packed("dV", 2, 6)}));
   EXPECT_EQ(checkOverlap({packed("dQ", 4, 0), packed("dK", 2, 3)}).message(), "output 'dQ' overlaps 'dK'");

@@ -1,9 +1,9 @@
-// A CUDA driver in host memory, so that binding and launching are tested where there is no GPU: memory is malloc, copies
-// happen at once, and launches are recorded instead of run.
+// A CUDA driver in host memory, so that binding and launching are tested where there is no GPU: memory is malloc,
+// copies happen at once, and launches are recorded instead of run.
 #pragma once
 
-#include "runtime/Cuda/CudaDevice.h"
 #include "runtime/Cuda/CompileKernel.h"
+#include "runtime/Cuda/CudaDevice.h"
 #include "runtime/Cuda/CudaProgram.h"
 
 #include <cstdlib>
@@ -69,11 +69,20 @@ struct FakeGpu {
     f.deviceTotalMem = [](size_t *bytes, Device) { return *bytes = size_t(1) << 30, kSuccess; };
     f.deviceGetAttribute = [](int *value, DeviceAttribute attribute, Device) {
       switch (attribute) {
-      case kComputeCapabilityMajor: *value = current()->capability / 10; break;
-      case kComputeCapabilityMinor: *value = current()->capability % 10; break;
-      case kMultiprocessorCount: *value = current()->numProcessors; break;
-      case kL2CacheSize: *value = 50 << 20; break;
-      default: return kInvalidValue;
+      case kComputeCapabilityMajor:
+        *value = current()->capability / 10;
+        break;
+      case kComputeCapabilityMinor:
+        *value = current()->capability % 10;
+        break;
+      case kMultiprocessorCount:
+        *value = current()->numProcessors;
+        break;
+      case kL2CacheSize:
+        *value = 50 << 20;
+        break;
+      default:
+        return kInvalidValue;
       }
       return kSuccess;
     };
@@ -90,7 +99,9 @@ struct FakeGpu {
       std::memset(memory, 0xee, bytes);
       return *address = reinterpret_cast<DeviceAddress>(memory), kSuccess;
     };
-    f.memFree = [](DeviceAddress address) { return --current()->numLive, std::free(reinterpret_cast<void *>(address)), kSuccess; };
+    f.memFree = [](DeviceAddress address) {
+      return --current()->numLive, std::free(reinterpret_cast<void *>(address)), kSuccess;
+    };
     f.memGetInfo = [](size_t *free, size_t *total) { return *free = 1000, *total = 2000, kSuccess; };
     f.memAllocHost = [](void **address, size_t bytes) { return *address = std::malloc(bytes), kSuccess; };
     f.memFreeHost = [](void *address) { return std::free(address), kSuccess; };
@@ -118,18 +129,27 @@ struct FakeGpu {
     f.eventRecord = [](Event, Stream) { return kSuccess; };
     f.eventSynchronize = [](Event) { return kSuccess; };
     f.eventElapsedTime = [](float *milliseconds, Event, Event) { return *milliseconds = 1.5f, kSuccess; };
-    f.moduleLoadData = [](Module *module, const void *) { return *module = reinterpret_cast<Module>(8), current()->nextModule; };
+    f.moduleLoadData = [](Module *module, const void *) {
+      return *module = reinterpret_cast<Module>(8), current()->nextModule;
+    };
     f.moduleUnload = [](Module) { return kSuccess; };
     f.moduleGetFunction = [](Function *function, Module, const char *name) {
       current()->moduleNames.push_back(name);
       return *function = reinterpret_cast<Function>(current()->moduleNames.size()), kSuccess;
     };
     f.funcSetAttribute = [](Function, FunctionAttribute, int) { return kSuccess; };
-    f.launchKernel = [](Function function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned, unsigned,
-                        unsigned sharedBytes, Stream, void **parameters, void **) {
+    f.launchKernel = [](Function function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned,
+                        unsigned, unsigned sharedBytes, Stream, void **parameters, void **) {
       if (current()->nextLaunch != kSuccess)
         return current()->nextLaunch;
-      Launch launch{current()->moduleNames[reinterpret_cast<size_t>(function) - 1], gridX, gridY, gridZ, blockX, sharedBytes, {}, {}};
+      Launch launch{current()->moduleNames[reinterpret_cast<size_t>(function) - 1],
+                    gridX,
+                    gridY,
+                    gridZ,
+                    blockX,
+                    sharedBytes,
+                    {},
+                    {}};
       size_t bytes = launch.function == "attention_forward" ? sizeof(ForwardArguments) : sizeof(BackwardArguments);
       auto *arguments = static_cast<const char *>(parameters[0]), *captures = static_cast<const char *>(parameters[1]);
       launch.arguments.assign(arguments, arguments + bytes);
@@ -138,8 +158,8 @@ struct FakeGpu {
       return kSuccess;
     };
     f.tensorMapEncodeTiled = [](TensorMap *map, TensorMapDataType, uint32_t rank, void *address, const uint64_t *sizes,
-                                const uint64_t *strides, const uint32_t *box, const uint32_t *, TensorMapInterleave, TensorMapSwizzle,
-                                TensorMapL2Promotion, TensorMapFill) {
+                                const uint64_t *strides, const uint32_t *box, const uint32_t *, TensorMapInterleave,
+                                TensorMapSwizzle, TensorMapL2Promotion, TensorMapFill) {
       *map = {};
       current()->maps.push_back({address, {sizes, sizes + rank}, {strides, strides + rank - 1}, {box, box + rank}});
       return kSuccess;
@@ -153,8 +173,8 @@ struct FakeGpu {
   }
 
   /// A compiler that finds every kernel of a program in a cache at `folder`, so that none is compiled.
-  static KernelToolchain toolchain(const std::string &folder, const DeviceFunctions &functions, const CudaProgramOptions &options,
-                                   int capability) {
+  static KernelToolchain toolchain(const std::string &folder, const DeviceFunctions &functions,
+                                   const CudaProgramOptions &options, int capability) {
     KernelToolchain toolchain{.nvrtc = std::make_shared<Nvrtc>(), .cache = KernelCache(folder)};
     if (auto sources = kernelSources(functions, options, capability))
       for (const KernelSource &source : *sources) {

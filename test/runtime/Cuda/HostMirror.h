@@ -55,17 +55,20 @@ inline HostFunctions hostFunctions(const std::string &name) {
     functions.evaluateTile = [](const Bindings *bindings, const TileCoordinates *tile, uint8_t *out, int64_t stride) {
       BoundReader bound{*bindings};
       forEachPair(tile, [&](int64_t i, int64_t j, int64_t q, int64_t kv) {
-        bool near = q - kv < bound.param(0) || kv < bound.param(1) || (q - kv) % std::max<int64_t>(1, bound.param(0)) == 0;
+        bool near =
+            q - kv < bound.param(0) || kv < bound.param(1) || (q - kv) % std::max<int64_t>(1, bound.param(0)) == 0;
         out[i * stride + j] = kv <= q && isSameDocument(bound, tile->b, q, kv) && near;
       });
     };
   if (name == "soft_cap") {
     functions.score = [](const Bindings *bindings, const TileCoordinates *tile, float *scores, int64_t stride) {
       float cap = BoundReader{*bindings}.floatParam(0);
-      forEachPair(tile, [&](int64_t i, int64_t j, int64_t, int64_t) { scores[i * stride + j] = cap * std::tanh(scores[i * stride + j] / cap); });
+      forEachPair(tile, [&](int64_t i, int64_t j, int64_t, int64_t) {
+        scores[i * stride + j] = cap * std::tanh(scores[i * stride + j] / cap);
+      });
     };
-    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *scores, float *gradients, int64_t stride,
-                                 float *const *) {
+    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *scores,
+                                 float *gradients, int64_t stride, float *const *) {
       float cap = BoundReader{*bindings}.floatParam(0);
       forEachPair(tile, [&](int64_t i, int64_t j, int64_t, int64_t) {
         float t = std::tanh(scores[i * stride + j] / cap);
@@ -78,8 +81,8 @@ inline HostFunctions hostFunctions(const std::string &name) {
       float factor = static_cast<const float *>(bindings->captures[0].data)[tile->h];
       forEachPair(tile, [&](int64_t i, int64_t j, int64_t, int64_t) { scores[i * stride + j] *= factor; });
     };
-    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *, float *gradients, int64_t stride,
-                                 float *const *) {
+    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *, float *gradients,
+                                 int64_t stride, float *const *) {
       float factor = static_cast<const float *>(bindings->captures[0].data)[tile->h];
       forEachPair(tile, [&](int64_t i, int64_t j, int64_t, int64_t) { gradients[i * stride + j] *= factor; });
     };
@@ -94,8 +97,8 @@ inline HostFunctions hostFunctions(const std::string &name) {
         scores[i * stride + j] = cap * std::tanh(shifted / cap);
       });
     };
-    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *scores, float *gradients, int64_t stride,
-                                 float *const *) {
+    functions.scoreGradient = [](const Bindings *bindings, const TileCoordinates *tile, const float *scores,
+                                 float *gradients, int64_t stride, float *const *) {
       BoundReader bound{*bindings};
       float cap = bound.floatParam(2);
       forEachPair(tile, [&](int64_t i, int64_t j, int64_t q, int64_t kv) {
@@ -123,7 +126,8 @@ inline BlockMask bruteForceMask(const AttentionProblem &problem, int64_t tileQ, 
   BlockMask mask;
   mask.qLen = problem.qLen, mask.kvLen = problem.kvLen, mask.tileQ = tileQ, mask.tileKV = tileKV;
   mask.batch = problem.batch, mask.heads = problem.qHeads;
-  std::vector<int64_t> qs = positionsOf(problem.qPositions, problem.qLen), kvs = positionsOf(problem.kvPositions, problem.kvLen);
+  std::vector<int64_t> qs = positionsOf(problem.qPositions, problem.qLen),
+                       kvs = positionsOf(problem.kvPositions, problem.kvLen);
   for (int64_t b = 0; b < problem.batch; ++b) {
     TileRows rows;
     rows.rowBegin = {0};

@@ -20,8 +20,8 @@ using testing::HasSubstr;
 
 class KernelCacheTest : public testing::Test {
 protected:
-  fs::path folder = fs::temp_directory_path() /
-                    ("cpflex-cache-" + std::to_string(getpid()) + testing::UnitTest::GetInstance()->current_test_info()->name());
+  fs::path folder = fs::temp_directory_path() / ("cpflex-cache-" + std::to_string(getpid()) +
+                                                 testing::UnitTest::GetInstance()->current_test_info()->name());
   void SetUp() override { fs::remove_all(folder); }
   void TearDown() override { fs::remove_all(folder); }
 
@@ -36,7 +36,13 @@ protected:
     image.cubin.assign(bytes, fill);
     image.functionName = "attention_forward";
     image.architecture = "sm_90a";
-    image.tiles = {.tileQ = 128, .tileKV = 80, .stages = 2, .threads = 384, .sharedBytes = 4096, .blocksPerProcessor = 1, .spillLimit = 9};
+    image.tiles = {.tileQ = 128,
+                   .tileKV = 80,
+                   .stages = 2,
+                   .threads = 384,
+                   .sharedBytes = 4096,
+                   .blocksPerProcessor = 1,
+                   .spillLimit = 9};
     image.registers = 168;
     image.spillBytes = 8;
     image.stackBytes = 16;
@@ -159,8 +165,9 @@ TEST_F(KernelCacheTest, FolderThatCannotBeMadeIsOneWarning) {
   KernelCache cache((folder / "file" / "cache").string());
   Status stored = cache.store(sha256("0"), source(), image('x'));
   EXPECT_EQ(stored.code(), StatusCode::Unavailable);
-  EXPECT_THAT(stored.message(), HasSubstr("cannot be written (making a folder: Not a directory); kernels are compiled anew in "
-                                          "each process until it can"));
+  EXPECT_THAT(stored.message(),
+              HasSubstr("cannot be written (making a folder: Not a directory); kernels are compiled anew in "
+                        "each process until it can"));
   EXPECT_FALSE(cache.find(sha256("0")));
   EXPECT_TRUE(cache.list().empty());
 }
@@ -205,12 +212,15 @@ TEST_F(KernelCacheTest, EntryThatCannotBeRemovedIsNamed) {
 
 TEST(KernelCache, DefaultFolderFollowsTheEnvironment) {
   auto folderWith = [](std::string_view name, std::string value) {
-    return KernelCache::defaultFolder([=](std::string_view asked) { return asked == name ? value : asked == "HOME" ? "/home/u" : ""; });
+    return KernelCache::defaultFolder([=](std::string_view asked) {
+      return asked == name ? value : asked == "HOME" ? "/home/u" : "";
+    });
   };
   EXPECT_EQ(folderWith("CPFLEX_CACHE_DIR", "/c"), "/c");
   EXPECT_EQ(folderWith("XDG_CACHE_HOME", "/x"), "/x/cpflex");
   EXPECT_EQ(folderWith("OTHER", ""), "/home/u/.cache/cpflex");
-  EXPECT_THAT(KernelCache::defaultFolder([](std::string_view) { return std::string(); }), HasSubstr("/tmp/cpflex-cache-"));
+  EXPECT_THAT(KernelCache::defaultFolder([](std::string_view) { return std::string(); }),
+              HasSubstr("/tmp/cpflex-cache-"));
 }
 
 } // namespace

@@ -34,11 +34,13 @@ TEST(Nvrtc, EmptySearchPathIsOneSentence) {
 }
 
 TEST(Nvrtc, NamedPathIsTheOnlyChoice) {
-  LibrarySearch search = nvrtcSearch([](std::string_view name) { return std::string(name == "CPFLEX_NVRTC" ? "/nowhere/x.so" : ""); });
+  LibrarySearch search =
+      nvrtcSearch([](std::string_view name) { return std::string(name == "CPFLEX_NVRTC" ? "/nowhere/x.so" : ""); });
   EXPECT_THAT(search.candidates, ElementsAre("/nowhere/x.so"));
   auto nvrtc = Nvrtc::load(search);
   ASSERT_FALSE(nvrtc);
-  EXPECT_EQ(nvrtc.status().message(), "no NVRTC library found; looked for '/nowhere/x.so'; correct or unset CPFLEX_NVRTC");
+  EXPECT_EQ(nvrtc.status().message(),
+            "no NVRTC library found; looked for '/nowhere/x.so'; correct or unset CPFLEX_NVRTC");
 }
 
 TEST(Nvrtc, NamedFolderIsSearched) {
@@ -66,8 +68,9 @@ TEST(Nvrtc, WheelsOfThePythonOnPathAreSearched) {
   fs::create_directories(folder.path / "bin");
   std::ofstream(wheel / "libnvrtc.so.12") << "x";
   std::ofstream(folder.path / "bin/python3") << "x";
-  LibrarySearch search = nvrtcSearch(
-      [&](std::string_view name) { return name == "PATH" ? "/nowhere:" + (folder.path / "bin").string() : std::string(); });
+  LibrarySearch search = nvrtcSearch([&](std::string_view name) {
+    return name == "PATH" ? "/nowhere:" + (folder.path / "bin").string() : std::string();
+  });
   EXPECT_THAT(search.candidates, Contains((wheel / "libnvrtc.so.12").string()));
 }
 

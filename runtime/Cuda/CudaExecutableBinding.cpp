@@ -1,0 +1,347 @@
+// Binding a problem: checking it, and uploading the tables that kernels walk.
+#include "runtime/Cuda/CudaExecutable.h"
+
+#include "runtime/Cuda/DeviceTensor.h"
+#include "runtime/Cuda/MaskTables.h"
+#include "runtime/contract/CaptureArgument.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <span>
+
+namespace cpflex {
+namespace {
+
+constexpr int64_t kTableAlignment = 256;
+/// Positions, rows and work items are 32-bit in kernels; a tile beyond the last row must not wrap.
+constexpr int64_t kLengthLimit = std::numeric_limits<int32_t>::max() - 1024;
+constexpr int64_t kGridLimit = 65535;
+
+int64_t roundUp(int64_t value, int64_t multiple) { return ceilDivide(value, multiple) * multiple; }
+
+std::vector<AffineTile> affineTiles(const PositionMap &map, int64_t length, int64_t tileSize) {
+  std::vector<AffineTile> tiles;
+  PositionMap identity = PositionMap::identity(length);
+  const std::vector<AffinePiece> &pieces = map.pieces.empty() ? identity.pieces : map.pieces;
+  int64_t pieceBegin = 0;
+  for (const AffinePiece &piece : pieces) {
+    for (int64_t row = roundUp(pieceBegin, tileSize); row < pieceBegin + piece.count; row += tileSize)
+      tiles.push_back({static_cast<int>(piece.begin + (row - pieceBegin) * piece.step), static_cast<int>(piece.step)});
+    pieceBegin += piece.count;
+  }
+  return tiles;
+}
+
+std::vector<int32_t> rowPositions(const PositionMap &map, int64_t length) {
+  std::vector<int32_t> rows;
+  PositionMap identity = PositionMap::identity(length);
+  for (const AffinePiece &piece : map.pieces.empty() ? identity.pieces : map.pieces)
+    for (int64_t i = 0; i < piece.count; ++i)
+      rows.push_back(static_cast<int32_t>(piece.begin + i * piece.step));
+  return rows;
+}
+
+Status checkPositions(const PositionMap &map, int64_t length, std::string_view name) {
+  if (map.pieces.empty())
+    return Status::ok();
+  if (map.size() != length)
+    return Status::invalid(fmt::format("positions of '{}' cover {} rows; expected {}", name, map.size(), length));
+  for (const AffinePiece &piece : map.pieces)
+    if (piece.begin < 0 || piece.step < 1 ||
+        (piece.count > 0 && piece.begin + (piece.count - 1) * piece.step > kLengthLimit))
+      return Status::invalid(
+          fmt::format("positions of '{}' begin at {} and step by {}; expected positions from 0 to {}", name,
+                      piece.begin, piece.step, kLengthLimit));
+  return Status::ok();
+}
+
+template <typename T> std::span<const std::byte> bytesOf(const std::vector<T> &values) {
+  return std::as_bytes(std::span<const T>(values));
+}
+
+} // namespace
+
+/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, then the two row arrays.
+struct CudaExecutable::HostTables {
+  enum Section { RowBegin, Runs, RowSetOf, RowOrder, QTiles, KVTiles, NumPerKernel };
+  struct Kernel {
+    MaskTables mask;
+    bool hasMask = false;
+    std::vector<AffineTile> qTiles, kvTiles;
+  };
+  std::vector<Kernel> kernels;
+  std::vector<int32_t> qRows, kvRows;
+
+  size_t numSections() const { return kernels.size() * NumPerKernel + 2; }
+  std::span<const std::byte> section(size_t index) const {
+    size_t kernel = index / NumPerKernel;
+    if (kernel == kernels.size())
+      return bytesOf(index % NumPerKernel == 0 ? qRows : kvRows);
+    const Kernel &tables = kernels[kernel];
+    switch (index % NumPerKernel) {
+    case RowBegin:
+      return bytesOf(tables.mask.rowBegin);
+    case Runs:
+      return bytesOf(tables.mask.runs);
+    case RowSetOf:
+      return bytesOf(tables.mask.rowSetOf);
+    case RowOrder:
+      return bytesOf(tables.mask.rowOrder);
+    case QTiles:
+      return bytesOf(tables.qTiles);
+    default:
+      return bytesOf(tables.kvTiles);
+    }
+  }
+};
+
+Status CudaExecutable::checkProblem(const AttentionProblem &problem) const {
+  CurrentContext current(program_->device());
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  const CudaProgramOptions &options = program_->options();
+  for (auto [size, name] : {std::pair{problem.batch, "batch"},
+                            {problem.qHeads, "number of query heads"},
+                            {problem.kvHeads, "number of key heads"}})
+    if (size < 1 || size > kGridLimit)
+      return Status::invalid(fmt::format("{} is {}; expected 1 to {}", name, size, kGridLimit));
+  if (problem.qHeads % problem.kvHeads != 0)
+    return Status::invalid(
+        fmt::format("{} query heads over {} key heads; expected a multiple", problem.qHeads, problem.kvHeads));
+  for (auto [length, name] : {std::pair{problem.qLen, "q"}, {problem.kvLen, "kv"}})
+    if (length < 0 || length > kLengthLimit)
+      return Status::invalid(fmt::format("length of '{}' is {}; expected 0 to {}", name, length, kLengthLimit));
+  if (problem.headDim != options.headDim || problem.vHeadDim != options.vHeadDim)
+    return Status::invalid(fmt::format("head sizes are {} and {}; the program was compiled for {} and {}",
+                                       problem.headDim, problem.vHeadDim, options.headDim, options.vHeadDim));
+  if (problem.normalization != options.normalization)
+    return Status::invalid("the problem and the compiled program differ in whether there is a softmax");
+  if (problem.sink && options.normalization == AttentionProblem::Normalization::None)
+    return Status::invalid("a sink was given; a program without softmax has none");
+  CPFLEX_RETURN_IF_ERROR(checkPositions(problem.qPositions, problem.qLen, "q"));
+  CPFLEX_RETURN_IF_ERROR(checkPositions(problem.kvPositions, problem.kvLen, "kv"));
+  std::vector<TileConfig> tiles;
+  for (const KernelTables &tables : tables_)
+    tiles.push_back(tables.kernel->tiles());
+  if (positionMode(problem, tiles) > options.positions)
+    return Status::invalid(
+        "the positions of the rows are less regular than the program was compiled for; compile it with "
+        "the mode that positionMode() gives");
+  const DeviceFunctions &functions = program_->functions();
+  bool needsBindings = functions.numCaptures + functions.numParams > 0;
+  if (needsBindings && !problem.bindings)
+    return Status::invalid(fmt::format("the program has {} captures and {} parameters; none are bound",
+                                       functions.numCaptures, functions.numParams));
+  for (int i = 0; i < functions.numCaptures; ++i) {
+    const CaptureView &capture = problem.bindings->captures[i];
+    bool isEmpty = std::ranges::count(capture.shape, capture.shape + capture.rank, 0) > 0;
+    if (!isEmpty)
+      CPFLEX_RETURN_IF_ERROR(checkPlace(fmt::format("capture {}", i), capture.data, program_->device()));
+  }
+  if (problem.sink)
+    CPFLEX_RETURN_IF_ERROR(checkPlace("the array of sinks", problem.sink, program_->device()));
+  if (const BlockMask *mask = problem.mask) {
+    if (mask->qLen != problem.qLen || mask->kvLen != problem.kvLen)
+      return Status::invalid(fmt::format("the block mask is for {} x {} rows; expected {} x {}", mask->qLen,
+                                         mask->kvLen, problem.qLen, problem.kvLen));
+    if ((mask->batch != 1 && mask->batch != problem.batch) || (mask->heads != 1 && mask->heads != problem.qHeads))
+      return Status::invalid(fmt::format("the block mask has batch {} and {} heads; expected 1 or {}, and 1 or {}",
+                                         mask->batch, mask->heads, problem.batch, problem.qHeads));
+    if (!functions.hasMask && hasPartialTiles(*mask))
+      return Status::invalid("the block mask has partial tiles, but the program has no mask to decide them");
+  }
+  for (const KernelTables &tables : tables_) {
+    const TileConfig &config = tables.kernel->tiles();
+    int64_t rows = kernelRows(tables.kernel->spec().role) == KernelRows::Q ? ceilDivide(problem.qLen, config.tileQ)
+                                                                           : ceilDivide(problem.kvLen, config.tileKV);
+    int64_t items = rows * problem.batch * problem.qHeads * workItemsPerRow(tables.kernel->spec());
+    if (items > kLengthLimit)
+      return Status::invalid(fmt::format("the problem has {} rows of tiles; expected at most {}", items, kLengthLimit));
+  }
+  return Status::ok();
+}
+
+void CudaExecutable::packCaptures(const AttentionProblem &problem) {
+  const DeviceFunctions &functions = program_->functions();
+  captures_.assign(program_->capturesInBytes() / sizeof(long long), 0);
+  long long *next = captures_.data();
+  for (int i = 0; i < functions.numCaptures; ++i) {
+    const CaptureView &view = problem.bindings->captures[i];
+    CaptureArgument capture{.data = view.data, .shape = {}, .strides = {}};
+    std::copy_n(view.shape, kMaxCaptureRank, capture.shape);
+    std::copy_n(view.strides, kMaxCaptureRank, capture.strides);
+    std::memcpy(next, &capture, sizeof(capture));
+    next += sizeof(capture) / sizeof(long long);
+  }
+  if (functions.numParams > 0)
+    next = std::copy_n(problem.bindings->params, functions.numParams, next);
+  if (problem.bindings && problem.bindings->dims) {
+    std::copy_n(problem.bindings->dims, functions.numDims, next);
+    return;
+  }
+  const int64_t builtin[kNumBuiltinDims] = {problem.batch, problem.qHeads, problem.kvHeads, problem.qLen,
+                                            problem.kvLen};
+  std::copy_n(builtin, std::min<int>(kNumBuiltinDims, functions.numDims), next);
+}
+
+Status CudaExecutable::reserve(const HostTables &host) {
+  int64_t total = 0;
+  for (size_t i = 0; i < host.numSections(); ++i) {
+    auto bytes = static_cast<int64_t>(host.section(i).size());
+    bool isOfMask =
+        i / HostTables::NumPerKernel < host.kernels.size() && host.kernels[i / HostTables::NumPerKernel].hasMask;
+    bool mayGrow = isOfMask && (i % HostTables::NumPerKernel == HostTables::Runs ||
+                                i % HostTables::NumPerKernel == HostTables::RowBegin);
+    int64_t capacity = roundUp(mayGrow ? 2 * bytes + kTableAlignment : bytes, kTableAlignment);
+    sections_.push_back({total, capacity});
+    total += capacity;
+  }
+  StatusOr<CudaBuffer> memory = CudaBuffer::allocate(program_->sharedDevice(), total);
+  if (!memory)
+    return memory.status();
+  memory_ = std::move(*memory);
+  StatusOr<PinnedBuffer> staging = PinnedBuffer::allocate(program_->sharedDevice(), total);
+  if (!staging)
+    return staging.status();
+  staging_ = std::move(*staging);
+  StatusOr<CudaEvent> event = CudaEvent::create(program_->sharedDevice(), CudaEvent::Timing::Off);
+  if (!event)
+    return event.status();
+  uploaded_ = std::move(*event);
+  return Status::ok();
+}
+
+void CudaExecutable::setTables(KernelTables &tables, size_t kernelIndex, const HostTables &host) const {
+  const HostTables::Kernel &kernel = host.kernels[kernelIndex];
+  auto array = [&](size_t section) { return static_cast<std::byte *>(memory_.data()) + sections_[section].offset; };
+  size_t first = kernelIndex * HostTables::NumPerKernel, rows = host.kernels.size() * HostTables::NumPerKernel;
+  const AttentionProblem &problem = problem_;
+  const KernelSpec &spec = tables.kernel->spec();
+  const TileConfig &config = tables.kernel->tiles();
+  bool isAlongQ = kernelRows(spec.role) == KernelRows::Q;
+
+  tables.mask = {.rowBegin = nullptr,
+                 .runs = nullptr,
+                 .rowSetOf = nullptr,
+                 .numRows = 0,
+                 .rowTilesPerMaskTile = 1,
+                 .colTilesPerMaskTile = 1};
+  tables.work = {.rowOrder = nullptr, .counter = nullptr, .numRows = 0, .groupHeads = 1};
+  if (kernel.hasMask) {
+    tables.mask = {.rowBegin = reinterpret_cast<int *>(array(first + HostTables::RowBegin)),
+                   .runs = reinterpret_cast<RunArgument *>(array(first + HostTables::Runs)),
+                   .rowSetOf = reinterpret_cast<int *>(array(first + HostTables::RowSetOf)),
+                   .numRows = kernel.mask.numRows,
+                   .rowTilesPerMaskTile = kernel.mask.rowTilesPerMaskTile,
+                   .colTilesPerMaskTile = kernel.mask.colTilesPerMaskTile};
+    tables.work.rowOrder = reinterpret_cast<int *>(array(first + HostTables::RowOrder));
+  }
+  tables.work.numRows =
+      static_cast<int>(isAlongQ ? ceilDivide(problem.qLen, config.tileQ) : ceilDivide(problem.kvLen, config.tileKV));
+
+  // What one key head's group of items reads again and again should fit half of the L2 cache.
+  int64_t headsPerKV = problem.qHeads / problem.kvHeads;
+  int64_t rowBytes = 2 * (problem.headDim + problem.vHeadDim);
+  int64_t groupBytes = std::max<int64_t>(rowBytes * (isAlongQ ? problem.kvLen : problem.qLen * headsPerKV), 1);
+  int64_t keyHeads = std::clamp<int64_t>(program_->device().description().l2CacheInBytes / 2 / groupBytes, 1,
+                                         problem.batch * problem.kvHeads);
+  tables.work.groupHeads = static_cast<int>(keyHeads * (isAlongQ ? headsPerKV : workItemsPerRow(spec)));
+
+  tables.qPositions = {reinterpret_cast<AffineTile *>(array(first + HostTables::QTiles)),
+                       reinterpret_cast<int *>(array(rows))};
+  tables.kvPositions = {reinterpret_cast<AffineTile *>(array(first + HostTables::KVTiles)),
+                        reinterpret_cast<int *>(array(rows + 1))};
+}
+
+Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind) {
+  HostTables host;
+  PositionMode mode = program_->options().positions;
+  for (const KernelTables &tables : tables_) {
+    HostTables::Kernel kernel;
+    const TileConfig &config = tables.kernel->tiles();
+    if (problem.mask) {
+      kernel.hasMask = true;
+      kernel.mask = maskTables(*problem.mask, kernelRows(tables.kernel->spec().role), config.tileQ, config.tileKV,
+                               problem.batch, problem.qHeads);
+    }
+    if (mode == PositionMode::AffinePerTile) {
+      kernel.qTiles = affineTiles(problem.qPositions, problem.qLen, config.tileQ);
+      kernel.kvTiles = affineTiles(problem.kvPositions, problem.kvLen, config.tileKV);
+    }
+    host.kernels.push_back(std::move(kernel));
+  }
+  if (mode == PositionMode::Array) {
+    host.qRows = rowPositions(problem.qPositions, problem.qLen);
+    host.kvRows = rowPositions(problem.kvPositions, problem.kvLen);
+  }
+
+  if (kind == Upload::First)
+    CPFLEX_RETURN_IF_ERROR(reserve(host));
+  for (size_t i = 0; i < host.numSections(); ++i)
+    if (static_cast<int64_t>(host.section(i).size()) > sections_[i].capacityInBytes)
+      return Status::invalid(fmt::format("the block mask needs {} bytes where {} were reserved; bind anew",
+                                         host.section(i).size(), sections_[i].capacityInBytes));
+  for (size_t i = 0; i < tables_.size(); ++i) {
+    KernelTables tables = tables_[i];
+    setTables(tables, i, host);
+    bool isSame = tables.mask.runs == tables_[i].mask.runs && tables.mask.numRows == tables_[i].mask.numRows &&
+                  tables.mask.rowTilesPerMaskTile == tables_[i].mask.rowTilesPerMaskTile &&
+                  tables.mask.colTilesPerMaskTile == tables_[i].mask.colTilesPerMaskTile;
+    if (kind == Upload::Again && !isSame)
+      return Status::invalid("the block mask has other tiles than the one bound first; bind anew");
+    tables_[i] = tables;
+  }
+
+  // The staging memory is free again once the upload before has run.
+  if (kind == Upload::Again)
+    CPFLEX_RETURN_IF_ERROR(uploaded_.synchronize());
+  CurrentContext current(program_->device());
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  const CudaDriver &driver = program_->device().driver();
+  for (size_t i = 0; i < host.numSections(); ++i) {
+    std::span<const std::byte> bytes = host.section(i);
+    if (bytes.empty())
+      continue;
+    std::byte *staged = static_cast<std::byte *>(staging_.data()) + sections_[i].offset;
+    std::memcpy(staged, bytes.data(), bytes.size());
+    CPFLEX_RETURN_IF_ERROR(
+        driver.status(driver.memcpyHtoDAsync(memory_.address() + static_cast<cuda::DeviceAddress>(sections_[i].offset),
+                                             staged, bytes.size(), stream),
+                      "cuMemcpyHtoDAsync"));
+  }
+  return uploaded_.record(stream);
+}
+
+StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<const CudaProgram> program,
+                                                               const AttentionProblem &problem, cuda::Stream stream) {
+  auto executable = std::shared_ptr<CudaExecutable>(new CudaExecutable(std::move(program)));
+  for (const LoadedKernel &kernel : executable->program_->kernels())
+    if (kernel.spec().role != KernelRole::BackwardDelta && kernel.spec().role != KernelRole::BackwardSink)
+      executable->tables_.push_back({.kernel = &kernel});
+  CPFLEX_RETURN_IF_ERROR(executable->checkProblem(problem));
+  executable->problem_ = problem;
+  executable->problem_.mask = nullptr;
+  executable->problem_.bindings = nullptr;
+  executable->problem_.functions = nullptr;
+  executable->packCaptures(problem);
+  CPFLEX_RETURN_IF_ERROR(executable->upload(problem, stream, Upload::First));
+  return executable;
+}
+
+Status CudaExecutable::update(const AttentionProblem &problem, cuda::Stream stream) {
+  CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
+  if (problem.batch != problem_.batch || problem.qHeads != problem_.qHeads || problem.kvHeads != problem_.kvHeads ||
+      problem.qLen != problem_.qLen || problem.kvLen != problem_.kvLen)
+    return Status::invalid("the problem has other sizes than the one bound first; bind anew");
+  CPFLEX_RETURN_IF_ERROR(upload(problem, stream, Upload::Again));
+  problem_ = problem;
+  problem_.mask = nullptr;
+  problem_.bindings = nullptr;
+  problem_.functions = nullptr;
+  packCaptures(problem);
+  return Status::ok();
+}
+
+} // namespace cpflex
