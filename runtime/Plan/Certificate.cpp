@@ -114,6 +114,22 @@ std::vector<int32_t> lastUses(const Schedule &schedule) {
   return result;
 }
 
+bool needsPartials(const Schedule &schedule, int32_t rank) {
+  if (schedule.shape.type == ElementType::F32)
+    return false;
+  // Computes are few and sorted by step: the first one on the same rows tells.
+  std::vector<const Compute *> mine;
+  for (const Compute &compute : schedule.computes)
+    if (compute.rank == rank) {
+      for (const Compute *other : mine)
+        if (other->step < compute.step && other->q == compute.q && other->batch == compute.batch &&
+            other->heads == compute.heads)
+          return true;
+      mine.push_back(&compute);
+    }
+  return false;
+}
+
 int64_t residentBytes(const Schedule &schedule, int32_t rank) {
   const CallShape &shape = schedule.shape;
   const int64_t element = sizeInBytes(shape.type), single = sizeInBytes(ElementType::F32);
@@ -122,7 +138,7 @@ int64_t residentBytes(const Schedule &schedule, int32_t rank) {
   const int64_t qWidth = shape.headDim, oWidth = shape.vHeadDim, kvWidth = shape.headDim + shape.vHeadDim;
   const int64_t inputs = qRows * (qWidth + oWidth) * element + qRows * single + kvRows * kvWidth * element;
   if (schedule.pass == Pass::Forward)
-    return inputs + qRows * oWidth * single;
+    return inputs + (needsPartials(schedule, rank) ? qRows * oWidth * single : 0);
   // dO, dQ, dK and dV in the problem's type, row terms and accumulators in f32.
   return inputs + qRows * (qWidth + oWidth) * element + kvRows * kvWidth * element + qRows * single +
          (qRows * qWidth + kvRows * kvWidth) * single;

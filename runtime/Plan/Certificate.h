@@ -19,6 +19,9 @@ std::vector<int32_t> lastUses(const Schedule &schedule);
 /// operands that must be gathered because they do not lie in one piece. What runtime/Executor allocates, by its rules.
 std::vector<int64_t> peakBytes(const Schedule &schedule);
 
+/// Whether some query rows of a rank are computed in several calls whose partials do not fit the output's type.
+bool needsPartials(const Schedule &schedule, int32_t rank);
+
 /// Bytes of the tensors that a rank holds throughout: shards in and out, and f32 accumulators.
 int64_t residentBytes(const Schedule &schedule, int32_t rank);
 

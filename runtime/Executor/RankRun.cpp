@@ -1,0 +1,295 @@
+// The parts of a rank's walk that both passes share; see RankRun.h.
+#include "runtime/Executor/RankRun.h"
+#include "runtime/BlockMask/BlockMaskBuilder.h"
+#include "runtime/Executor/LocalMask.h"
+#include "runtime/Plan/Certificate.h"
+#include "runtime/Plan/Layouts.h"
+#include "runtime/Plan/VerifySchedule.h"
+
+#include <algorithm>
+#include <fmt/format.h>
+
+namespace cpflex {
+namespace {
+
+bool isKeySide(Payload payload) { return payload == Payload::KV; }
+bool isResult(Payload payload) {
+  return payload == Payload::Out || payload == Payload::DQ || payload == Payload::DKV;
+}
+
+/// Rows in ascending position: pieces as they are when they are runs, row by row when they are strided.
+std::vector<OwnedRows> ascending(const std::vector<OwnedRows> &rows, const Layout &layout, int64_t b) {
+  std::vector<std::pair<int64_t, OwnedRows>> keyed;
+  for (const OwnedRows &each : rows) {
+    int64_t row = each.rows.begin;
+    for (const AffinePiece &piece : slice(layout.shard(b, each.owner), each.rows).pieces) {
+      if (piece.step == 1) {
+        keyed.push_back({piece.begin, {each.owner, {row, row + piece.count}}});
+      } else {
+        for (int64_t i = 0; i < piece.count; ++i)
+          keyed.push_back({piece.begin + i * piece.step, {each.owner, {row + i, row + i + 1}}});
+      }
+      row += piece.count;
+    }
+  }
+  std::sort(keyed.begin(), keyed.end(), [](const auto &a, const auto &b) { return a.first < b.first; });
+  std::vector<OwnedRows> result;
+  for (const auto &[position, each] : keyed)
+    result.push_back(each);
+  return result;
+}
+
+} // namespace
+
+RankRun::RankRun(const Schedule &schedule, const RankCall &call, Communicator &communicator,
+                 const ExecutorOptions &options)
+    : schedule_(schedule), call_(call), communicator_(communicator), options_(options), rank_(communicator.rank()) {}
+
+Status RankRun::check() const {
+  CPFLEX_RETURN_IF_ERROR(verifySchedule(schedule_));
+  if (communicator_.worldSize() != schedule_.worldSize)
+    return Status::invalid(fmt::format("a schedule for {} ranks on {} ranks; expected as many", schedule_.worldSize,
+                                       communicator_.worldSize()));
+  if (call_.tape && !call_.bindings)
+    return Status::invalid("a mask without bindings; expected the arrays that it reads");
+  return Status::ok();
+}
+
+std::vector<const Compute *> RankRun::computesOf(int32_t step) const {
+  auto first = std::lower_bound(schedule_.computes.begin(), schedule_.computes.end(), std::pair(step, rank_),
+                                [](const Compute &compute, const auto &key) {
+                                  return std::pair(compute.step, compute.rank) < key;
+                                });
+  std::vector<const Compute *> result;
+  for (; first != schedule_.computes.end() && first->step == step && first->rank == rank_; ++first)
+    result.push_back(&*first);
+  return result;
+}
+
+Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
+  if (lastUse_.empty())
+    lastUse_ = lastUses(schedule_);
+  stepBegin_ = seconds();
+  MessageGroup group{step, "", {}, {}};
+  auto first = std::partition_point(schedule_.transfers.begin(), schedule_.transfers.end(),
+                                    [&](const Transfer &transfer) { return transfer.step < step; });
+  for (; first != schedule_.transfers.end() && first->step == step; ++first) {
+    const Transfer &transfer = *first;
+    const int32_t index = int32_t(first - schedule_.transfers.begin());
+    if (transfer.source == rank_) {
+      auto found = outgoing_.find(index);
+      std::shared_ptr<Parcel> parcel =
+          found != outgoing_.end() ? found->second : std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+      if (found != outgoing_.end())
+        outgoing_.erase(found);
+      if (!isResult(transfer.payload)) {
+        const RowStore &store = isKeySide(transfer.payload) ? keys : queries;
+        for (size_t slab = 0; slab < parcel->numSlabs(); ++slab)
+          for (size_t tensor = 0; tensor < store.tensors().size(); ++tensor)
+            store.gather(tensor, parcel->slab(slab), parcel->view(slab, tensor));
+      }
+      group.sends.push_back({transfer.destination, parcel->data(), transfer.sizeInBytes});
+      if (options_.report) {
+        TrafficCounter &counter =
+            options_.report->sent[{std::string(toString(transfer.payload)), transfer.destination}];
+        ++counter.messages;
+        counter.bytes += transfer.sizeInBytes;
+      }
+      leaving_.push_back(std::move(parcel));
+    } else if (transfer.destination == rank_) {
+      auto parcel = std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+      group.receives.push_back({transfer.source, parcel->data(), transfer.sizeInBytes});
+      arriving_[index] = std::move(parcel);
+    }
+    if ((transfer.source == rank_ || transfer.destination == rank_) &&
+        group.purpose.find(toString(transfer.payload)) == std::string::npos)
+      group.purpose += (group.purpose.empty() ? "" : ", ") + std::string(toString(transfer.payload));
+  }
+  StatusOr<int64_t> ticket = communicator_.start(group);
+  if (!ticket)
+    return ticket.status();
+  ticket_ = *ticket;
+  return Status::ok();
+}
+
+StatusOr<std::vector<std::shared_ptr<Parcel>>> RankRun::finishStep(int32_t step, RowStore &keys, RowStore &queries) {
+  CPFLEX_RETURN_IF_ERROR(communicator_.wait(ticket_, deadlineIn(options_.deadlineSeconds)));
+  int64_t bytes = 0;
+  std::vector<std::shared_ptr<Parcel>> results;
+  for (auto &[index, parcel] : arriving_) {
+    const Transfer &transfer = parcel->transfer();
+    bytes += transfer.sizeInBytes;
+    if (options_.report) {
+      TrafficCounter &counter = options_.report->received[{std::string(toString(transfer.payload)), transfer.source}];
+      ++counter.messages;
+      counter.bytes += transfer.sizeInBytes;
+    }
+    if (isResult(transfer.payload))
+      results.push_back(std::move(parcel));
+    else
+      (isKeySide(transfer.payload) ? keys : queries).add(index, std::move(parcel));
+  }
+  arriving_.clear();
+  if (bytes > 0 || !leaving_.empty())
+    record(TraceEvent::Lane::Transfer, "exchange", step, stepBegin_, bytes);
+  leaving_.clear();
+  for (size_t index = 0; index < lastUse_.size(); ++index)
+    if (schedule_.transfers[index].destination == rank_ && lastUse_[index] <= step) {
+      keys.drop(int32_t(index));
+      queries.drop(int32_t(index));
+    }
+  return results;
+}
+
+Operand RankRun::operand(const Compute &compute, const RowStore &store) {
+  const bool isKey = isKeySide(store.payload());
+  const Layout &layout = isKey ? schedule_.kvLayout : schedule_.qLayout;
+  const CallShape &shape = schedule_.shape;
+  const int64_t headsPerKV = shape.qHeads / shape.kvHeads;
+  const std::vector<OwnedRows> &listed = isKey ? compute.kv : compute.q;
+  Operand operand;
+  operand.batch = compute.batch;
+  operand.heads = isKey ? Range{compute.heads.begin / headsPerKV, (compute.heads.end - 1) / headsPerKV + 1}
+                        : compute.heads;
+  operand.rows = joined(listed);
+  const bool isPiece = operand.rows.size() == 1;
+  if (!isPiece && schedule_.keyOrder == KeyOrder::Ascending)
+    operand.rows = ascending(listed, layout, compute.batch.begin);
+  for (const OwnedRows &rows : operand.rows) {
+    PositionMap part = slice(layout.shard(compute.batch.begin, rows.owner), rows.rows);
+    operand.positions.pieces.insert(operand.positions.pieces.end(), part.pieces.begin(), part.pieces.end());
+    operand.count += rows.rows.size();
+  }
+  operand.positions = compacted(std::move(operand.positions));
+  operand.isOwnPiece = isPiece && operand.rows[0].owner == rank_;
+  for (size_t tensor = 0; tensor < store.tensors().size(); ++tensor) {
+    const PayloadTensor &kind = store.tensors()[tensor];
+    // Packed rows of mixed types may be unaligned, so only keys are read where a message left them.
+    if (operand.isOwnPiece || (isPiece && isKey))
+      if (TensorView view =
+              store.find(tensor, {operand.rows[0].owner, compute.batch, operand.heads, operand.rows[0].rows});
+          view.data) {
+        operand.views.push_back(view);
+        continue;
+      }
+    operand.buffers.push_back(std::make_unique<Buffer>(
+        ledger_, compute.batch.size() * operand.heads.size() * operand.count * kind.width * sizeInBytes(kind.type)));
+    TensorView view = denseView(operand.buffers.back()->data(), kind.type, operand.heads.size(), operand.count, kind.width);
+    int64_t local = 0;
+    for (const OwnedRows &rows : operand.rows) {
+      store.gather(tensor, {rows.owner, compute.batch, operand.heads, rows.rows}, partOf(view, 0, 0, local));
+      local += rows.rows.size();
+    }
+    operand.views.push_back(view);
+  }
+  return operand;
+}
+
+void RankRun::post(const Compute &compute, Payload payload, const Operand &operand,
+                   const std::vector<TensorView> &views) {
+  const std::vector<PayloadTensor> tensors = tensorsOf(payload, schedule_.shape);
+  for (size_t index = 0; index < schedule_.transfers.size(); ++index) {
+    const Transfer &transfer = schedule_.transfers[index];
+    if (transfer.source != rank_ || transfer.payload != payload || transfer.step <= compute.step)
+      continue;
+    int64_t local = 0;
+    for (const OwnedRows &rows : operand.rows) {
+      const Slab part = {rows.owner, operand.batch, operand.heads, rows.rows};
+      for (size_t slab = 0; slab < transfer.slabs.size(); ++slab) {
+        const Slab common = commonPart(transfer.slabs[slab], part);
+        if (isEmpty(common))
+          continue;
+        std::shared_ptr<Parcel> &parcel = outgoing_[int32_t(index)];
+        if (!parcel)
+          parcel = std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+        for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
+          const TensorView from = partOf(views[tensor], common.batch.begin - part.batch.begin,
+                                         common.heads.begin - part.heads.begin,
+                                         local + common.rows.begin - part.rows.begin);
+          const Slab &whole = transfer.slabs[slab];
+          const TensorView to = partOf(parcel->view(slab, tensor), common.batch.begin - whole.batch.begin,
+                                       common.heads.begin - whole.heads.begin, common.rows.begin - whole.rows.begin);
+          (payload == Payload::Out ? copyRows : addRows)(from, to, common.batch.size(), common.heads.size(),
+                                                         common.rows.size(), tensors[tensor].width);
+        }
+      }
+      local += rows.rows.size();
+    }
+  }
+}
+
+StatusOr<AttentionProblem> RankRun::problem(const Compute &compute, const Operand &q, const Operand &kv,
+                                            BlockMask &mask) {
+  AttentionProblem problem;
+  problem.batch = compute.batch.size();
+  problem.qHeads = q.heads.size();
+  problem.kvHeads = kv.heads.size();
+  problem.qLen = q.count;
+  problem.kvLen = kv.count;
+  problem.headDim = schedule_.shape.headDim;
+  problem.vHeadDim = schedule_.shape.vHeadDim;
+  problem.scale = call_.scale;
+  problem.normalization = call_.normalization;
+  problem.batchOffset = call_.batchOffset + compute.batch.begin;
+  problem.headOffset = call_.headOffset + compute.heads.begin;
+  problem.qPositions = q.positions;
+  problem.kvPositions = kv.positions;
+  problem.functions = call_.functions;
+  problem.bindings = call_.bindings;
+  if (call_.tape) {
+    BlockMaskOptions options;
+    options.batch = problem.batch;
+    options.heads = problem.qHeads;
+    options.qLen = problem.qLen;
+    options.kvLen = problem.kvLen;
+    options.qPositions = q.positions;
+    options.kvPositions = kv.positions;
+    options.batchOffset = problem.batchOffset;
+    options.headOffset = problem.headOffset;
+    options.declarations = call_.declarations;
+    StatusOr<BlockMaskResult> built = buildBlockMask(call_.tape, *call_.bindings, options);
+    if (!built)
+      return built.status();
+    mask = std::move(built->mask);
+    problem.mask = &mask;
+  } else if (call_.functions && call_.functions->evaluateTile) {
+    mask = evaluatedMask(problem);
+    problem.mask = &mask;
+  }
+  return problem;
+}
+
+double RankRun::seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t step, double begin, int64_t bytes) {
+  if (options_.report)
+    options_.report->events.push_back({lane, name, step, begin, seconds() - begin, bytes});
+}
+
+void RankRun::finish() {
+  if (!options_.report)
+    return;
+  options_.report->rank = rank_;
+  options_.report->peakBytes = std::max(options_.report->peakBytes, ledger_.peak());
+}
+
+Status RankRun::sum(float *values, int64_t count, const std::string &purpose) {
+  const double begin = seconds();
+  CPFLEX_RETURN_IF_ERROR(
+      sumOverRanks(communicator_, values, count, purpose, deadlineIn(options_.deadlineSeconds)));
+  const int64_t bytes = count * int64_t(sizeof(float));
+  if (options_.report && schedule_.worldSize > 1)
+    for (int32_t peer = 0; peer < schedule_.worldSize; ++peer)
+      if (peer != rank_ && (rank_ == 0 || peer == 0))
+        for (auto *counters : {&options_.report->sent, &options_.report->received}) {
+          TrafficCounter &counter = (*counters)[{purpose, peer}];
+          ++counter.messages;
+          counter.bytes += bytes;
+        }
+  record(TraceEvent::Lane::Transfer, purpose, schedule_.numSteps, begin, bytes);
+  return Status::ok();
+}
+
+} // namespace cpflex

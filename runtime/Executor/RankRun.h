@@ -1,0 +1,85 @@
+// What forward and backward share while a rank walks through a schedule: messages of a step, operands of a compute, local
+// masks, clocks. Internal to the executor.
+#pragma once
+
+#include "runtime/Comm/Communicator.h"
+#include "runtime/Executor/Executor.h"
+#include "runtime/Executor/RowStore.h"
+#include "runtime/contract/Schedule.h"
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace cpflex {
+
+/// One side of a compute, ready to be read.
+struct Operand {
+  std::vector<OwnedRows> rows; ///< in the order of the local rows
+  PositionMap positions;       ///< of the local rows
+  int64_t count = 0;           ///< local rows
+  Range batch, heads;          ///< heads of this side
+  bool isOwnPiece = false;     ///< one run of the rank's own shard
+  std::vector<TensorView> views; ///< one per tensor of the side
+  std::vector<std::unique_ptr<Buffer>> buffers;
+};
+
+/// A rank's walk through a schedule.
+class RankRun {
+public:
+  RankRun(const Schedule &schedule, const RankCall &call, Communicator &communicator, const ExecutorOptions &options);
+
+  /// Checks the schedule, the communicator and the call's functions.
+  Status check() const;
+
+  int32_t rank() const { return rank_; }
+  const Schedule &schedule() const { return schedule_; }
+  const RankCall &call() const { return call_; }
+  const ExecutorOptions &options() const { return options_; }
+  ByteLedger &ledger() { return ledger_; }
+
+  /// The computes of this rank in one step.
+  std::vector<const Compute *> computesOf(int32_t step) const;
+
+  /// Sends and posts the messages of a step. `stores` are the sides that inputs are read from and arrive in.
+  Status startStep(int32_t step, RowStore &keys, RowStore &queries);
+  /// Waits for the step's messages; results that arrived are returned in order of source.
+  StatusOr<std::vector<std::shared_ptr<Parcel>>> finishStep(int32_t step, RowStore &keys, RowStore &queries);
+
+  /// The query or key side of a compute; gathered unless it lies in one piece.
+  Operand operand(const Compute &compute, const RowStore &store);
+
+  /// Adds (or copies, for Out) rows of a local result to the messages that carry them home. `views` are the tensors of the
+  /// payload over the operand's rows.
+  void post(const Compute &compute, Payload payload, const Operand &operand, const std::vector<TensorView> &views);
+
+  /// The attention problem of a compute, its mask built. `mask` keeps the mask alive.
+  StatusOr<AttentionProblem> problem(const Compute &compute, const Operand &q, const Operand &kv, BlockMask &mask);
+
+  /// Seconds on the steady clock, and a record of a span for the report.
+  static double seconds();
+  void record(TraceEvent::Lane lane, const std::string &name, int32_t step, double begin, int64_t bytes);
+  /// Writes peak and identity to the report; call it last.
+  void finish();
+
+  /// Sums f32 values over ranks and counts the bytes.
+  Status sum(float *values, int64_t count, const std::string &purpose);
+
+private:
+  const Schedule &schedule_;
+  const RankCall &call_;
+  Communicator &communicator_;
+  const ExecutorOptions &options_;
+  int32_t rank_;
+  ByteLedger ledger_;
+  std::vector<int32_t> lastUse_;
+  std::map<int32_t, std::shared_ptr<Parcel>> outgoing_; ///< results under way home, by transfer
+  std::map<int32_t, std::shared_ptr<Parcel>> arriving_; ///< of the current step, by transfer
+  std::vector<std::shared_ptr<Parcel>> leaving_;        ///< of the current step
+  int64_t ticket_ = 0;
+  double stepBegin_ = 0;
+};
+
+} // namespace cpflex
