@@ -264,8 +264,6 @@ StatusOr<LayoutPair> chooseLayouts(const PlanRequest &request, const BlockMask &
     for (double threshold : kBandThresholds)
       candidates.push_back(
           bandedLayout(work, mask.tileQ, qLen, worldSize, threshold, 0.5 * request.balanceTolerance));
-    if (StatusOr<Layout> ptrr = ptrrLayout(work, mask.tileQ, qLen, worldSize))
-      candidates.push_back(std::move(*ptrr));
   }
   std::vector<LayoutScore> scores;
   for (const Layout &candidate : candidates)
@@ -273,6 +271,12 @@ StatusOr<LayoutPair> chooseLayouts(const PlanRequest &request, const BlockMask &
   auto isBalanced = [&](const LayoutScore &score) {
     return score.maxWork <= (1.0 + request.balanceTolerance) * score.meanWork;
   };
+  // Dealing row by row balances what bands cannot, at the price of traffic.
+  if (worldSize > 1 && std::none_of(scores.begin(), scores.end(), isBalanced))
+    if (StatusOr<Layout> ptrr = ptrrLayout(work, mask.tileQ, qLen, worldSize)) {
+      candidates.push_back(std::move(*ptrr));
+      scores.push_back(scoreLayout(request, mask, candidates.back(), kvLayoutFor(candidates.back())));
+    }
   auto cost = [&](const LayoutScore &score) { return score.seconds * (isBalanced(score) ? 1.0 : kMuchFaster); };
   double fastest = cost(scores[0]);
   for (const LayoutScore &score : scores)

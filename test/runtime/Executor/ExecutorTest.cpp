@@ -454,6 +454,34 @@ TEST(Executor, OffsetsMakeMasksAndScoresSeeTheWholeJob) {
   EXPECT_LE(relativeError(partOf(whole.out), expected, sizes), 2e-6);
 }
 
+TEST(Executor, MasksFromTapesAreDerivedOnEveryRank) {
+  Case each(MaskRule::Causal, shapeOf(2, 4, 2, 300, 300));
+  each.computeReference();
+  Tape tape;
+  tape.name = "causal";
+  auto coordinate = [](int which) {
+    TapeInstruction instruction;
+    instruction.operation = Operation::Coordinate;
+    instruction.immediate = which;
+    return instruction;
+  };
+  TapeInstruction compare;
+  compare.operation = Operation::Le;
+  compare.resultType = ValueType::Bool;
+  compare.operands[0] = 0;
+  compare.operands[1] = 1;
+  tape.instructions = {coordinate(3), coordinate(2), compare};
+  tape.result = 2;
+  each.call.tape = &tape;
+  for (LayoutKind layout : {LayoutKind::HeadTail, LayoutKind::Striped})
+    for (Rotation rotation : kRotations) {
+      PlanRequest request = each.request(3);
+      request.layout = layout;
+      request.rotation = rotation;
+      each.expectRight(request);
+    }
+}
+
 TEST(Executor, TracesHoldComputesAndTransfersOfEveryRank) {
   Case each(MaskRule::Causal, shapeOf(1, 2, 2, 200, 200));
   PlanRequest request = each.request(3);
