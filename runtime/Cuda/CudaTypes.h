@@ -65,7 +65,7 @@ enum MemoryType : unsigned { kMemoryTypeHost = 1, kMemoryTypeDevice = 2 };
 enum StreamFlag : unsigned { kStreamNonBlocking = 1 };
 enum EventFlag : unsigned { kEventDefault = 0, kEventDisableTiming = 2 };
 
-enum TensorMapDataType : int { kTensorMapFloat16 = 6, kTensorMapBFloat16 = 9 };
+enum TensorMapElementType : int { kTensorMapFloat16 = 6, kTensorMapBFloat16 = 9 };
 enum TensorMapInterleave : int { kTensorMapInterleaveNone = 0 };
 enum TensorMapSwizzle : int { kTensorMapSwizzle128B = 3 };
 enum TensorMapL2Promotion : int { kTensorMapL2Promotion256B = 3 };

@@ -157,7 +157,7 @@ struct FakeGpu {
       current()->launches.push_back(std::move(launch));
       return kSuccess;
     };
-    f.tensorMapEncodeTiled = [](TensorMap *map, TensorMapDataType, uint32_t rank, void *address, const uint64_t *sizes,
+    f.tensorMapEncodeTiled = [](TensorMap *map, TensorMapElementType, uint32_t rank, void *address, const uint64_t *sizes,
                                 const uint64_t *strides, const uint32_t *box, const uint32_t *, TensorMapInterleave,
                                 TensorMapSwizzle, TensorMapL2Promotion, TensorMapFill) {
       *map = {};
