@@ -1,0 +1,261 @@
+// How `.cpf` text becomes a Program: the stages of the compiler in order, and what is compiled only when asked for.
+#include "lib/API/cpflex.h"
+
+#include "dialect/Mask/MaskDialect.h"
+#include "lib/Analysis/ProgramSignature.h"
+#include "lib/CodeGen/Cuda/CudaFunctors.h"
+#include "lib/Frontend/Importer.h"
+#include "lib/Frontend/Parser.h"
+#include "lib/Frontend/Port.h"
+#include "lib/Jit/HostJit.h"
+#include "lib/Transforms/Passes.h"
+#include "lib/Transforms/TapeFromClassifier.h"
+#include "runtime/contract/NarrowCode.h"
+
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/Pass/PassManager.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <mutex>
+
+namespace cpflex {
+
+namespace {
+
+using AddPasses = void (*)(mlir::OpPassManager &);
+
+void addNarrowing(mlir::OpPassManager &passes) { addIntegerNarrowing(passes, {.boundedParams = true}); }
+
+// The module after a pipeline; null when a pass failed, which the context's handler has been told.
+mlir::OwningOpRef<mlir::ModuleOp> transformed(mlir::ModuleOp module, AddPasses addPasses) {
+  mlir::OwningOpRef<mlir::ModuleOp> result = module.clone();
+  mlir::PassManager passes(module.getContext());
+  passes.enableVerifier(false);
+  addPasses(passes);
+  if (mlir::failed(passes.run(*result)))
+    return nullptr;
+  return result;
+}
+
+std::string textOf(mlir::ModuleOp module) {
+  std::string text;
+  llvm::raw_string_ostream stream(text);
+  module.print(stream);
+  text += '\n';
+  return text;
+}
+
+Diagnostic messageOf(std::string message) {
+  Diagnostic diagnostic;
+  diagnostic.message = std::move(message);
+  return diagnostic;
+}
+
+// Collects what MLIR reports while it lives.
+class DiagnosticCollector {
+public:
+  explicit DiagnosticCollector(mlir::MLIRContext &ctx)
+      : handler_(&ctx, [this](mlir::Diagnostic &diagnostic) {
+          if (!text_.empty())
+            text_ += '\n';
+          llvm::raw_string_ostream stream(text_);
+          stream << diagnostic;
+          return mlir::success();
+        }) {}
+  const std::string &text() const { return text_; }
+
+private:
+  std::string text_;
+  mlir::ScopedDiagnosticHandler handler_;
+};
+
+} // namespace
+
+struct Program::State {
+  State() : ctx(mlir::MLIRContext::Threading::DISABLED) {}
+
+  // The variant of the code that these bindings may run: ints in 32 bits, or in 64.
+  mlir::ModuleOp codeModule(const Bindings &bindings) {
+    return mayRunNarrowCode(signature, bindings) ? *narrow : *differentiated;
+  }
+
+  mutable std::mutex mutex;
+  mlir::MLIRContext ctx;
+  std::string astText;
+  mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
+  Signature signature;
+  std::vector<EntryPoint> entries;
+  std::map<std::pair<std::string, bool>, HostFunctions> hostFunctions;
+};
+
+Program::Program(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Program::~Program() = default;
+const Signature &Program::signature() const { return state_->signature; }
+const std::vector<EntryPoint> &Program::entries() const { return state_->entries; }
+
+bool Program::hasConstant(const std::string &name) const {
+  auto constants = (*state_->imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute);
+  return constants && constants.contains(name);
+}
+
+StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
+  std::string names;
+  for (const EntryPoint &candidate : state_->entries) {
+    if (candidate.name == name || (name.empty() && state_->entries.size() == 1))
+      return &candidate;
+    names += fmt::format("{}'{}'", names.empty() ? "" : ", ", candidate.name);
+  }
+  if (state_->entries.empty())
+    return Status::invalid("the file has no entry point; expected an attention(...) or a function marked @mask");
+  if (name.empty())
+    return Status::invalid(fmt::format("the file has several entry points; choose one of {} with --entry", names));
+  return Status::invalid(fmt::format("there is no entry point '{}'; the file has {}", name, names));
+}
+
+static std::optional<std::string> fillEntries(Program::State &state) {
+  mlir::ModuleOp module = *state.simplified;
+  for (auto attention : module.getOps<mask::AttentionOp>()) {
+    EntryPoint entry;
+    entry.name = attention.getSymName().str();
+    entry.hasScore = attention.getScore().has_value();
+    entry.hasSoftmax = !attention.getNoSoftmax();
+    if (attention.getScale())
+      entry.scale = attention.getScale()->convertToFloat();
+    if (attention.getSink())
+      entry.sinkCapture = captureSlot(state.signature, *attention.getSink());
+    if (attention.getMask()) {
+      auto predicate = module.lookupSymbol<mask::PredicateOp>(*attention.getMask());
+      if (!predicate)
+        return fmt::format("entry point '{}' names no predicate", entry.name);
+      mlir::FailureOr<TapeWithResiduals> tape = tapeWithResiduals(predicate, state.signature);
+      if (mlir::failed(tape))
+        return fmt::format("the mask of '{}' has no tape", entry.name);
+      entry.hasMask = true;
+      entry.tape = std::move(tape->tape);
+      entry.residuals = std::move(tape->residuals);
+    }
+    state.entries.push_back(std::move(entry));
+  }
+  return std::nullopt;
+}
+
+CompileResult compileText(const std::string &path, const std::string &text, const CompileOptions &options) {
+  const auto begin = std::chrono::steady_clock::now();
+  CompileResult result;
+  auto state = std::make_unique<Program::State>();
+  DiagnosticList diagnostics;
+  ast::File file = parseFile(path, text, diagnostics);
+  state->astText = ast::print(file);
+  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants};
+  state->imported = importProgram(file, state->ctx, importOptions, diagnostics);
+  result.diagnostics = diagnostics.all();
+  if (!state->imported || diagnostics.hasErrors())
+    return result;
+
+  DiagnosticCollector collector(state->ctx);
+  state->simplified = transformed(*state->imported, addSimplification);
+  if (state->simplified) {
+    state->signature = signatureOf(*state->simplified);
+    if (std::optional<std::string> problem = fillEntries(*state)) {
+      result.diagnostics.push_back(messageOf(*problem + (collector.text().empty() ? "" : ": " + collector.text())));
+      return result;
+    }
+    state->differentiated = transformed(*state->simplified, addScoreDifferentiation);
+  }
+  if (state->differentiated)
+    state->narrow = transformed(*state->differentiated, addNarrowing);
+  if (!state->narrow) {
+    result.diagnostics.push_back(messageOf("the program cannot be transformed: " + collector.text()));
+    return result;
+  }
+  result.program = std::make_shared<Program>(std::move(state));
+  result.compileMs =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+CompileResult compileFile(const std::string &path, const CompileOptions &options) {
+  StatusOr<std::string> text = readFile(path);
+  if (text)
+    return compileText(path, *text, options);
+  CompileResult result;
+  result.diagnostics.push_back(messageOf(text.status().message()));
+  return result;
+}
+
+std::string portToCpf(const std::string &path, const std::string &text, const std::string &function,
+                      std::vector<Diagnostic> &diagnostics) {
+  mlir::MLIRContext ctx(mlir::MLIRContext::Threading::DISABLED);
+  DiagnosticList list;
+  std::string ported = portFunction(path, text, function, ctx, list);
+  diagnostics = list.all();
+  return ported;
+}
+
+StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const {
+  State &state = *state_;
+  std::lock_guard lock(state.mutex);
+  DiagnosticCollector collector(state.ctx);
+  auto orFailure = [&](mlir::FailureOr<std::string> text) -> StatusOr<std::string> {
+    if (mlir::succeeded(text))
+      return *text;
+    return Status::invalid("this stage cannot be printed: " + collector.text());
+  };
+  switch (stage) {
+  case Stage::Ast:
+    return state.astText;
+  case Stage::Mask:
+    return textOf(*state.imported);
+  case Stage::MaskOpt:
+    return textOf(*state.simplified);
+  case Stage::MaskGrad:
+    return textOf(*state.differentiated);
+  case Stage::Classifier: {
+    mlir::OwningOpRef<mlir::ModuleOp> module = transformed(*state.simplified, addClassifierDerivation);
+    if (!module)
+      return Status::invalid("the classifier cannot be derived: " + collector.text());
+    return textOf(*module);
+  }
+  case Stage::Llvm:
+    return orFailure(emitLLVM(*state.narrow, entry.name));
+  case Stage::Assembly:
+    return orFailure(emitAssembly(*state.narrow, entry.name));
+  case Stage::Cuda: {
+    mlir::FailureOr<DeviceFunctions> functions = emitCudaFunctors(*state.narrow, entry.name);
+    if (mlir::failed(functions))
+      return Status::invalid("this stage cannot be printed: " + collector.text());
+    return functions->text;
+  }
+  }
+  return Status::invalid("there is no such stage");
+}
+
+StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bindings &bindings) const {
+  State &state = *state_;
+  std::lock_guard lock(state.mutex);
+  const bool isNarrow = mayRunNarrowCode(state.signature, bindings);
+  const auto key = std::make_pair(entry.name, isNarrow);
+  if (auto found = state.hostFunctions.find(key); found != state.hostFunctions.end())
+    return found->second;
+  DiagnosticCollector collector(state.ctx);
+  mlir::FailureOr<HostFunctions> functions = compileHost(state.codeModule(bindings), entry.name);
+  if (mlir::failed(functions))
+    return Status::invalid("host code cannot be compiled: " + collector.text());
+  state.hostFunctions.emplace(key, *functions);
+  return *functions;
+}
+
+StatusOr<DeviceFunctions> Program::deviceFunctions(const EntryPoint &entry, const Bindings &bindings) const {
+  State &state = *state_;
+  std::lock_guard lock(state.mutex);
+  DiagnosticCollector collector(state.ctx);
+  mlir::FailureOr<DeviceFunctions> functions = emitCudaFunctors(state.codeModule(bindings), entry.name);
+  if (mlir::failed(functions))
+    return Status::invalid("device code cannot be printed: " + collector.text());
+  return *functions;
+}
+
+} // namespace cpflex
