@@ -108,8 +108,6 @@ StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
       return &candidate;
     names += fmt::format("{}'{}'", names.empty() ? "" : ", ", candidate.name);
   }
-  if (state_->entries.empty())
-    return Status::invalid("the file has no entry point; expected an attention(...) or a function marked @mask");
   if (name.empty())
     return Status::invalid(fmt::format("the file has several entry points; choose one of {} with --entry", names));
   return Status::invalid(fmt::format("there is no entry point '{}'; the file has {}", name, names));

@@ -11,7 +11,7 @@ namespace cpflex {
 
 using namespace ast;
 
-bool Importer::readScores(const Entity &entity, SourceRange range, EntryPoint &entry) {
+bool Importer::readScores(const Entity &entity, SourceRange range, EntryDeclaration &entry) {
   if (entity.kind == EntityKind::Tuple) {
     for (const Entity &element : entity.elements)
       if (!readScores(element, range, entry))
@@ -31,8 +31,8 @@ bool Importer::readScores(const Entity &entity, SourceRange range, EntryPoint &e
   return true;
 }
 
-std::optional<EntryPoint> Importer::readAttention(Module &module, const Expr &call) {
-  EntryPoint entry;
+std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Expr &call) {
+  EntryDeclaration entry;
   entry.range = call.range;
   bool hasFailed = false;
   auto failAt = [&](SourceRange range, std::string message) {
@@ -101,8 +101,8 @@ std::optional<EntryPoint> Importer::readAttention(Module &module, const Expr &ca
   return hasFailed ? std::nullopt : std::optional(std::move(entry));
 }
 
-std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
-  std::vector<EntryPoint> entries;
+std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
+  std::vector<EntryDeclaration> entries;
   bool hasAttention = false;
   for (const StmtRef &statement : module.file.statements) {
     if (statement->kind != StmtKind::Expression || statement->value->kind == ExprKind::String)
@@ -111,7 +111,7 @@ std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
     if (expr.kind == ExprKind::Call && expr.operands[0]->kind == ExprKind::Name &&
         expr.operands[0]->name == "attention") {
       hasAttention = true;
-      if (std::optional<EntryPoint> entry = readAttention(module, expr))
+      if (std::optional<EntryDeclaration> entry = readAttention(module, expr))
         entries.push_back(std::move(*entry));
       continue;
     }
@@ -129,7 +129,7 @@ std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
           symbol->second.function.statement != statement.get() ||
           symbol->second.function.role != role)
         continue;
-      EntryPoint entry;
+      EntryDeclaration entry;
       entry.name = statement->name;
       entry.range = statement->nameRange;
       Entity entity;
@@ -155,7 +155,7 @@ std::vector<EntryPoint> Importer::collectEntryPoints(Module &module) {
         quietly([&] { return evaluateSymbol(module, symbol->second, statement->range); });
     if (value.kind != EntityKind::Mask)
       continue;
-    EntryPoint entry;
+    EntryDeclaration entry;
     entry.name = statement->targets[0]->name;
     entry.range = statement->range;
     entry.mask = value.mask;

@@ -47,7 +47,7 @@ void Importer::emitPredicate(const std::string &name, const MaskValue &mask, Sou
   builder_.create(yield);
 }
 
-void Importer::emitScore(const std::string &name, const EntryPoint &entry) {
+void Importer::emitScore(const std::string &name, const EntryDeclaration &entry) {
   mlir::Type integer = dialectType(ctx_, ValueType::Int),
              real = dialectType(ctx_, ValueType::Float);
   auto type = mlir::FunctionType::get(&ctx_, {real, integer, integer, integer, integer}, {real});
@@ -83,7 +83,7 @@ void Importer::emitScore(const std::string &name, const EntryPoint &entry) {
   hasBody_ = false;
 }
 
-void Importer::emitEntryPoint(const EntryPoint &entry) {
+void Importer::emitEntryPoint(const EntryDeclaration &entry) {
   mlir::OperationState state(location(entry.range), "mask.attention");
   state.addAttribute("sym_name", builder_.getStringAttr(entry.name));
   if (entry.mask) {
@@ -182,7 +182,7 @@ void Importer::checkUnusedFunctions(Module &module) {
     Entity entity;
     entity.kind = EntityKind::Function;
     entity.function = &symbol->second.function;
-    EntryPoint entry;
+    EntryDeclaration entry;
     entry.range = statement->nameRange;
     entry.scores = {entity.function};
     if (entity.function->role == FunctionRole::Mask)
@@ -203,12 +203,12 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
   base.module = &empty;
   base.module = loadMain(file);
   result_ = mlir::ModuleOp::create(location(*main_, {0, 0}));
-  std::vector<EntryPoint> entries = collectEntryPoints(*main_);
+  std::vector<EntryDeclaration> entries = collectEntryPoints(*main_);
   std::map<std::string, SourceRange> names;
   for (const auto &[name, symbol] : main_->symbols)
     if (symbol.kind == SymbolKind::Scalar || symbol.kind == SymbolKind::Tensor)
       names[name] = symbol.range;
-  for (const EntryPoint &entry : entries) {
+  for (const EntryDeclaration &entry : entries) {
     auto [other, isNew] = names.try_emplace(entry.name, entry.range);
     if (!isNew) {
       addNote(error(entry.range,

@@ -39,7 +39,7 @@ struct Frame {
 };
 
 /// One `attention(...)`, or a mask that is an entry point by itself.
-struct EntryPoint {
+struct EntryDeclaration {
   std::string name;
   SourceRange range;
   std::shared_ptr<const MaskValue> mask;
@@ -178,12 +178,12 @@ private:
   Entity perHeadCondition(const MaskValue &mask, const Coordinates &at, SourceRange range);
   Entity documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position,
                        SourceRange range);
-  std::vector<EntryPoint> collectEntryPoints(Module &module);
-  std::optional<EntryPoint> readAttention(Module &module, const ast::Expr &call);
-  bool readScores(const Entity &entity, SourceRange range, EntryPoint &entry);
+  std::vector<EntryDeclaration> collectEntryPoints(Module &module);
+  std::optional<EntryDeclaration> readAttention(Module &module, const ast::Expr &call);
+  bool readScores(const Entity &entity, SourceRange range, EntryDeclaration &entry);
   void emitPredicate(const std::string &name, const MaskValue &mask, SourceRange range);
-  void emitScore(const std::string &name, const EntryPoint &entry);
-  void emitEntryPoint(const EntryPoint &entry);
+  void emitScore(const std::string &name, const EntryDeclaration &entry);
+  void emitEntryPoint(const EntryDeclaration &entry);
   void emitDeclarations();
   void checkUnusedFunctions(Module &module);
 

@@ -107,7 +107,7 @@ struct Extent {
   bool isFilled;
 };
 
-static Extent extentOf(const TensorArgument &argument) {
+static Extent extentOf(const CheckedTensor &argument) {
   int64_t low = 0, high = 0, distinct = 1;
   for (int axis = 0; axis < 4; ++axis) {
     int64_t reach = argument.view.strides[axis] * (argument.sizes[axis] - 1);
@@ -122,18 +122,18 @@ static Extent extentOf(const TensorArgument &argument) {
 
 /// Interleaved tensors, such as q, k and v of one projection, share a range of bytes without sharing elements; so only
 /// equal addresses, or two ranges of which one is filled, count as overlapping.
-static bool isOverlapping(const TensorArgument &a, const TensorArgument &b) {
+static bool isOverlapping(const CheckedTensor &a, const CheckedTensor &b) {
   Extent first = extentOf(a), second = extentOf(b);
   if (first.end <= second.begin || second.end <= first.begin)
     return false;
   return a.view.data == b.view.data || first.isFilled || second.isFilled;
 }
 
-static bool isUsed(const TensorArgument &argument) {
+static bool isUsed(const CheckedTensor &argument) {
   return argument.view.data != nullptr && numElements(argument.sizes) > 0;
 }
 
-static Status checkTensor(const TensorArgument &argument, const TensorArgument &first) {
+static Status checkTensor(const CheckedTensor &argument, const CheckedTensor &first) {
   if (numElements(argument.sizes) == 0)
     return Status::ok();
   if (!argument.view.data) {
@@ -143,15 +143,15 @@ static Status checkTensor(const TensorArgument &argument, const TensorArgument &
                                        shapeText(argument.sizes)));
   }
   const ElementType type = argument.view.type;
-  if (argument.types == TensorArgument::Types::F32 && type != ElementType::F32)
+  if (argument.types == CheckedTensor::Types::F32 && type != ElementType::F32)
     return Status::invalid(fmt::format("'{}' has element type {}; expected f32", argument.name, toString(type)));
   if (!isFloat(type))
     return Status::invalid(fmt::format("'{}' has element type {}; expected f32, bf16 or f16", argument.name,
                                        toString(type)));
-  if (argument.types == TensorArgument::Types::LikeFirst && type != first.view.type)
+  if (argument.types == CheckedTensor::Types::LikeFirst && type != first.view.type)
     return Status::invalid(fmt::format("'{}' has element type {}; expected {}, the type of '{}'", argument.name,
                                        toString(type), toString(first.view.type), first.name));
-  if (argument.role == TensorArgument::Role::Output)
+  if (argument.role == CheckedTensor::Role::Output)
     for (int axis = 0; axis < 4; ++axis)
       if (argument.view.strides[axis] == 0 && argument.sizes[axis] > 1)
         return Status::invalid(fmt::format("'{}' has stride 0 along axis {} of size {}; expected an output whose elements "
@@ -160,16 +160,16 @@ static Status checkTensor(const TensorArgument &argument, const TensorArgument &
   return Status::ok();
 }
 
-Status checkTensors(std::span<const TensorArgument> arguments) {
-  for (const TensorArgument &argument : arguments)
+Status checkTensors(std::span<const CheckedTensor> arguments) {
+  for (const CheckedTensor &argument : arguments)
     CPFLEX_RETURN_IF_ERROR(checkTensor(argument, arguments.front()));
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i].role != TensorArgument::Role::Output || !isUsed(arguments[i]))
+    if (arguments[i].role != CheckedTensor::Role::Output || !isUsed(arguments[i]))
       continue;
     for (size_t j = 0; j < arguments.size(); ++j) {
-      const TensorArgument &other = arguments[j];
-      bool isChecked = other.role == TensorArgument::Role::Input ||
-                       (other.role == TensorArgument::Role::Output && j > i);
+      const CheckedTensor &other = arguments[j];
+      bool isChecked = other.role == CheckedTensor::Role::Input ||
+                       (other.role == CheckedTensor::Role::Output && j > i);
       if (isChecked && isUsed(other) && isOverlapping(arguments[i], other))
         return Status::invalid(fmt::format("'{}' overlaps '{}'; expected separate memory", arguments[i].name, other.name));
     }

@@ -9,7 +9,7 @@
 namespace cpflex {
 
 /// A tensor argument with its name in messages and what it has to be.
-struct TensorArgument {
+struct CheckedTensor {
   enum class Types : uint8_t {
     Any, ///< f32, bf16 or f16
     F32,
@@ -33,7 +33,7 @@ struct TensorArgument {
 Status checkProblem(const AttentionProblem &problem);
 
 /// Checks data, element types and strides of every argument, and that outputs overlap neither each other nor inputs.
-Status checkTensors(std::span<const TensorArgument> arguments);
+Status checkTensors(std::span<const CheckedTensor> arguments);
 
 /// Most threads that a call may ask for by number.
 inline constexpr int kMaxThreads = 4096;

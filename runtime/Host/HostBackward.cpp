@@ -347,7 +347,7 @@ void writeCaptureGradient(const BackwardLayout &layout, const HostBackwardTensor
 }
 
 Status checkBackward(const AttentionProblem &problem, const HostBackwardTensors &tensors) {
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   const AttentionShapes shapes(problem);
   const bool isSoftmax = problem.normalization == AttentionProblem::Normalization::Softmax;
   const bool isOutNeeded = isSoftmax && !tensors.rowTerm.data;
@@ -436,7 +436,7 @@ Status hostAttentionBackward(const AttentionProblem &problem, const HostBackward
 
 Status hostAttentionRowTerm(const AttentionProblem &problem, const TensorView &out, const TensorView &dOut,
                             const TensorView &dLse, const TensorView &rowTerm, const HostAttentionOptions &options) {
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   CPFLEX_RETURN_IF_ERROR(checkOptions(options));
   const AttentionShapes shapes(problem);
   const Argument arguments[] = {

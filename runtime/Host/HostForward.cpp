@@ -311,7 +311,7 @@ int64_t hostAttentionForwardWorkspaceInBytes(const AttentionProblem &problem, co
 
 Status hostAttentionForward(const AttentionProblem &problem, const HostForwardTensors &tensors,
                             const HostAttentionOptions &options) {
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
   CPFLEX_RETURN_IF_ERROR(checkOptions(options));
   const AttentionShapes shapes(problem);

@@ -68,7 +68,7 @@ Status mergePartials(const AttentionProblem &problem, std::span<const PartialAtt
   const bool isSoftmax = problem.normalization == AttentionProblem::Normalization::Softmax;
   CPFLEX_RETURN_IF_ERROR(checkOptions(options));
   const AttentionShapes shapes(problem);
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   std::vector<std::string> names;
   for (size_t p = 0; p < parts.size(); ++p) {
     names.push_back(fmt::format("parts[{}].out", p));
@@ -114,7 +114,7 @@ Status mergePartials(const AttentionProblem &problem, std::span<const PartialAtt
 
 Status clearPartial(const AttentionProblem &problem, const PartialAttention &partial) {
   const AttentionShapes shapes(problem);
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   const Argument arguments[] = {
       tensorArgument("partial.out", partial.out, shapes.out, Argument::Types::F32, Argument::Role::Output),
       tensorArgument("partial.lse", partial.lse, shapes.row, Argument::Types::F32, Argument::Role::Output,
@@ -131,7 +131,7 @@ Status clearPartial(const AttentionProblem &problem, const PartialAttention &par
 }
 
 Status convertTensor(const TensorView &from, const TensorView &to, const int64_t (&sizes)[4]) {
-  using Argument = TensorArgument;
+  using Argument = CheckedTensor;
   const Argument arguments[] = {tensorArgument("from", from, sizes),
                                 tensorArgument("to", to, sizes, Argument::Types::Any, Argument::Role::Output)};
   CPFLEX_RETURN_IF_ERROR(checkTensors(arguments));

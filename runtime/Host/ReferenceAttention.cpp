@@ -154,7 +154,7 @@ void DenseAttention::fillRow(int64_t b, int64_t h, int64_t row, ScoreRow &result
 Status checkInputs(const AttentionProblem &problem, const TensorView &q, const TensorView &k, const TensorView &v) {
   CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
   const AttentionShapes shapes(problem);
-  const TensorArgument arguments[] = {tensorArgument("q", q, shapes.q), tensorArgument("k", k, shapes.k),
+  const CheckedTensor arguments[] = {tensorArgument("q", q, shapes.q), tensorArgument("k", k, shapes.k),
                                       tensorArgument("v", v, shapes.v)};
   return checkTensors(arguments);
 }
@@ -231,9 +231,9 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
                                                        const std::vector<bool> &captureGradientsWanted) {
   CPFLEX_RETURN_IF_ERROR(checkInputs(problem, q, k, v));
   const AttentionShapes shapes(problem);
-  const TensorArgument arguments[] = {
+  const CheckedTensor arguments[] = {
       tensorArgument("dOut", dOut, shapes.out),
-      tensorArgument("dLse", dLse, shapes.row, TensorArgument::Types::F32, TensorArgument::Role::Input, /*isOptional=*/true)};
+      tensorArgument("dLse", dLse, shapes.row, CheckedTensor::Types::F32, CheckedTensor::Role::Input, /*isOptional=*/true)};
   CPFLEX_RETURN_IF_ERROR(checkTensors(arguments));
   const DenseAttention dense(problem, q, k, v);
   const DenseTensor gradientsOfOut(dOut, shapes.out);

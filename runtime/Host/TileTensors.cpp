@@ -84,8 +84,8 @@ SoftmaxEnd endSoftmax(float largest, float sum, float sink) {
   return {float((keys / double(sum)) / total), float(shared + std::log(total))};
 }
 
-TensorArgument tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
-                              TensorArgument::Types types, TensorArgument::Role role, bool isOptional) {
+CheckedTensor tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
+                              CheckedTensor::Types types, CheckedTensor::Role role, bool isOptional) {
   return {name, view, {sizes[0], sizes[1], sizes[2], sizes[3]}, types, role, isOptional};
 }
 

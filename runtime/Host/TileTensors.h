@@ -62,9 +62,9 @@ struct SoftmaxEnd {
 /// largest + log(sum + exp(sink - largest)); without keys and sink: scale 0 and lse -inf.
 SoftmaxEnd endSoftmax(float largest, float sum, float sink);
 
-TensorArgument tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
-                              TensorArgument::Types types = TensorArgument::Types::Any,
-                              TensorArgument::Role role = TensorArgument::Role::Input, bool isOptional = false);
+CheckedTensor tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
+                              CheckedTensor::Types types = CheckedTensor::Types::Any,
+                              CheckedTensor::Role role = CheckedTensor::Role::Input, bool isOptional = false);
 
 /// Elements of the dense gradient of a capture: a broadcast axis counts once.
 int64_t numOwnElements(const CaptureView &capture);

@@ -65,8 +65,6 @@ TEST(Program, EntryPointsAreChosenByName) {
             "the file has several entry points; choose one of 'causal', 'everything' with --entry");
   EXPECT_EQ(program->entry("casual").status().message(),
             "there is no entry point 'casual'; the file has 'causal', 'everything'");
-  EXPECT_EQ(programOf("W: param[int] = 4\n")->entry("").status().message(),
-            "the file has no entry point; expected an attention(...) or a function marked @mask");
 }
 
 TEST(Program, MistakesAreLocated) {
