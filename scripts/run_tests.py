@@ -27,7 +27,10 @@ class Tally:
 
 def run_gtests(build, label, tally, environment):
     """Runs each GoogleTest binary of a build tree; every test case counts once."""
-    for binary in sorted((build / "test" / "unit").glob("*")):
+    binaries = sorted((build / "test" / "unit").glob("*"))
+    if not binaries:
+        tally.add_failure(f"{label}GoogleTest binaries: none in {build.name}/test/unit")
+    for binary in binaries:
         if not os.access(binary, os.X_OK) or binary.is_dir():
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +108,7 @@ def main():
     run_gtests(ROOT / "build", "", tally, environment)
     run_lit(ROOT / "build", tally, environment)
     if full:
+        # Of these trees ./check builds only tests of parts that are known to pass under the sanitizers.
         # The address sanitizer needs container checks off: GoogleTest and fmt are not built with it.
         environment["ASAN_OPTIONS"] = "detect_container_overflow=0"
         run_gtests(ROOT / "build-asan", "asan ", tally, environment)

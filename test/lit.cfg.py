@@ -34,6 +34,8 @@ if os.environ.get("CPFLEX_NVRTC"):
     config.available_features.add("nvrtc")
 if os.environ.get("CPFLEX_FULL"):
     config.available_features.add("full")
+if os.path.exists(os.path.join(tools, "cpflexc")):
+    config.available_features.add("cpflexc")
 if shutil.which("mpirun"):
     config.available_features.add("mpi")
 if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
