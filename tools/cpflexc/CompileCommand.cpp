@@ -1,0 +1,105 @@
+// `cpflexc compile`: the program's text at any stage of the compiler.
+#include "tools/cpflexc/Options.h"
+
+#include "runtime/BlockMask/BlockMaskPicture.h"
+#include "runtime/Cuda/CudaProgram.h"
+
+#include <fmt/format.h>
+
+namespace cpflex {
+
+namespace {
+
+struct CompileCommandOptions : Options {
+  std::string stage = "mask-opt", target;
+  bool isBackward = false;
+};
+
+const std::map<std::string, Stage> kStages = {
+    {"ast", Stage::Ast},       {"mask", Stage::Mask},  {"mask-opt", Stage::MaskOpt}, {"mask-grad", Stage::MaskGrad},
+    {"llvm", Stage::Llvm},     {"asm", Stage::Assembly}, {"cuda", Stage::Cuda},      {"classifier", Stage::Classifier},
+};
+
+// The machine code or PTX of all kernels of the entry point.
+int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loaded) {
+  const std::string target = options.target.empty() || options.target == "cpu" ? "sm_90a" : options.target;
+  const int capability = std::atoi(target.c_str() + 3);
+  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+  if (!binding)
+    return reportFailure(binding.status());
+  StatusOr<DeviceFunctions> functions = loaded.program->deviceFunctions(*loaded.entry, (*binding)->bindings());
+  if (!functions)
+    return reportFailure(functions.status());
+  CudaProgramOptions programOptions;
+  programOptions.element = options.dtype == "f16" ? ElementType::F16 : ElementType::BF16;
+  programOptions.headDim = options.headDim > 0 ? int(options.headDim) : 64;
+  programOptions.vHeadDim = options.vHeadDim > 0 ? int(options.vHeadDim) : programOptions.headDim;
+  programOptions.normalization =
+      loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax : AttentionProblem::Normalization::None;
+  if (options.isBackward)
+    programOptions.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  StatusOr<std::vector<KernelSource>> sources = kernelSources(*functions, programOptions, capability);
+  if (!sources)
+    return reportFailure(sources.status());
+  StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
+  if (!toolchain)
+    return reportFailure(toolchain.status());
+  std::string text;
+  for (const KernelSource &source : *sources) {
+    if (options.stage == "ptx") {
+      StatusOr<std::string> ptx = compileToPtx(source, *toolchain->nvrtc);
+      if (!ptx)
+        return reportFailure(ptx.status());
+      text += *ptx;
+      continue;
+    }
+    StatusOr<CompiledKernel> kernel = cachedKernel(source, *toolchain);
+    if (!kernel)
+      return reportFailure(kernel.status());
+    if (sources->size() > 1 && !options.output.empty()) {
+      const std::string path = fmt::format("{}.{}", options.output, source.functionName);
+      if (Status status = writeFile(path, {kernel->image.cubin.begin(), kernel->image.cubin.end()}); !status)
+        return reportFailure(status);
+      continue;
+    }
+    text.append(kernel->image.cubin.begin(), kernel->image.cubin.end());
+  }
+  return text.empty() ? int(kDone) : writeOutput(options, text);
+}
+
+int compile(const CompileCommandOptions &options) {
+  LoadedProgram loaded;
+  if (int code = loadProgram(options, loaded))
+    return code;
+  if (options.stage == "ptx" || options.stage == "cubin")
+    return emitKernels(options, loaded);
+  if (options.stage == "block-mask") {
+    StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+    if (!binding)
+      return reportFailure(binding.status());
+    auto result = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));
+    return result ? writeOutput(options, drawText(result->mask, {})) : reportFailure(result.status());
+  }
+  StatusOr<std::string> text = loaded.program->emit(kStages.at(options.stage), *loaded.entry);
+  return text ? writeOutput(options, *text) : reportFailure(text.status());
+}
+
+} // namespace
+
+void addCompileCommand(CLI::App &app, int &exitCode) {
+  auto options = std::make_shared<CompileCommandOptions>();
+  CLI::App *command = app.add_subcommand("compile", "print a stage of the compiler");
+  addCommonOptions(*command, *options);
+  command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin or block-mask")
+      ->check(CLI::IsMember({"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
+                             "block-mask"}));
+  command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check([](const std::string &text) {
+    const bool isSm = text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
+    return text == "cpu" || isSm ? std::string() : "target is '" + text + "'; expected cpu or sm_NN";
+  });
+  command->add_flag("--backward", options->isBackward, "kernels of the backward pass too");
+  command->add_option("-o", options->output, "file to write");
+  command->callback([options, &exitCode] { exitCode = compile(*options); });
+}
+
+} // namespace cpflex

@@ -1,0 +1,139 @@
+// `cpflexc mask`: the exact block mask of a program over bound arrays, drawn, counted, compared or written.
+#include "tools/cpflexc/Options.h"
+
+#include "runtime/BlockMask/BlockMaskPicture.h"
+#include "runtime/BlockMask/BlockMaskStatistics.h"
+#include "runtime/BlockMask/IndexLists.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <chrono>
+
+namespace cpflex {
+
+namespace {
+
+struct MaskCommandOptions : Options {
+  std::string tile = "128x128", format = "text", rows, columns, other;
+  bool isCounted = false;
+};
+
+// Two whole numbers with `separator` between them.
+bool parsePair(const std::string &text, char separator, int64_t &first, int64_t &second) {
+  const char *end = text.data() + text.size();
+  auto [middle, error] = std::from_chars(text.data(), end, first);
+  if (error != std::errc() || middle == end || *middle != separator)
+    return false;
+  auto [stop, secondError] = std::from_chars(middle + 1, end, second);
+  return secondError == std::errc() && stop == end;
+}
+
+struct BuiltMask {
+  LoadedProgram loaded;
+  std::shared_ptr<const Binding> binding;
+  BlockMaskResult result;
+  BuildTimes times;
+};
+
+int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BuiltMask &built) {
+  if (int code = loadProgram(options, built.loaded))
+    return code;
+  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *built.loaded.program);
+  if (!binding)
+    return reportFailure(binding.status());
+  built.binding = *binding;
+  const auto begin = std::chrono::steady_clock::now();
+  auto result = buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tileQ, tileKV, threadCount(options));
+  built.times.buildMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  built.times.compileMs = built.loaded.compileMs;
+  if (!result)
+    return reportFailure(result.status());
+  built.result = std::move(*result);
+  return kDone;
+}
+
+int mask(const MaskCommandOptions &options) {
+  int64_t tileQ = 0, tileKV = 0;
+  PictureOptions picture;
+  parsePair(options.tile, 'x', tileQ, tileKV);
+  parsePair(options.rows, ':', picture.rows.begin, picture.rows.end);
+  parsePair(options.columns, ':', picture.columns.begin, picture.columns.end);
+  BuiltMask built;
+  if (int code = build(options, tileQ, tileKV, built))
+    return code;
+  picture.title = built.loaded.entry->name;
+  const BlockMask &blockMask = built.result.mask;
+  if (!options.other.empty()) {
+    MaskCommandOptions otherOptions = options;
+    otherOptions.file = options.other;
+    BuiltMask other;
+    if (int code = build(otherOptions, tileQ, tileKV, other))
+      return code;
+    StatusOr<MaskDifference> difference = options.format == "svg"
+                                              ? drawDifferenceSvg(blockMask, other.result.mask, picture)
+                                              : drawDifferenceText(blockMask, other.result.mask, picture);
+    return difference ? writeOutput(options, difference->picture) : reportFailure(difference.status());
+  }
+  std::optional<PairCounts> pairs;
+  if (options.isCounted) {
+    auto counted = countAllowed(blockMask, built.loaded.entry->hasMask ? &built.loaded.entry->tape : nullptr,
+                                built.binding->bindings(),
+                                blockMaskOptions(*built.loaded.program, *built.loaded.entry, *built.binding, tileQ,
+                                                 tileKV, threadCount(options)));
+    if (!counted)
+      return reportFailure(counted.status());
+    pairs = std::move(*counted);
+  }
+  if (options.format == "json")
+    return writeOutput(options, toJson(built.result, built.times, pairs ? &*pairs : nullptr) + "\n");
+  if (options.format == "svg") {
+    for (const Residual &residual : built.loaded.entry->residuals)
+      picture.residuals.push_back(residual.text);
+    return writeOutput(options, drawSvg(blockMask, picture));
+  }
+  if (options.format == "png") {
+    StatusOr<std::string> png = drawPng(blockMask, picture);
+    return png ? writeOutput(options, *png) : reportFailure(png.status());
+  }
+  if (options.format == "npz") {
+    StatusOr<IndexLists> lists = toIndexLists(blockMask);
+    return lists ? writeOutput(options, toNpz(*lists)) : reportFailure(lists.status());
+  }
+  const TileCounts counts = countTiles(blockMask);
+  std::string text = drawText(blockMask, picture);
+  text += fmt::format("{} x {} tokens in tiles of {} x {}: {} empty, {} full, {} partial; {} distinct (b, h); {} bytes\n",
+                      blockMask.qLen, blockMask.kvLen, tileQ, tileKV, counts.empty, counts.full, counts.partial,
+                      blockMask.rowSets.size(), sizeInBytes(blockMask));
+  if (pairs)
+    text += fmt::format("{} pairs allowed ({:.2f} %); {} rows without keys; {} columns without queries\n", pairs->allowed,
+                        100 * pairs->density, pairs->rowsWithoutKeys, pairs->columnsWithoutQueries);
+  text += fmt::format("derived in {:.2f} ms, {} points evaluated\n", built.times.buildMs, built.result.pointsEvaluated);
+  return writeOutput(options, text);
+}
+
+} // namespace
+
+void addMaskCommand(CLI::App &app, int &exitCode) {
+  auto options = std::make_shared<MaskCommandOptions>();
+  CLI::App *command = app.add_subcommand("mask", "derive, draw and count the block mask");
+  addCommonOptions(*command, *options);
+  const auto pairOf = [](char separator, int64_t least) {
+    return [separator, least](const std::string &text) {
+      int64_t first = 0, second = 0;
+      const bool isGood = parsePair(text, separator, first, second) && first >= least && second >= least;
+      return isGood ? std::string() : fmt::format("'{}' is not two numbers with '{}' between", text, separator);
+    };
+  };
+  command->add_option("--tile", options->tile, "QxKV [128x128]")->check(pairOf('x', 1));
+  command->add_flag("--count", options->isCounted, "count allowed pairs exactly");
+  command->add_option("--format", options->format, "text, json, svg, png or npz")
+      ->check(CLI::IsMember({"text", "json", "svg", "png", "npz"}));
+  command->add_option("--rows", options->rows, "A:B, query rows to draw")->check(pairOf(':', 0));
+  command->add_option("--cols", options->columns, "A:B, key columns to draw")->check(pairOf(':', 0));
+  command->add_option("--diff", options->other, "another program: draw where the masks differ");
+  command->add_option("-o", options->output, "file to write");
+  command->callback([options, &exitCode] { exitCode = mask(*options); });
+}
+
+} // namespace cpflex

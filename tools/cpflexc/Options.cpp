@@ -1,0 +1,150 @@
+// How options become a compiled, bound program.
+#include "tools/cpflexc/Options.h"
+
+#include "runtime/BlockMask/MaskImports.h"
+#include "runtime/BlockMask/PointEvaluator.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+
+namespace cpflex {
+
+void addCommonOptions(CLI::App &command, Options &options) {
+  command.add_option("file", options.file, "the program (.cpf)")->required();
+  command.add_option("--entry", options.entry, "entry point; may be left out when there is one");
+  command.add_option("-D", options.defines, "name=value of a const or param")->expected(1)->take_all();
+  command.add_option("--bind", options.binds, "name=array.npy or name=segments(cu.npy)")->expected(1)->take_all();
+  command.add_option("-I", options.includeDirs, "folder searched for imports")->expected(1)->take_all();
+  command.add_option("--batch", options.sizes.batch, "batch rows [1]");
+  command.add_option("--heads", options.sizes.heads, "query heads [1]");
+  command.add_option("--kv-heads", options.sizes.kvHeads, "heads of keys and values [heads]");
+  command.add_option("--q-len", options.sizes.qLen, "query rows");
+  command.add_option("--kv-len", options.sizes.kvLen, "key rows [q-len]");
+  command.add_option("--head-dim", options.headDim, "size of a head [64]");
+  command.add_option("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]");
+  command.add_option("--dtype", options.dtype, "f32, bf16 or f16 [f32 on cpu, bf16 on cuda]")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  command.add_flag("--layout-bshd,!--layout-bhsd", options.isBshd, "order of array axes [bhsd]");
+  command.add_option("--device", options.device, "cpu or cuda[:i] [cpu]")->check([](const std::string &text) {
+    const bool isIndexed = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
+                           text.find_first_not_of("0123456789", 5) == std::string::npos;
+    return text == "cpu" || text == "cuda" || isIndexed ? std::string() : "device is '" + text + "'; expected cpu or cuda[:i]";
+  });
+  command.add_option("--threads", options.threads, "worker threads [all]")->check(CLI::Range(0, 1024));
+}
+
+void addRankOptions(CLI::App &command, Options &options) {
+  command.add_option("--ranks", options.ranks, "size of the group [1]")->check(CLI::Range(1, 4096));
+  command.add_option("--layout", options.layout, "who owns which tokens [auto]")
+      ->check(CLI::IsMember({"contiguous", "head-tail", "striped", "per-document", "ptrr", "solved", "auto"}));
+  command.add_option("--rotate", options.rotate, "how keys travel [auto]")
+      ->check(CLI::IsMember({"ring", "all-gather", "selective", "ulysses", "auto"}));
+  command.add_option("--transport", options.transport, "what carries messages [threads]")
+      ->check(CLI::IsMember({"threads", "mpi", "nccl"}));
+  command.add_option("--rendezvous", options.rendezvous, "where ranks meet (nccl)");
+  command.add_option("--deadline", options.deadlineSeconds, "seconds until a step gives up [60]")
+      ->check(CLI::PositiveNumber);
+}
+
+int reportFailure(const Status &status) {
+  std::fprintf(stderr, "error: %s\n", status.message().c_str());
+  return status.code() == StatusCode::InvalidArgument ? kInputWrong : kMachineFailed;
+}
+
+StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string &text, const std::string &option) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+    return Status::invalid(fmt::format("'{}' of {} has no name and value; expected name=value", text, option));
+  return std::make_pair(text.substr(0, equals), text.substr(equals + 1));
+}
+
+int loadProgram(const Options &options, LoadedProgram &loaded) {
+  CompileOptions compileOptions{.includeDirs = options.includeDirs};
+  for (const std::string &define : options.defines) {
+    auto parts = splitAssignment(define, "-D");
+    if (!parts)
+      return reportFailure(parts.status());
+    compileOptions.constants[parts->first] = parts->second;
+  }
+  CompileResult result = compileFile(options.file, compileOptions);
+  for (const Diagnostic &diagnostic : result.diagnostics)
+    std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
+  if (!result.program)
+    return kInputWrong;
+  StatusOr<const EntryPoint *> entry = result.program->entry(options.entry);
+  if (!entry)
+    return reportFailure(entry.status());
+  loaded = {result.program, *entry, result.compileMs};
+  return kDone;
+}
+
+// The document ids of a file of cumulative lengths, for `length` tokens, or as many as the lengths say.
+static StatusOr<Array> readSegments(const std::string &path, int64_t length) {
+  StatusOr<Array> lengths = readNpy(path);
+  if (!lengths)
+    return lengths.status();
+  if (lengths->shape.size() != 1 || lengths->type == ElementType::F32 || lengths->type == ElementType::F16 ||
+      lengths->type == ElementType::Bool || lengths->shape[0] == 0)
+    return Status::invalid(fmt::format("'{}' holds no cumulative lengths; expected whole numbers in one dimension", path));
+  CaptureView view;
+  view.data = lengths->bytes.data();
+  view.type = lengths->type;
+  std::vector<int64_t> cumulative(lengths->shape[0]);
+  for (size_t i = 0; i < cumulative.size(); ++i)
+    cumulative[i] = readElement(view, int64_t(i), ValueType::Int);
+  constexpr int64_t kMostTokens = int64_t(1) << 31;
+  const int64_t count = length >= 0 ? length : cumulative.back();
+  if (count < 0 || count > kMostTokens)
+    return Status::invalid(fmt::format("'{}' ends with {}; expected 0 to {}", path, count, kMostTokens));
+  StatusOr<std::vector<int32_t>> ids = documentIds(cumulative, count);
+  if (!ids)
+    return Status::invalid(fmt::format("'{}': {}", path, ids.status().message()));
+  Array array{ElementType::I32, {count}, {}};
+  const char *bytes = reinterpret_cast<const char *>(ids->data());
+  array.bytes.assign(bytes, bytes + count * sizeof(int32_t));
+  return array;
+}
+
+StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program) {
+  BindRequest request;
+  request.sizes = options.sizes;
+  for (const std::string &define : options.defines) {
+    auto parts = splitAssignment(define, "-D");
+    if (!parts)
+      return parts.status();
+    request.params[parts->first] = parts->second;
+  }
+  for (const std::string &bind : options.binds) {
+    auto parts = splitAssignment(bind, "--bind");
+    if (!parts)
+      return parts.status();
+    const std::string &value = parts->second;
+    const bool isSegments = value.starts_with("segments(") && value.ends_with(")");
+    StatusOr<Array> array =
+        isSegments ? readSegments(value.substr(9, value.size() - 10), std::max(options.sizes.qLen, options.sizes.kvLen))
+                   : readNpy(value);
+    // A file that is not there is the caller's mistake here, not the machine's.
+    if (!array)
+      return Status::invalid(array.status().message());
+    request.arrays[parts->first] = std::move(*array);
+  }
+  return Binding::create(program, request);
+}
+
+int threadCount(const Options &options) {
+  return options.threads > 0 ? options.threads : std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+int writeOutput(const Options &options, const std::string &contents) {
+  if (options.output.empty()) {
+    std::fwrite(contents.data(), 1, contents.size(), stdout);
+    return kDone;
+  }
+  Status status = writeFile(options.output, contents);
+  return status ? int(kDone) : reportFailure(status);
+}
+
+} // namespace cpflex

@@ -1,0 +1,72 @@
+// What do the commands of cpflexc have in common? The options of a program, of an attention call and of a group of ranks,
+// and how a failure becomes an exit code.
+#pragma once
+
+#include "lib/API/cpflex.h"
+
+#include <CLI/CLI.hpp>
+
+#include <string>
+#include <vector>
+
+namespace cpflex {
+
+/// What the process returns. Other programs rely on the numbers.
+enum ExitCode : int { kDone = 0, kInputWrong = 1, kCommandLineWrong = 2, kMachineFailed = 3 };
+
+/// The options that most commands take; negative sizes were not given.
+struct Options {
+  std::string file, entry, output;
+  std::vector<std::string> defines, binds, includeDirs;
+  CallSizes sizes;
+  int64_t headDim = -1, vHeadDim = -1;
+  std::string dtype, device = "cpu";
+  bool isBshd = false;
+  int threads = 0; ///< 0: one per hardware thread
+
+  int ranks = 1;
+  std::string layout = "auto", rotate = "auto", transport = "threads", rendezvous;
+  double deadlineSeconds = 60;
+};
+
+/// Adds FILE and the options of design section `common`.
+void addCommonOptions(CLI::App &command, Options &options);
+/// Adds the options of a group of ranks.
+void addRankOptions(CLI::App &command, Options &options);
+
+/// Prints `error: message` and gives the exit code of the kind of fault.
+int reportFailure(const Status &status);
+
+/// A compiled program with the entry point that was asked for.
+struct LoadedProgram {
+  std::shared_ptr<Program> program;
+  const EntryPoint *entry = nullptr;
+  double compileMs = 0;
+};
+
+/// Compiles options.file; prints what the compiler says. Returns kDone and fills `loaded`, or the exit code.
+int loadProgram(const Options &options, LoadedProgram &loaded);
+
+/// Reads the arrays of --bind and the values of -D and binds them.
+StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program);
+
+/// `name=value` in its two parts; InvalidArgument when there is no `=`.
+StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string &text, const std::string &option);
+
+/// Worker threads: as asked for, else one per hardware thread.
+int threadCount(const Options &options);
+
+/// Writes to options.output as a whole, or to standard output.
+int writeOutput(const Options &options, const std::string &contents);
+
+void addCompileCommand(CLI::App &app, int &exitCode);
+void addCheckCommand(CLI::App &app, int &exitCode);
+void addMaskCommand(CLI::App &app, int &exitCode);
+void addExplainCommand(CLI::App &app, int &exitCode);
+void addRunCommand(CLI::App &app, int &exitCode);
+void addPlanCommand(CLI::App &app, int &exitCode);
+void addBenchCommand(CLI::App &app, int &exitCode);
+/// port, devices and cache.
+void addSmallCommands(CLI::App &app, int &exitCode);
+
+} // namespace cpflex

@@ -1,0 +1,205 @@
+// `cpflexc run`: attention over arrays or random values, on the CPU, a group of ranks or a GPU, with a check against double.
+#include "tools/cpflexc/AttentionCall.h"
+
+#include "runtime/Comm/MpiCommunicator.h"
+#include "runtime/Cuda/CudaAttention.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+namespace cpflex {
+
+namespace {
+
+struct RunCommandOptions : Options {
+  TensorFiles files;
+  std::string out, lse, dQ, dK, dV, trace;
+  std::vector<std::string> captureGradients;
+  bool isChecked = false, isBackwardAsked = false;
+};
+
+CallShape shapeOfCall(const AttentionCall &call) {
+  const AttentionProblem &problem = call.problem;
+  return {.batch = problem.batch, .qHeads = problem.qHeads, .kvHeads = problem.kvHeads, .qLen = problem.qLen,
+          .kvLen = problem.kvLen, .headDim = problem.headDim, .vHeadDim = problem.vHeadDim, .type = call.type};
+}
+
+// Runs the group of ranks. `isWriter` says whether this process holds the results.
+Status runRanks(const RunCommandOptions &options, AttentionCall &call, bool &isWriter) {
+  PlanRequest request = planRequest(options, shapeOfCall(call), call.problem.mask);
+  std::unique_ptr<MpiCommunicator> mpi;
+  if (options.transport == "mpi") {
+    StatusOr<std::unique_ptr<MpiCommunicator>> opened = MpiCommunicator::open();
+    if (!opened)
+      return opened.status();
+    mpi = std::move(*opened);
+    request.worldSize = mpi->worldSize();
+  }
+  StatusOr<Schedule> forward = planContextParallel(request);
+  if (!forward)
+    return forward.status();
+  std::optional<Schedule> backward;
+  if (call.isBackward) {
+    StatusOr<Schedule> planned = planBackward(request, *forward);
+    if (!planned)
+      return planned.status();
+    backward = std::move(*planned);
+  }
+  ExecutorOptions executor;
+  executor.deadlineSeconds = options.deadlineSeconds;
+  executor.attention.numThreads = 1;
+  const Schedule *backwardSchedule = backward ? &*backward : nullptr;
+  if (mpi) {
+    isWriter = mpi->rank() == 0;
+    return runContextParallelRank(*forward, backwardSchedule, rankCall(call), wholeTensors(call), *mpi, executor);
+  }
+  std::vector<RunReport> reports;
+  CPFLEX_RETURN_IF_ERROR(
+      runContextParallelHost(*forward, backwardSchedule, rankCall(call), wholeTensors(call), executor, &reports));
+  return options.trace.empty() ? Status::ok() : writeFile(options.trace, toTraceJson(reports));
+}
+
+Status runOnGpu(AttentionCall &call, int index) {
+  StatusOr<CudaMachine> machine = CudaMachine::open(index);
+  if (!machine)
+    return machine.status();
+  StatusOr<DeviceFunctions> functions = call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
+  if (!functions)
+    return functions.status();
+  HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
+                             .dO = call.dOutView, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
+  arrays.dSink = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
+  StatusOr<CudaRunReport> report = runAttentionCuda(*machine, *functions, call.problem, arrays);
+  if (!report)
+    return report.status();
+  for (const std::string &warning : report->warnings)
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  return Status::ok();
+}
+
+// Compares with dense attention in double and prints one line per tensor.
+int checkResults(const AttentionCall &call) {
+  const AttentionProblem &p = call.problem;
+  StatusOr<ReferenceForward> forward = referenceAttentionForward(p, call.qView, call.kView, call.vView);
+  if (!forward)
+    return reportFailure(forward.status());
+  const double bound = call.type == ElementType::F32 ? 2e-6 : 1e-2;
+  bool isGood = true;
+  const auto compare = [&](const char *name, double error) {
+    isGood &= error <= bound;
+    fmt::print("{:<12} relative error {:.2e}  {}\n", name, error, error <= bound ? "ok" : fmt::format("above {:.0e}", bound));
+  };
+  compare("out", relativeError(call.outView, forward->out, {p.batch, p.qHeads, p.qLen, p.vHeadDim}));
+  if (call.lseView.data)
+    compare("lse", relativeError(call.lseView, forward->lse, {p.batch, p.qHeads, p.qLen, 1}));
+  if (call.isBackward) {
+    std::vector<bool> wanted;
+    for (const float *gradient : call.captureGradientPointers)
+      wanted.push_back(gradient != nullptr);
+    StatusOr<ReferenceBackward> backward =
+        referenceAttentionBackward(p, call.qView, call.kView, call.vView, call.dOutView, {}, wanted);
+    if (!backward)
+      return reportFailure(backward.status());
+    compare("dq", relativeError(call.dQView, backward->dQ, {p.batch, p.qHeads, p.qLen, p.headDim}));
+    compare("dk", relativeError(call.dKView, backward->dK, {p.batch, p.kvHeads, p.kvLen, p.headDim}));
+    compare("dv", relativeError(call.dVView, backward->dV, {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}));
+    const auto flat = [](const float *data) { return TensorView{const_cast<float *>(data), ElementType::F32, {0, 0, 0, 1}}; };
+    if (!call.sinkGradient.empty())
+      compare("dsink", relativeError(flat(call.sinkGradient.data()), backward->sink, {1, 1, 1, p.qHeads}));
+    for (size_t slot = 0; slot < wanted.size(); ++slot)
+      if (wanted[slot])
+        compare(("d" + call.loaded.program->signature().captures[slot].name).c_str(),
+                relativeError(flat(call.captureGradientPointers[slot]), backward->captures[slot],
+                              {1, 1, 1, call.captureGradients[slot].numElements()}));
+  }
+  return isGood ? kDone : kInputWrong;
+}
+
+Status writeCaptureGradient(const AttentionCall &call, const std::string &text) {
+  auto parts = splitAssignment(text, "--dcapture");
+  if (!parts)
+    return parts.status();
+  const auto &captures = call.loaded.program->signature().captures;
+  for (size_t slot = 0; slot < captures.size(); ++slot) {
+    if (captures[slot].name != parts->first)
+      continue;
+    if (int(slot) == call.loaded.entry->sinkCapture) {
+      const char *bytes = reinterpret_cast<const char *>(call.sinkGradient.data());
+      return writeNpy(parts->second, {ElementType::F32, {int64_t(call.sinkGradient.size())},
+                                      {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
+    }
+    if (call.captureGradientPointers[slot])
+      return writeNpy(parts->second, call.captureGradients[slot]);
+    return Status::invalid(fmt::format("array '{}' takes no gradient; expected one declared with grad=True", parts->first));
+  }
+  return Status::invalid(fmt::format("the program declares no array '{}'", parts->first));
+}
+
+Status writeResults(const RunCommandOptions &options, const AttentionCall &call) {
+  for (auto [path, array] : {std::pair(&options.out, &call.out), {&options.lse, &call.lse}, {&options.dQ, &call.dQ},
+                             {&options.dK, &call.dK}, {&options.dV, &call.dV}})
+    if (!path->empty())
+      CPFLEX_RETURN_IF_ERROR(writeNpy(*path, *array));
+  for (const std::string &text : options.captureGradients)
+    CPFLEX_RETURN_IF_ERROR(writeCaptureGradient(call, text));
+  return Status::ok();
+}
+
+int run(RunCommandOptions &options) {
+  int index = 0;
+  const bool onGpu = isCuda(options, index);
+  if (options.transport == "nccl")
+    return reportFailure(Status::unsupported("the transport 'nccl' is not there yet; it will carry messages between GPUs"));
+  const bool isGrouped = options.ranks > 1 || options.transport == "mpi";
+  if (onGpu && isGrouped)
+    return reportFailure(Status::unsupported("several ranks on GPUs are not there yet; they will run a plan with one GPU per rank"));
+  options.files.isBackward = options.isBackwardAsked || !options.files.dOut.empty() || !options.dQ.empty() ||
+                             !options.dK.empty() || !options.dV.empty() || !options.captureGradients.empty();
+  if (onGpu && !options.captureGradients.empty())
+    return reportFailure(Status::unsupported("gradients of captured arrays on a GPU are not there yet; the cpu computes them"));
+  AttentionCall call;
+  if (int code = prepareCall(options, options.files, call))
+    return code;
+  const auto begin = std::chrono::steady_clock::now();
+  bool isWriter = true;
+  Status status = onGpu ? runOnGpu(call, index) : isGrouped ? runRanks(options, call, isWriter) : runOnHost(call, options);
+  if (!status)
+    return reportFailure(status);
+  if (!isWriter)
+    return kDone;
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (Status written = writeResults(options, call); !written)
+    return reportFailure(written);
+  fmt::print("{} x {} heads, {} x {} tokens, {}: {:.1f} ms\n", call.problem.batch, call.problem.qHeads, call.problem.qLen,
+             call.problem.kvLen, toString(call.type), seconds * 1e3);
+  return options.isChecked ? checkResults(call) : kDone;
+}
+
+} // namespace
+
+void addRunCommand(CLI::App &app, int &exitCode) {
+  auto options = std::make_shared<RunCommandOptions>();
+  CLI::App *command = app.add_subcommand("run", "compute attention");
+  addCommonOptions(*command, *options);
+  addRankOptions(*command, *options);
+  command->add_option("--q", options->files.q, "queries (.npy)");
+  command->add_option("--k", options->files.k, "keys");
+  command->add_option("--v", options->files.v, "values");
+  command->add_option("--random", options->files.seed, "seed of random tensors [0]");
+  command->add_option("--out", options->out, "output");
+  command->add_option("--lse", options->lse, "log-sum-exp");
+  command->add_option("--dout", options->files.dOut, "gradient of the output; runs backward");
+  command->add_option("--dq", options->dQ, "gradient of q");
+  command->add_option("--dk", options->dK, "gradient of k");
+  command->add_option("--dv", options->dV, "gradient of v");
+  command->add_option("--dcapture", options->captureGradients, "NAME=F, gradient of an array")->expected(1)->take_all();
+  command->add_flag("--backward", options->isBackwardAsked, "run backward too");
+  command->add_flag("--check", options->isChecked, "compare with a reference in double");
+  command->add_option("--trace", options->trace, "trace of the ranks (.json)");
+  command->callback([options, &exitCode] { exitCode = run(*options); });
+}
+
+} // namespace cpflex

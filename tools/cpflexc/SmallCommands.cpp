@@ -1,0 +1,82 @@
+// `cpflexc port`, `devices` and `cache`: translating a FlexAttention function, and what this machine has.
+#include "tools/cpflexc/Options.h"
+
+#include "runtime/Cuda/CudaDevice.h"
+#include "runtime/Cuda/KernelCache.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+namespace cpflex {
+
+namespace {
+
+int port(const Options &options) {
+  const size_t separator = options.file.rfind("::");
+  const std::string path = options.file.substr(0, separator), function = options.file.substr(separator + 2);
+  StatusOr<std::string> text = readFile(path);
+  if (!text)
+    return reportFailure(Status::invalid(text.status().message()));
+  std::vector<Diagnostic> diagnostics;
+  const std::string ported = portToCpf(path, *text, function, diagnostics);
+  bool hasErrors = false;
+  for (const Diagnostic &diagnostic : diagnostics) {
+    std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
+    hasErrors |= diagnostic.severity == Severity::Error;
+  }
+  if (ported.empty() && !hasErrors)
+    return reportFailure(Status::invalid(fmt::format("'{}' has no function '{}'", path, function)));
+  return hasErrors ? int(kInputWrong) : writeOutput(options, ported);
+}
+
+int listDevices() {
+  const CudaDeviceList list = listCudaDevices();
+  if (list.devices.empty())
+    fmt::print("no GPU: {}\n", list.whyNone);
+  for (const CudaDeviceDescription &device : list.devices)
+    fmt::print("cuda:{}  {}  sm_{}  {} processors  {:.1f} GiB  {}\n", device.index, device.name, device.computeCapability,
+               device.numProcessors, double(device.memoryInBytes) / double(int64_t(1) << 30),
+               device.whyNotUsable.empty() ? "usable" : device.whyNotUsable);
+  return kDone;
+}
+
+int listCache() {
+  const KernelCache cache(KernelCache::defaultFolder());
+  for (const KernelCache::Entry &entry : cache.list())
+    fmt::print("{}  {}  {}  {} bytes  {} registers  {} bytes spilled\n", entry.key.substr(0, 16), entry.functionName,
+               entry.architecture, entry.sizeInBytes, entry.registers, entry.spillBytes);
+  fmt::print("{} kernels in {}\n", cache.list().size(), cache.folder());
+  return kDone;
+}
+
+int clearCache() {
+  const KernelCache cache(KernelCache::defaultFolder());
+  StatusOr<KernelCache::Cleared> cleared = cache.clear();
+  if (!cleared)
+    return reportFailure(cleared.status());
+  fmt::print("{} kernels removed, {} bytes\n", cleared->numEntries, cleared->sizeInBytes);
+  return kDone;
+}
+
+} // namespace
+
+void addSmallCommands(CLI::App &app, int &exitCode) {
+  auto options = std::make_shared<Options>();
+  CLI::App *command = app.add_subcommand("port", "translate a FlexAttention function");
+  command->add_option("function", options->file, "FILE.py::FUNCTION")->required()->check([](const std::string &text) {
+    const size_t separator = text.rfind("::");
+    return separator == std::string::npos || separator == 0 || separator + 2 == text.size()
+               ? "'" + text + "' names no function; expected FILE.py::FUNCTION"
+               : std::string();
+  });
+  command->add_option("-o", options->output, "file to write");
+  command->callback([options, &exitCode] { exitCode = port(*options); });
+  app.add_subcommand("devices", "list GPUs")->callback([&exitCode] { exitCode = listDevices(); });
+  CLI::App *cache = app.add_subcommand("cache", "list or clear compiled kernels");
+  cache->require_subcommand(1);
+  cache->add_subcommand("list", "kernels on disk")->callback([&exitCode] { exitCode = listCache(); });
+  cache->add_subcommand("clear", "remove them")->callback([&exitCode] { exitCode = clearCache(); });
+}
+
+} // namespace cpflex
