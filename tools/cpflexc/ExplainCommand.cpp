@@ -1,22 +1,33 @@
 // `cpflexc explain`: why one pair attends or not, value by value.
-#include "runtime/BlockMask/PointEvaluator.h"
 #include "tools/cpflexc/Options.h"
+
+#include "runtime/BlockMask/PointEvaluator.h"
 
 #include <fmt/format.h>
 
-#include <charconv>
 #include <cstring>
-#include <memory>
+#include <sstream>
 
 namespace cpflex {
 
 namespace {
 
 struct ExplainCommandOptions : Options {
-  std::string at;
+  std::vector<int64_t> at;
 };
 
-const char *nameOf(Operation operation) {
+std::string textOf(const ExplainedValue &value) {
+  if (value.type == ValueType::Bool)
+    return value.value ? "True" : "False";
+  if (value.type != ValueType::Float)
+    return fmt::format("{}", value.value);
+  const uint32_t bits = uint32_t(value.value);
+  float number;
+  std::memcpy(&number, &bits, sizeof(number));
+  return fmt::format("{}", number);
+}
+
+const char *mnemonicOf(Operation operation) {
   switch (operation) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
   case Operation::Enumerator:                                                                                          \
@@ -24,7 +35,7 @@ const char *nameOf(Operation operation) {
 #include "runtime/contract/Operations.def"
   case Operation::Constant: return "constant";
   case Operation::Param: return "param";
-  case Operation::Dim: return "dim";
+  case Operation::Dim: return "dimension";
   case Operation::Coordinate: return "coordinate";
   case Operation::Load: return "load";
   case Operation::Induction: return "index";
@@ -37,71 +48,78 @@ const char *nameOf(Operation operation) {
   return "";
 }
 
-std::string textOf(ValueType type, ScalarSlot value) {
-  if (type == ValueType::Bool)
-    return value ? "True" : "False";
-  if (type != ValueType::Float)
-    return fmt::format("{}", value);
-  const uint32_t bits = uint32_t(value);
-  float number;
-  std::memcpy(&number, &bits, sizeof(number));
-  return fmt::format("{}", number);
+std::string describe(const TapeInstruction &instruction, const Signature &signature) {
+  constexpr const char *kCoordinates[] = {"b", "h", "q", "kv"};
+  std::string text = mnemonicOf(instruction.operation);
+  if (instruction.operation == Operation::Coordinate)
+    return kCoordinates[instruction.immediate];
+  if (instruction.operation == Operation::Param)
+    return signature.params[instruction.immediate].name;
+  if (instruction.operation == Operation::Dim)
+    return signature.dims[instruction.immediate];
+  if (instruction.operation == Operation::Load)
+    text = signature.captures[instruction.immediate].name;
+  for (int32_t operand : instruction.operands)
+    if (operand >= 0)
+      text += fmt::format(" %{}", operand);
+  return text;
 }
 
-// What an instruction is, with the names that the user wrote.
-std::string labelOf(const TapeInstruction &instruction, const Signature &signature) {
-  static constexpr const char *kCoordinates[] = {"b", "h", "q", "kv"};
-  switch (instruction.operation) {
-  case Operation::Coordinate: return kCoordinates[instruction.immediate];
-  case Operation::Param: return signature.params[instruction.immediate].name;
-  case Operation::Dim: return signature.dims[instruction.immediate];
-  case Operation::Load: return "load " + signature.captures[instruction.immediate].name;
-  default: return nameOf(instruction.operation);
-  }
+const char *classAt(const BlockMask &mask, const std::vector<int64_t> &at) {
+  const TileRows &rows = mask.rows(at[0], at[1]);
+  const int64_t row = at[2] / mask.tileQ, column = at[3] / mask.tileKV;
+  for (int32_t i = rows.rowBegin[row]; i < rows.rowBegin[row + 1]; ++i)
+    if (rows.runs[i].begin <= column && column < rows.runs[i].end)
+      return rows.runs[i].tileClass == TileClass::Full ? "full" : "partial";
+  return "empty";
 }
 
 int explain(const ExplainCommandOptions &options) {
-  int64_t at[4] = {};
-  const char *begin = options.at.data(), *end = begin + options.at.size();
-  for (int i = 0; i < 4; ++i) {
-    auto [stop, error] = std::from_chars(begin, end, at[i]);
-    const bool isLast = i == 3;
-    if (error != std::errc() || at[i] < 0 || (isLast ? stop != end : stop == end || *stop != ',')) {
-      fmt::print(stderr, "error: '--at {}' is not four numbers b,h,q,kv\n", options.at);
-      return kCommandLineWrong;
-    }
-    begin = stop + 1;
-  }
   LoadedProgram loaded;
-  if (int code = loadProgram(options, loaded); code != kDone)
+  if (int code = loadProgram(options, loaded))
     return code;
-  auto binding = bindProgram(options, *loaded.program);
+  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   const CallSizes &sizes = (*binding)->sizes();
-  const std::pair<const char *, int64_t> limits[] = {
-      {"b", sizes.batch}, {"h", sizes.heads}, {"q", sizes.qLen}, {"kv", sizes.kvLen}};
+  const int64_t ends[] = {sizes.batch, sizes.heads, sizes.qLen, sizes.kvLen};
+  constexpr const char *kNames[] = {"b", "h", "q", "kv"};
   for (int i = 0; i < 4; ++i)
-    if (at[i] >= limits[i].second)
-      return reportFailure(Status::invalid(
-          fmt::format("'{}' is {}; expected 0 to {}", limits[i].first, at[i], limits[i].second - 1)));
+    if (options.at[i] < 0 || options.at[i] >= ends[i])
+      return reportFailure(Status::invalid(fmt::format("{} is {}; expected 0 to {}", kNames[i], options.at[i], ends[i] - 1)));
   if (!loaded.entry->hasMask)
-    return writeOutput(options, fmt::format("'{}' has no mask: every pair attends\n", loaded.entry->name));
+    return writeOutput(options, "attends: the entry point has no mask\n");
+  auto mask = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));
+  if (!mask)
+    return reportFailure(mask.status());
   const Tape &tape = loaded.entry->tape;
-  if (Status status = verifyTape(tape, (*binding)->bindings()); !status.isOk())
-    return reportFailure(status);
-  const PointExplanation explanation =
-      explainPoint(tape, (*binding)->bindings(), at[0], at[1], at[2], at[3]);
-  std::string text = fmt::format("b={} h={} q={} kv={}: {}\n", at[0], at[1], at[2], at[3],
-                                 explanation.attends ? "attends" : "does not attend");
-  for (const ExplainedValue &value : explanation.values) {
+  PointExplanation why =
+      explainPoint(tape, (*binding)->bindings(), options.at[0], options.at[1], options.at[2], options.at[3]);
+  std::vector<std::string> lines;
+  if (StatusOr<std::string> source = readFile(options.file)) {
+    std::istringstream stream(*source);
+    bool hasImports = false;
+    for (std::string line; std::getline(stream, line);) {
+      hasImports |= line.starts_with("from ") || line.starts_with("import ");
+      lines.push_back(line);
+    }
+    // A tape does not say which file a line number belongs to.
+    if (hasImports)
+      lines.clear();
+  }
+  std::string text = fmt::format("(b, h, q, kv) = ({}): {}; its tile of 128 x 128 is {}\n", fmt::join(options.at, ", "),
+                                 why.attends ? "attends" : "does not attend", classAt(mask->mask, options.at));
+  int32_t shownLine = 0;
+  for (const ExplainedValue &value : why.values) {
     const TapeInstruction &instruction = tape.instructions[value.instruction];
-    if (instruction.operation == Operation::Constant)
-      continue;
-    text += fmt::format("  {:>10}  {} = {}{}\n",
-                        instruction.line ? fmt::format("{}:{}", instruction.line, instruction.column) : "",
-                        labelOf(instruction, loaded.program->signature()), textOf(value.type, value.value),
-                        value.isOutOfRange ? " (outside the array)" : "");
+    if (instruction.operation == Operation::Constant && instruction.line == 0)
+      shownLine = 0;
+    if (instruction.line != shownLine && instruction.line > 0 && size_t(instruction.line) <= lines.size())
+      text += fmt::format("{}:{}: {}\n", options.file, instruction.line, lines[instruction.line - 1]);
+    shownLine = instruction.line;
+    text += fmt::format("  %{:<4} {:<28} = {}{}{}\n", value.instruction, describe(instruction, loaded.program->signature()),
+                        textOf(value), value.isOutOfRange ? "  (index outside the array)" : "",
+                        value.iteration >= 0 ? fmt::format("  (iteration {})", value.iteration) : "");
   }
   return writeOutput(options, text);
 }
@@ -110,10 +128,9 @@ int explain(const ExplainCommandOptions &options) {
 
 void addExplainCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<ExplainCommandOptions>();
-  CLI::App *command = app.add_subcommand("explain", "say why one pair attends or not");
+  CLI::App *command = app.add_subcommand("explain", "why a pair attends or not");
   addCommonOptions(*command, *options);
-  command->add_option("--at", options->at, "b,h,q,kv in global positions")->required();
-  command->add_option("-o", options->output, "file to write");
+  command->add_option("--at", options->at, "b,h,q,kv")->required()->delimiter(',')->expected(4);
   command->callback([options, &exitCode] { exitCode = explain(*options); });
 }
 

@@ -39,11 +39,14 @@ struct BuiltMask {
 int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BuiltMask &built) {
   if (int code = loadProgram(options, built.loaded))
     return code;
-  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *built.loaded.program);
+  StatusOr<BindRequest> request = readBindRequest(options);
+  if (!request)
+    return reportFailure(request.status());
+  const auto begin = std::chrono::steady_clock::now();
+  StatusOr<std::shared_ptr<const Binding>> binding = Binding::create(*built.loaded.program, *request);
   if (!binding)
     return reportFailure(binding.status());
   built.binding = *binding;
-  const auto begin = std::chrono::steady_clock::now();
   auto result = buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tileQ, tileKV, threadCount(options));
   built.times.buildMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   built.times.compileMs = built.loaded.compileMs;

@@ -108,7 +108,7 @@ static StatusOr<Array> readSegments(const std::string &path, int64_t length) {
   return array;
 }
 
-StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program) {
+StatusOr<BindRequest> readBindRequest(const Options &options) {
   BindRequest request;
   request.sizes = options.sizes;
   for (const std::string &define : options.defines) {
@@ -131,7 +131,14 @@ StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, con
       return Status::invalid(array.status().message());
     request.arrays[parts->first] = std::move(*array);
   }
-  return Binding::create(program, request);
+  return request;
+}
+
+StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program) {
+  StatusOr<BindRequest> request = readBindRequest(options);
+  if (!request)
+    return request.status();
+  return Binding::create(program, *request);
 }
 
 int threadCount(const Options &options) {

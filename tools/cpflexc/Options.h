@@ -47,7 +47,10 @@ struct LoadedProgram {
 /// Compiles options.file; prints what the compiler says. Returns kDone and fills `loaded`, or the exit code.
 int loadProgram(const Options &options, LoadedProgram &loaded);
 
-/// Reads the arrays of --bind and the values of -D and binds them.
+/// Reads the arrays of --bind and the values of -D.
+StatusOr<BindRequest> readBindRequest(const Options &options);
+
+/// The same, bound.
 StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program);
 
 /// `name=value` in its two parts; InvalidArgument when there is no `=`.
