@@ -6,6 +6,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
+
 namespace cpflex {
 
 namespace {
@@ -68,8 +71,10 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
 }
 
 int compile(const CompileCommandOptions &options) {
+  static constexpr const char *kStagesOfFiles[] = {"ast", "mask", "mask-opt", "mask-grad", "classifier"};
+  const bool isOfFile = std::find(std::begin(kStagesOfFiles), std::end(kStagesOfFiles), options.stage) != std::end(kStagesOfFiles);
   LoadedProgram loaded;
-  if (int code = loadProgram(options, loaded))
+  if (int code = loadProgram(options, loaded, isOfFile ? EntryChoice::First : EntryChoice::Named))
     return code;
   if (options.stage == "ptx" || options.stage == "cubin")
     return emitKernels(options, loaded);

@@ -18,13 +18,20 @@ void addCommonOptions(CLI::App &command, Options &options) {
   command.add_option("-D", options.defines, "name=value of a const or param")->expected(1)->take_all();
   command.add_option("--bind", options.binds, "name=array.npy or name=segments(cu.npy)")->expected(1)->take_all();
   command.add_option("-I", options.includeDirs, "folder searched for imports")->expected(1)->take_all();
-  command.add_option("--batch", options.sizes.batch, "batch rows [1]");
-  command.add_option("--heads", options.sizes.heads, "query heads [1]");
-  command.add_option("--kv-heads", options.sizes.kvHeads, "heads of keys and values [heads]");
-  command.add_option("--q-len", options.sizes.qLen, "query rows");
-  command.add_option("--kv-len", options.sizes.kvLen, "key rows [q-len]");
-  command.add_option("--head-dim", options.headDim, "size of a head [64]");
-  command.add_option("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]");
+  command.add_option("--batch", options.sizes.batch, "batch rows [1]")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--heads", options.sizes.heads, "query heads [1]")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--kv-heads", options.sizes.kvHeads, "heads of keys and values [heads]")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--q-len", options.sizes.qLen, "query rows")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--kv-len", options.sizes.kvLen, "key rows [q-len]")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--head-dim", options.headDim, "size of a head [64]")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]")
+      ->check(CLI::NonNegativeNumber);
   command.add_option("--dtype", options.dtype, "f32, bf16 or f16 [f32 on cpu, bf16 on cuda]")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   command.add_flag("--layout-bshd,!--layout-bhsd", options.isBshd, "order of array axes [bhsd]");
@@ -61,7 +68,7 @@ StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string 
   return std::make_pair(text.substr(0, equals), text.substr(equals + 1));
 }
 
-int loadProgram(const Options &options, LoadedProgram &loaded) {
+int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choice) {
   CompileOptions compileOptions{.includeDirs = options.includeDirs};
   for (const std::string &define : options.defines) {
     auto parts = splitAssignment(define, "-D");
@@ -74,7 +81,9 @@ int loadProgram(const Options &options, LoadedProgram &loaded) {
     std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
   if (!result.program)
     return kInputWrong;
-  StatusOr<const EntryPoint *> entry = result.program->entry(options.entry);
+  const bool isFirst = choice == EntryChoice::First && options.entry.empty() && !result.program->entries().empty();
+  StatusOr<const EntryPoint *> entry =
+      result.program->entry(isFirst ? result.program->entries().front().name : options.entry);
   if (!entry)
     return reportFailure(entry.status());
   loaded = {result.program, *entry, result.compileMs};

@@ -44,8 +44,14 @@ struct LoadedProgram {
   double compileMs = 0;
 };
 
+/// Which entry point is meant when a file has several and none is named.
+enum class EntryChoice {
+  Named, ///< an error
+  First, ///< the first one, for what concerns the whole file
+};
+
 /// Compiles options.file; prints what the compiler says. Returns kDone and fills `loaded`, or the exit code.
-int loadProgram(const Options &options, LoadedProgram &loaded);
+int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choice = EntryChoice::Named);
 
 /// Reads the arrays of --bind and the values of -D.
 StatusOr<BindRequest> readBindRequest(const Options &options);
