@@ -18,12 +18,14 @@ for name in ("CPFLEX_NVRTC", "CPFLEX_FULL", "CPFLEX_CACHE_DIR", "CI"):
     if name in os.environ:
         config.environment[name] = os.environ[name]
 
+chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 config.substitutions += [
     ("%cpflexc", os.path.join(tools, "cpflexc")),
     ("%cpflex-opt", os.path.join(tools, "cpflex-opt")),
     ("%root", config.cpflex_source),
     ("%build", config.cpflex_build),
     ("%python", "/usr/bin/python3"),
+    ("%chromium", chromium or ""),
     ("%examples", os.path.join(config.cpflex_source, "examples")),
     ("%catalogue", os.path.join(config.cpflex_source, "test", "catalogue")),
 ]
@@ -36,6 +38,8 @@ if os.environ.get("CPFLEX_FULL"):
     config.available_features.add("full")
 if os.path.exists(os.path.join(tools, "cpflexc")):
     config.available_features.add("cpflexc")
+if chromium:
+    config.available_features.add("chromium")
 if shutil.which("mpirun"):
     config.available_features.add("mpi")
 if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:

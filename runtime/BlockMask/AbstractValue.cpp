@@ -21,8 +21,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 AbstractValue toBoolean(ValueType type, const AbstractValue &value) {
   if (type == ValueType::Float) {
-    bool canBeZero = value.floatLo <= 0 && value.floatHi >= 0;
-    bool onlyZero = value.floatLo == 0 && value.floatHi == 0 && !value.mayBeNaN;
+    bool canBeZero = value.floatLo() <= 0 && value.floatHi() >= 0;
+    bool onlyZero = value.floatLo() == 0 && value.floatHi() == 0 && !value.mayBeNaN();
     return AbstractValue::booleans(/*canBeTrue=*/!onlyZero, /*canBeFalse=*/canBeZero);
   }
   bool canBeZero = value.lo <= 0 && value.hi >= 0;
@@ -36,8 +36,8 @@ AbstractValue toInteger(ValueType type, const AbstractValue &value) {
     return AbstractValue::integers(0, 0);
   // Truncation toward zero and saturation are monotone.
   AbstractValue result =
-      AbstractValue::integers(ops::toInt(value.floatLo), ops::toInt(value.floatHi));
-  if (value.mayBeNaN)
+      AbstractValue::integers(ops::toInt(value.floatLo()), ops::toInt(value.floatHi()));
+  if (value.mayBeNaN())
     result = hull(ValueType::Int, result, AbstractValue::integers(0, 0));
   return result;
 }
@@ -87,22 +87,22 @@ AbstractValue AbstractValue::single(ValueType type, ScalarSlot slot) {
 }
 
 ScalarSlot AbstractValue::toSlot(ValueType type) const {
-  return type == ValueType::Float ? slotOfFloat(floatLo) : lo;
+  return type == ValueType::Float ? slotOfFloat(floatLo()) : lo;
 }
 
 bool AbstractValue::contains(ValueType type, ScalarSlot slot) const {
   if (type != ValueType::Float)
     return lo <= slot && slot <= hi;
   float value = floatOfSlot(slot);
-  return std::isnan(value) ? mayBeNaN : floatLo <= value && value <= floatHi;
+  return std::isnan(value) ? mayBeNaN() : floatLo() <= value && value <= floatHi();
 }
 
 AbstractValue hull(ValueType type, const AbstractValue &left, const AbstractValue &right) {
   if (type != ValueType::Float)
     return AbstractValue::integers(std::min(left.lo, right.lo), std::max(left.hi, right.hi));
-  return AbstractValue::floats(std::min(left.floatLo, right.floatLo),
-                               std::max(left.floatHi, right.floatHi),
-                               left.mayBeNaN || right.mayBeNaN);
+  return AbstractValue::floats(std::min(left.floatLo(), right.floatLo()),
+                               std::max(left.floatHi(), right.floatHi()),
+                               left.mayBeNaN() || right.mayBeNaN());
 }
 
 AbstractValue applyAbstract(Operation operation, ValueType operandType,

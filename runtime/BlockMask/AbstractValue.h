@@ -11,19 +11,26 @@
 namespace cpflex {
 
 /// The values that an expression may take over a tile. Bool, Int and U32 use [lo, hi], both ends
-/// included (Bool as 0 and 1). Float uses [floatLo, floatHi] for the values that are numbers (none
-/// when floatLo > floatHi) and mayBeNaN. Which members are meant follows from the type of the
-/// expression.
+/// included (Bool as 0 and 1). Float uses [floatLo(), floatHi()] for the values that are numbers
+/// (none when floatLo() > floatHi()) and mayBeNaN(). Which members are meant follows from the type
+/// of the expression. Two words, so that values travel in registers.
 struct AbstractValue {
+  struct FloatEnd {
+    float number;
+    bool hasNaN;
+  };
   union {
     int64_t lo = 0;
-    float floatLo;
+    FloatEnd floatBegin;
   };
   union {
     int64_t hi = 0;
-    float floatHi;
+    FloatEnd floatEnd;
   };
-  bool mayBeNaN = false;
+
+  float floatLo() const { return floatBegin.number; }
+  float floatHi() const { return floatEnd.number; }
+  bool mayBeNaN() const { return floatEnd.hasNaN; }
 
   static AbstractValue integers(int64_t lo, int64_t hi) {
     AbstractValue value;
@@ -36,9 +43,8 @@ struct AbstractValue {
   }
   static AbstractValue floats(float lo, float hi, bool mayBeNaN) {
     AbstractValue value;
-    value.floatLo = lo;
-    value.floatHi = hi;
-    value.mayBeNaN = mayBeNaN;
+    value.floatBegin = {lo, mayBeNaN};
+    value.floatEnd = {hi, mayBeNaN};
     return value;
   }
   /// Everything a value of the type can be.
@@ -49,11 +55,13 @@ struct AbstractValue {
   bool canBeTrue() const { return hi != 0; }
   bool canBeFalse() const { return lo == 0; }
   bool isSingle() const { return lo == hi; }
-  bool hasNumbers() const { return floatLo <= floatHi; }
+  bool hasNumbers() const { return floatLo() <= floatHi(); }
   /// Whether exactly one value of `type` is possible. Both zeros of Float compare equal and are two
   /// values.
   bool isSingle(ValueType type) const {
-    return type == ValueType::Float ? floatLo == floatHi && floatLo != 0 && !mayBeNaN : lo == hi;
+    if (type != ValueType::Float)
+      return lo == hi;
+    return floatLo() == floatHi() && floatLo() != 0 && !mayBeNaN();
   }
   /// The value as a slot when it is single.
   ScalarSlot toSlot(ValueType type) const;

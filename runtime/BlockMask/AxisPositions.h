@@ -26,22 +26,25 @@ public:
       starts_.push_back(size_);
       size_ += piece.count;
     }
+    isOnePiece_ = pieces_.size() == 1;
+    if (isOnePiece_)
+      only_ = pieces_.front();
   }
 
   int64_t size() const { return size_; }
-  bool isOnePiece() const { return pieces_.size() == 1; }
+  bool isOnePiece() const { return isOnePiece_; }
 
   int64_t position(int64_t row) const {
-    const AffinePiece &piece = pieces_[pieceOf(row)];
-    return piece.begin + (row - starts_[pieceOf(row)]) * piece.step;
+    if (isOnePiece_)
+      return only_.begin + row * only_.step;
+    size_t i = pieceOf(row);
+    return pieces_[i].begin + (row - starts_[i]) * pieces_[i].step;
   }
 
   /// Least and greatest position of a non-empty range of rows.
   std::pair<int64_t, int64_t> bounds(Range rows) const {
-    if (isOnePiece()) {
-      const AffinePiece &piece = pieces_.front();
-      return {piece.begin + rows.begin * piece.step, piece.begin + (rows.end - 1) * piece.step};
-    }
+    if (isOnePiece_)
+      return {only_.begin + rows.begin * only_.step, only_.begin + (rows.end - 1) * only_.step};
     int64_t lo = position(rows.begin), hi = position(rows.end - 1);
     for (size_t i = pieceOf(rows.begin); i < pieces_.size() && starts_[i] < rows.end; ++i) {
       Range part = partOf(i, rows);
@@ -91,6 +94,8 @@ private:
   std::vector<AffinePiece> pieces_;
   std::vector<int64_t> starts_;
   int64_t size_ = 0;
+  bool isOnePiece_ = false;
+  AffinePiece only_; ///< a copy at hand for the most frequent case
 };
 
 } // namespace cpflex

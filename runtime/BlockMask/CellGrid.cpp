@@ -13,7 +13,8 @@ class CellRow {
 public:
   explicit CellRow(const CellGrid &grid)
       : grid_(grid), fullSteps_(grid.numColumns + 1), full_(grid.numColumns),
-        isPartial_(grid.numColumns + 1), residual_(grid.numColumns) {}
+        isPartial_(grid.numColumns + 1), residual_(grid.numColumns),
+        hasResidual_(grid.numColumns) {}
 
   void add(const TileRun &run) {
     int64_t begin = std::max<int64_t>(run.begin, grid_.firstColumn);
@@ -26,7 +27,11 @@ public:
     if (run.tileClass == TileClass::Partial) {
       ++isPartial_[first];
       --isPartial_[last + 1];
-      residual_[first] = run.residual;
+      for (int64_t cell = first; cell <= last; ++cell) {
+        bool isOther = hasResidual_[cell] && residual_[cell] != run.residual;
+        residual_[cell] = isOther ? kMixedResiduals : run.residual;
+        hasResidual_[cell] = true;
+      }
       return;
     }
     if (first == last) {
@@ -71,6 +76,7 @@ private:
   const CellGrid &grid_;
   std::vector<int64_t> fullSteps_, full_, isPartial_;
   std::vector<uint8_t> residual_;
+  std::vector<bool> hasResidual_;
 };
 
 /// The tiles that a range of tokens touches; an empty range means all.

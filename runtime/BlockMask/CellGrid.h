@@ -17,8 +17,10 @@ enum class CellClass : uint8_t { Empty, Full, Partial, Different };
 struct CellRun {
   int32_t begin = 0, end = 0;
   CellClass cellClass = CellClass::Full;
-  uint8_t residual = 0; ///< of single-tile partial cells
+  uint8_t residual = 0; ///< of partial cells; kMixedResiduals where their tiles have several
 };
+
+inline constexpr uint8_t kMixedResiduals = 0xff;
 
 /// A window of a mask as rows of cells. Each cell covers `tilesPerRow` x `tilesPerColumn` tiles;
 /// the first begins at tile (firstRow, firstColumn).

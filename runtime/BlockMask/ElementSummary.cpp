@@ -66,13 +66,6 @@ ElementBounds boundsOf(const Element *data, int64_t stride, int64_t count, int64
   return result;
 }
 
-template <typename Element> int64_t ordered(Element value) {
-  if constexpr (std::is_integral_v<Element>)
-    return static_cast<int64_t>(value);
-  else
-    return orderOf(toFloat32(value));
-}
-
 /// Whether the line never decreases and holds no NaN.
 template <typename Element>
 bool isNonDecreasing(const Element *data, int64_t stride, int64_t count) {
@@ -126,6 +119,12 @@ LineSummary::LineSummary(const ElementLine &line, bool isKnownSorted) : line_(li
       mayBeSorted && (isKnownSorted || visitElements(line.type, line.data, [&](const auto *data) {
                         return isNonDecreasing(data, line.stride, line.count);
                       }));
+  if (isSorted_) {
+    ends_.reserve(ceilDivide(line.count, kBlock));
+    for (int64_t begin = 0; begin < line.count; begin += kBlock)
+      ends_.push_back(
+          {sortedElement(begin), sortedElement(std::min(begin + kBlock, line.count) - 1)});
+  }
   if (isSorted_ || line.count == 0)
     return;
   std::vector<ElementBounds> blocks(ceilDivide(line.count, kBlock));
@@ -160,13 +159,8 @@ ElementBounds LineSummary::scan(int64_t begin, int64_t end) const {
 
 ElementBounds LineSummary::bounds(int64_t begin, int64_t end) const {
   if (isSorted_) {
-    ElementBounds result;
-    visitElements(line_.type, line_.data, [&](const auto *data) {
-      result.lo = ordered(data[begin * line_.stride]);
-      result.hi = ordered(data[(end - 1) * line_.stride]);
-    });
-    result.secondLo = result.lo;
-    return result;
+    AbstractValue ends = sortedBounds(begin, end - 1);
+    return {.lo = ends.lo, .hi = ends.hi, .secondLo = ends.lo};
   }
   ElementBounds result;
   int64_t first = ceilDivide(begin, kBlock), last = end / kBlock; // whole blocks
@@ -198,7 +192,7 @@ ElementBounds LineSummary::withGap(ElementBounds bounds) const {
 }
 
 int64_t LineSummary::sizeInBytes() const {
-  int64_t total = sizeof(*this);
+  int64_t total = sizeof(*this) + static_cast<int64_t>(ends_.size() * sizeof(BlockEnds));
   for (const std::vector<ElementBounds> &level : levels_)
     total += static_cast<int64_t>(level.size() * sizeof(ElementBounds));
   return total;

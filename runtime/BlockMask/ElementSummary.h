@@ -2,10 +2,12 @@
 #pragma once
 
 #include "runtime/BlockMask/AbstractValue.h"
+#include "runtime/BlockMask/ElementAccess.h"
 #include "runtime/contract/Bindings.h"
 #include "runtime/contract/Range.h"
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace cpflex {
@@ -42,7 +44,8 @@ struct ElementLine {
 };
 
 /// Bounds of any range of a line: its ends when the line is sorted, otherwise a binary pyramid over
-/// blocks of 128 elements whose partly covered blocks are read.
+/// blocks of 128 elements whose partly covered blocks are read. The ends of a sorted line's blocks
+/// are kept side by side, because tiles most often begin and end there.
 class LineSummary {
 public:
   LineSummary(const ElementLine &line, bool isKnownSorted);
@@ -50,11 +53,28 @@ public:
   /// Bounds of elements [begin, end), a non-empty part of the line.
   ElementBounds bounds(int64_t begin, int64_t end) const;
   bool isSorted() const { return isSorted_; }
+  /// Elements [first, last], a part of a sorted line: its ends bound everything between them.
+  AbstractValue sortedBounds(int64_t first, int64_t last) const {
+    return AbstractValue::integers(
+        first % kBlock == 0 ? ends_[first / kBlock].first : sortedElement(first),
+        (last + 1) % kBlock == 0 ? ends_[last / kBlock].last : sortedElement(last));
+  }
   ElementType type() const { return line_.type; }
   int64_t sizeInBytes() const;
 
 private:
   static constexpr int64_t kBlock = 128;
+  struct BlockEnds {
+    int64_t first, last;
+  };
+  int64_t sortedElement(int64_t i) const {
+    return visitElements(line_.type, line_.data, [&](const auto *data) -> int64_t {
+      if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(*data)>>)
+        return static_cast<int64_t>(data[i * line_.stride]);
+      else
+        return 0; // floats are never summarised as sorted
+    });
+  }
   ElementBounds scan(int64_t begin, int64_t end) const;
   /// Without a known least element there is no gap above it to speak of.
   ElementBounds withGap(ElementBounds bounds) const;
@@ -62,6 +82,7 @@ private:
   ElementLine line_;
   bool isSorted_ = false;
   int64_t least_ = std::numeric_limits<int64_t>::min(); ///< the line's least element, once known
+  std::vector<BlockEnds> ends_; ///< of each block, when the line is sorted
   std::vector<std::vector<ElementBounds>> levels_; ///< levels_[l][i]: blocks [i << l, (i + 1) << l)
 };
 

@@ -18,9 +18,9 @@ AbstractValue onlyNaN() { return AbstractValue::floats(kInfinity, -kInfinity, tr
 AbstractValue zero() { return AbstractValue::floats(0, 0, false); }
 
 bool mayBeInfinite(const AbstractValue &x) {
-  return x.hasNumbers() && (std::isinf(x.floatLo) || std::isinf(x.floatHi));
+  return x.hasNumbers() && (std::isinf(x.floatLo()) || std::isinf(x.floatHi()));
 }
-bool mayBeZero(const AbstractValue &x) { return x.floatLo <= 0 && x.floatHi >= 0; }
+bool mayBeZero(const AbstractValue &x) { return x.floatLo() <= 0 && x.floatHi() >= 0; }
 
 AbstractValue hullOfCorners(const float (&corners)[4], bool mayBeNaN) {
   for (float corner : corners)
@@ -31,43 +31,43 @@ AbstractValue hullOfCorners(const float (&corners)[4], bool mayBeNaN) {
 }
 
 AbstractValue add(const AbstractValue &a, const AbstractValue &b) {
-  bool mayBeNaN = a.mayBeNaN || b.mayBeNaN || (mayBeInfinite(a) && mayBeInfinite(b));
-  float lo = a.floatLo + b.floatLo, hi = a.floatHi + b.floatHi;
+  bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN() || (mayBeInfinite(a) && mayBeInfinite(b));
+  float lo = a.floatLo() + b.floatLo(), hi = a.floatHi() + b.floatHi();
   return AbstractValue::floats(std::isnan(lo) ? -kInfinity : lo, std::isnan(hi) ? kInfinity : hi,
                                mayBeNaN);
 }
 
 AbstractValue negate(const AbstractValue &a) {
-  return AbstractValue::floats(-a.floatHi, -a.floatLo, a.mayBeNaN);
+  return AbstractValue::floats(-a.floatHi(), -a.floatLo(), a.mayBeNaN());
 }
 
 AbstractValue multiply(const AbstractValue &a, const AbstractValue &b) {
-  bool mayBeNaN = a.mayBeNaN || b.mayBeNaN || (mayBeZero(a) && mayBeInfinite(b)) ||
+  bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN() || (mayBeZero(a) && mayBeInfinite(b)) ||
                   (mayBeInfinite(a) && mayBeZero(b));
   return hullOfCorners(
-      {a.floatLo * b.floatLo, a.floatLo * b.floatHi, a.floatHi * b.floatLo, a.floatHi * b.floatHi},
+      {a.floatLo() * b.floatLo(), a.floatLo() * b.floatHi(), a.floatHi() * b.floatLo(), a.floatHi() * b.floatHi()},
       mayBeNaN);
 }
 
 AbstractValue divide(const AbstractValue &a, const AbstractValue &b) {
-  if (b.floatLo == 0 && b.floatHi == 0)
-    return b.mayBeNaN ? AbstractValue::floats(0, 0, true) : zero();
+  if (b.floatLo() == 0 && b.floatHi() == 0)
+    return b.mayBeNaN() ? AbstractValue::floats(0, 0, true) : zero();
   if (mayBeZero(b))
     return unknownFloat();
-  bool mayBeNaN = a.mayBeNaN || b.mayBeNaN || (mayBeInfinite(a) && mayBeInfinite(b));
+  bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN() || (mayBeInfinite(a) && mayBeInfinite(b));
   return hullOfCorners(
-      {a.floatLo / b.floatLo, a.floatLo / b.floatHi, a.floatHi / b.floatLo, a.floatHi / b.floatHi},
+      {a.floatLo() / b.floatLo(), a.floatLo() / b.floatHi(), a.floatHi() / b.floatLo(), a.floatHi() / b.floatHi()},
       mayBeNaN);
 }
 
 AbstractValue floorOf(const AbstractValue &a) {
-  return AbstractValue::floats(ops::floor(a.floatLo), ops::floor(a.floatHi), a.mayBeNaN);
+  return AbstractValue::floats(ops::floor(a.floatLo()), ops::floor(a.floatHi()), a.mayBeNaN());
 }
 
 AbstractValue absolute(const AbstractValue &a) {
-  float least = mayBeZero(a) ? 0.0f : std::min(std::fabs(a.floatLo), std::fabs(a.floatHi));
-  return AbstractValue::floats(least, std::max(std::fabs(a.floatLo), std::fabs(a.floatHi)),
-                               a.mayBeNaN);
+  float least = mayBeZero(a) ? 0.0f : std::min(std::fabs(a.floatLo()), std::fabs(a.floatHi()));
+  return AbstractValue::floats(least, std::max(std::fabs(a.floatLo()), std::fabs(a.floatHi())),
+                               a.mayBeNaN());
 }
 
 /// Widens by some units in the last place, more than libraries differ.
@@ -81,7 +81,7 @@ AbstractValue widened(float lo, float hi, bool mayBeNaN) {
 }
 
 AbstractValue increasing(float (*function)(float), const AbstractValue &a) {
-  return widened(function(a.floatLo), function(a.floatHi), a.mayBeNaN);
+  return widened(function(a.floatLo()), function(a.floatHi()), a.mayBeNaN());
 }
 
 AbstractValue applyUnary(Operation operation, const AbstractValue &a) {
@@ -93,18 +93,18 @@ AbstractValue applyUnary(Operation operation, const AbstractValue &a) {
   case Operation::Exp2: return increasing(ops::exp2, a);
   case Operation::Tanh: return increasing(ops::tanh, a);
   case Operation::Sigmoid: return increasing(ops::sigmoid, a);
-  case Operation::Log: return a.floatLo > 0 ? increasing(ops::log, a) : unknownFloat();
-  case Operation::Log1p: return a.floatLo > -1 ? increasing(ops::log1p, a) : unknownFloat();
+  case Operation::Log: return a.floatLo() > 0 ? increasing(ops::log, a) : unknownFloat();
+  case Operation::Log1p: return a.floatLo() > -1 ? increasing(ops::log1p, a) : unknownFloat();
   case Operation::Sqrt:
-    if (a.floatLo < 0)
+    if (a.floatLo() < 0)
       return unknownFloat();
-    return AbstractValue::floats(ops::sqrt(a.floatLo), ops::sqrt(a.floatHi), a.mayBeNaN);
+    return AbstractValue::floats(ops::sqrt(a.floatLo()), ops::sqrt(a.floatHi()), a.mayBeNaN());
   case Operation::Rsqrt:
-    if (a.floatLo <= 0)
+    if (a.floatLo() <= 0)
       return unknownFloat();
-    return widened(ops::rsqrt(a.floatHi), ops::rsqrt(a.floatLo), a.mayBeNaN);
+    return widened(ops::rsqrt(a.floatHi()), ops::rsqrt(a.floatLo()), a.mayBeNaN());
   case Operation::Sin:
-  case Operation::Cos: return AbstractValue::floats(-1, 1, a.mayBeNaN || mayBeInfinite(a));
+  case Operation::Cos: return AbstractValue::floats(-1, 1, a.mayBeNaN() || mayBeInfinite(a));
   default: return unknownFloat();
   }
 }
@@ -118,15 +118,15 @@ AbstractValue remainder(const AbstractValue &a, const AbstractValue &b) {
 
 AbstractValue compare(Operation operation, const AbstractValue &a, const AbstractValue &b) {
   // A NaN compares false with everything, so that only `!=` can be true of it.
-  bool mayBeNaN = a.mayBeNaN || b.mayBeNaN;
+  bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN();
   bool haveNumbers = a.hasNumbers() && b.hasNumbers();
-  bool canBeEqual = haveNumbers && a.floatLo <= b.floatHi && b.floatLo <= a.floatHi;
+  bool canBeEqual = haveNumbers && a.floatLo() <= b.floatHi() && b.floatLo() <= a.floatHi();
   bool canDiffer =
-      haveNumbers && !(a.floatLo == a.floatHi && b.floatLo == b.floatHi && a.floatLo == b.floatLo);
-  bool canBeLess = haveNumbers && a.floatLo < b.floatHi;
-  bool canBeGreater = haveNumbers && a.floatHi > b.floatLo;
-  bool canBeLessOrEqual = haveNumbers && a.floatLo <= b.floatHi;
-  bool canBeGreaterOrEqual = haveNumbers && a.floatHi >= b.floatLo;
+      haveNumbers && !(a.floatLo() == a.floatHi() && b.floatLo() == b.floatHi() && a.floatLo() == b.floatLo());
+  bool canBeLess = haveNumbers && a.floatLo() < b.floatHi();
+  bool canBeGreater = haveNumbers && a.floatHi() > b.floatLo();
+  bool canBeLessOrEqual = haveNumbers && a.floatLo() <= b.floatHi();
+  bool canBeGreaterOrEqual = haveNumbers && a.floatHi() >= b.floatLo();
   switch (operation) {
   case Operation::Eq: return AbstractValue::booleans(canBeEqual, canDiffer || mayBeNaN);
   case Operation::Ne: return AbstractValue::booleans(canDiffer || mayBeNaN, canBeEqual);
@@ -175,11 +175,11 @@ AbstractValue applyToFloats(Operation operation, const AbstractValue *x) {
   case Operation::FloorDiv: return floorOf(divide(a, b));
   case Operation::Mod: return remainder(a, b);
   case Operation::Min:
-    return AbstractValue::floats(std::min(a.floatLo, b.floatLo), std::min(a.floatHi, b.floatHi),
-                                 a.mayBeNaN || b.mayBeNaN);
+    return AbstractValue::floats(std::min(a.floatLo(), b.floatLo()), std::min(a.floatHi(), b.floatHi()),
+                                 a.mayBeNaN() || b.mayBeNaN());
   case Operation::Max:
-    return AbstractValue::floats(std::max(a.floatLo, b.floatLo), std::max(a.floatHi, b.floatHi),
-                                 a.mayBeNaN || b.mayBeNaN);
+    return AbstractValue::floats(std::max(a.floatLo(), b.floatLo()), std::max(a.floatHi(), b.floatHi()),
+                                 a.mayBeNaN() || b.mayBeNaN());
   default: return unknownFloat();
   }
 }

@@ -122,12 +122,9 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
   ValueType type = node.resultType;
   const LineSummary *line = load.line;
   if (line && line->isSorted() && type == ValueType::Int) {
-    // The ends of a sorted line bound everything between them.
     const AbstractValue &at = values_[node.operands[0]];
-    if (at.lo >= 0 && at.hi < load.shape[0]) {
-      ElementBounds bounds = line->bounds(at.lo, at.hi + 1);
-      return AbstractValue::integers(bounds.lo, bounds.hi);
-    }
+    if (at.lo >= 0 && at.hi < load.shape[0])
+      return line->sortedBounds(at.lo, at.hi);
   }
   // 1. The part of the array within reach; an index outside of it means 0.
   Range reach[kMaxCaptureRank];

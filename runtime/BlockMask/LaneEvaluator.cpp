@@ -71,6 +71,17 @@ void applyLanes(Operation operation, ValueType operandType, std::byte *const *op
   }
 }
 
+bool comparesWithZero(Operation operation, int64_t x) {
+  switch (operation) {
+  case Operation::Lt: return x < 0;
+  case Operation::Le: return x <= 0;
+  case Operation::Gt: return x > 0;
+  case Operation::Ge: return x >= 0;
+  case Operation::Eq: return x == 0;
+  default: return x != 0;
+  }
+}
+
 /// Compares at + step*i with 0.
 void compareLanes(Operation operation, int64_t at, int64_t step, uint8_t *out, int64_t count) {
   auto run = [&](auto compare) {
@@ -170,12 +181,26 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
     const ProgramNode &node = program_->nodes[i];
     switch (node.form) {
     case NodeForm::Affine: scalars_[i] = node.offset + node.qFactor * q + node.kvFactor * kv; break;
-    case NodeForm::AffineCompare: {
-      ScalarSlot sides[2] = {node.offset + node.qFactor * q + node.kvFactor * kv, 0};
-      scalars_[i] = applyOperation(node.operation, ValueType::Int, sides);
+    case NodeForm::AffineCompare:
+      scalars_[i] =
+          comparesWithZero(node.operation, node.offset + node.qFactor * q + node.kvFactor * kv);
       break;
-    }
     case NodeForm::Operation: {
+      // The most frequent ones, without the way through the table of operations.
+      ScalarSlot first = scalars_[node.operands[0]];
+      ScalarSlot second = scalars_[std::max(node.operands[1], 0)];
+      if (node.operandType == ValueType::Bool && node.operation == Operation::And) {
+        scalars_[i] = first & second;
+        break;
+      }
+      if (node.operandType == ValueType::Bool && node.operation == Operation::Or) {
+        scalars_[i] = first | second;
+        break;
+      }
+      if (node.operandType == ValueType::Int && node.operation == Operation::Eq) {
+        scalars_[i] = first == second;
+        break;
+      }
       ScalarSlot operands[3] = {};
       for (int k = 0; k < 3 && node.operands[k] >= 0; ++k)
         operands[k] = scalars_[node.operands[k]];

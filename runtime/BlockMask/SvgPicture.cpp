@@ -1,7 +1,6 @@
 // Draws masks as SVG: one rectangle per run of cells, axes in tokens, a legend, and titles that
 // browsers show on hover.
 #include "runtime/BlockMask/BlockMaskPicture.h"
-#include "runtime/BlockMask/BlockMaskStatistics.h"
 #include "runtime/BlockMask/CellGrid.h"
 #include "runtime/BlockMask/PictureParts.h"
 
@@ -15,7 +14,9 @@ namespace cpflex {
 namespace {
 
 constexpr int64_t kMargin = 72;        // left of and above the grid, for the axes
-constexpr int64_t kTargetPixels = 640; // wanted size of the grid
+constexpr int64_t kTargetPixels = 640; // wanted size of the only panel's grid
+constexpr int64_t kPanelPixels = 256;  // of one of several
+constexpr int64_t kLeastWidth = 480;   // for the texts
 constexpr int64_t kFooter = 64;
 constexpr int64_t kNumTicks = 8;
 
@@ -52,28 +53,28 @@ const char *nameOf(CellClass cellClass) {
   return "";
 }
 
-/// One SVG document in the making.
-class SvgPage {
+/// One panel as an SVG element of its own, which lies inside the document.
+class SvgPanel {
 public:
-  SvgPage(const BlockMask &mask, const CellGrid &grid, const PictureOptions &options)
-      : mask_(mask), grid_(grid), options_(options) {
-    int64_t longest = std::max<int64_t>({grid.numRows, grid.numColumns, 1});
-    cell_ =
-        options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
+  SvgPanel(const BlockMask &mask, const PicturePanel &panel, const PictureOptions &options)
+      : mask_(mask), grid_(panel.grid), panel_(panel), options_(options) {
+    int64_t longest = std::max<int64_t>({grid_.numRows, grid_.numColumns, 1});
+    int64_t pixels = panel.title.empty() ? kTargetPixels : kPanelPixels;
+    cell_ = options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, pixels / longest);
   }
 
-  std::string draw(const std::string &statistics, std::initializer_list<CellClass> legend) {
-    int64_t width = std::max<int64_t>(grid_.numColumns * cell_ + 2 * kMargin, 480);
-    int64_t height = grid_.numRows * cell_ + kMargin + kFooter + 16;
-    add("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
-        "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"11\">\n",
-        width, height);
-    add("<style>.e{{fill:#f4f4f0}}.f{{fill:#1f4e79}}.p{{fill:#e69f00}}.d{{fill:#c0392b}}"
-        ".b{{stroke:#2a9d5c;stroke-width:1;stroke-dasharray:3 2}}"
-        ".c:hover{{stroke:#000;stroke-width:1}}</style>\n");
-    add("<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n");
-    if (!options_.title.empty())
-      add("<text x=\"{}\" y=\"18\" font-size=\"14\">{}</text>\n", kMargin, escaped(options_.title));
+  int64_t width() const {
+    return std::max<int64_t>(grid_.numColumns * cell_ + 2 * kMargin, kLeastWidth);
+  }
+  int64_t height() const { return grid_.numRows * cell_ + kMargin + kFooter + 16; }
+
+  std::string draw(int64_t left, int64_t top, std::initializer_list<CellClass> legend) {
+    add("<svg x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\">\n", left, top, width(), height());
+    std::string title = options_.title;
+    if (!panel_.title.empty())
+      title += (title.empty() ? "" : ", ") + panel_.title;
+    if (!title.empty())
+      add("<text x=\"{}\" y=\"18\" font-size=\"14\">{}</text>\n", kMargin, escaped(title));
     addAxes();
     add("<rect class=\"e\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>\n", kMargin, kMargin,
         grid_.numColumns * cell_, grid_.numRows * cell_);
@@ -89,7 +90,8 @@ public:
       x += 78;
     }
     add("<text x=\"{}\" y=\"{}\">{}</text>\n", x, y, describeCells(mask_, grid_));
-    add("<text x=\"{}\" y=\"{}\">{}</text>\n</svg>\n", kMargin, y + 20, escaped(statistics));
+    add("<text x=\"{}\" y=\"{}\">{}</text>\n</svg>\n", kMargin, y + 20,
+        escaped(panel_.statistics));
     return std::move(out_);
   }
 
@@ -114,12 +116,13 @@ private:
   void addRun(int64_t row, const CellRun &run) {
     Range q = rowTokens(row), kv = columnTokens(run.begin, run.end);
     add("<rect class=\"c {}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>q {}..{}, kv "
-        "{}..{}: "
-        "{}",
+        "{}..{}: {}",
         styleOf(run.cellClass), kMargin + run.begin * cell_, kMargin + row * cell_,
         (run.end - run.begin) * cell_, cell_, q.begin, q.end, kv.begin, kv.end,
         nameOf(run.cellClass));
-    if (run.cellClass == CellClass::Partial && run.residual < options_.residuals.size())
+    bool isOneTile = grid_.tilesPerRow == 1 && grid_.tilesPerColumn == 1;
+    if (run.cellClass == CellClass::Partial && isOneTile &&
+        run.residual < options_.residuals.size())
       add(", {}", escaped(options_.residuals[run.residual]));
     add("</title></rect>\n");
   }
@@ -145,6 +148,14 @@ private:
 
   /// Lines where documents begin, across both axes.
   void addBounds() {
+    // Lines closer than the cells would only hide them.
+    Range shown = intersection({grid_.firstColumn * mask_.tileKV, grid_.lastColumn * mask_.tileKV},
+                               {0, mask_.kvLen});
+    int64_t numShown =
+        std::count_if(options_.documentBounds.begin(), options_.documentBounds.end(),
+                      [&](int64_t token) { return shown.begin < token && token < shown.end; });
+    if (numShown > grid_.numColumns)
+      return;
     double perColumn =
         static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerColumn * mask_.tileKV);
     double perRow =
@@ -165,10 +176,41 @@ private:
 
   const BlockMask &mask_;
   const CellGrid &grid_;
+  const PicturePanel &panel_;
   const PictureOptions &options_;
   int64_t cell_ = 1;
   std::string out_;
 };
+
+/// The document of all panels.
+std::string drawPanels(const BlockMask &mask, const PicturePanels &panels,
+                       const PictureOptions &options, std::initializer_list<CellClass> legend) {
+  int64_t panelWidth = 0, panelHeight = 0;
+  for (const PicturePanel &panel : panels.panels) {
+    SvgPanel drawn(mask, panel, options);
+    panelWidth = std::max(panelWidth, drawn.width());
+    panelHeight = std::max(panelHeight, drawn.height());
+  }
+  int64_t count = static_cast<int64_t>(panels.panels.size());
+  int64_t width = std::min(panels.columns, count) * panelWidth;
+  int64_t panelsEnd = ceilDivide(count, panels.columns) * panelHeight;
+  int64_t height = panelsEnd + (panels.leftOut.empty() ? 0 : kFooter);
+  std::string out = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
+      "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"11\">\n"
+      "<style>.e{{fill:#f4f4f0}}.f{{fill:#1f4e79}}.p{{fill:#e69f00}}.d{{fill:#c0392b}}"
+      ".b{{stroke:#2a9d5c;stroke-width:1;stroke-dasharray:3 2}}"
+      ".c:hover{{stroke:#000;stroke-width:1}}</style>\n"
+      "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
+      width, height);
+  for (int64_t i = 0; i < count; ++i)
+    out += SvgPanel(mask, panels.panels[i], options)
+               .draw(i % panels.columns * panelWidth, i / panels.columns * panelHeight, legend);
+  if (!panels.leftOut.empty())
+    out += fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kMargin, panelsEnd + kFooter / 2,
+                       escaped(panels.leftOut));
+  return out + "</svg>\n";
+}
 
 } // namespace
 
@@ -177,25 +219,19 @@ std::string drawSvg(const BlockMask &mask, const PictureOptions &options) {
     return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"480\" height=\"40\">"
                        "<text x=\"8\" y=\"24\">{}</text></svg>\n",
                        escaped(describeAbsence(mask, options)));
-  const TileRows &rows = mask.rows(options.batch, options.head);
-  CellGrid grid = cellsOf(mask, rows, options);
-  return SvgPage(mask, grid, options)
-      .draw(describeTiles(mask, rows), {CellClass::Full, CellClass::Partial, CellClass::Empty});
+  return drawPanels(mask, panelsOf(mask, options), options,
+                    {CellClass::Full, CellClass::Partial, CellClass::Empty});
 }
 
 StatusOr<MaskDifference> drawDifferenceSvg(const BlockMask &left, const BlockMask &right,
                                            const PictureOptions &options) {
-  CPFLEX_RETURN_IF_ERROR(verifySameShape(left, right, options));
-  TileRows rows = differenceOf(left, left.rows(options.batch, options.head),
-                               right.rows(options.batch, options.head));
+  StatusOr<PicturePanels> panels = differencePanelsOf(left, right, options);
+  if (!panels)
+    return panels.status();
   MaskDifference result;
-  result.differingTiles = countTiles(left, rows).partial;
-  CellGrid grid = cellsOf(left, rows, options);
-  markDifferent(grid);
-  std::string statistics = fmt::format("{} of {} tiles differ", result.differingTiles,
-                                       left.numQTiles() * left.numKVTiles());
+  result.differingTiles = panels->differingTiles;
   result.picture =
-      SvgPage(left, grid, options).draw(statistics, {CellClass::Different, CellClass::Empty});
+      drawPanels(left, *panels, options, {CellClass::Different, CellClass::Empty});
   return result;
 }
 

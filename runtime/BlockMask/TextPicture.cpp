@@ -1,7 +1,5 @@
 // Draws masks with characters, two per cell so that cells look square.
 #include "runtime/BlockMask/BlockMaskPicture.h"
-#include "runtime/BlockMask/BlockMaskStatistics.h"
-#include "runtime/BlockMask/CellGrid.h"
 #include "runtime/BlockMask/PictureParts.h"
 
 #include <fmt/format.h>
@@ -54,32 +52,38 @@ std::string drawText(const BlockMask &mask, const PictureOptions &options) {
     out += options.title + "\n";
   if (!hasPicture(mask, options))
     return out + describeAbsence(mask, options) + "\n";
-  const TileRows &rows = mask.rows(options.batch, options.head);
-  CellGrid grid = cellsOf(mask, rows, options);
-  appendCells(mask, grid, out);
-  out +=
-      fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full),
-                  textOf(CellClass::Partial), textOf(CellClass::Empty), describeCells(mask, grid));
-  out += describeTiles(mask, rows) + "\n";
-  return out;
+  PicturePanels panels = panelsOf(mask, options);
+  for (const PicturePanel &panel : panels.panels) {
+    if (!panel.title.empty())
+      out += panel.title + "\n";
+    appendCells(mask, panel.grid, out);
+    out += fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full),
+                       textOf(CellClass::Partial), textOf(CellClass::Empty),
+                       describeCells(mask, panel.grid));
+    out += panel.statistics + "\n";
+  }
+  return panels.leftOut.empty() ? out : out + panels.leftOut + "\n";
 }
 
 StatusOr<MaskDifference> drawDifferenceText(const BlockMask &left, const BlockMask &right,
                                             const PictureOptions &options) {
-  CPFLEX_RETURN_IF_ERROR(verifySameShape(left, right, options));
+  StatusOr<PicturePanels> panels = differencePanelsOf(left, right, options);
+  if (!panels)
+    return panels.status();
   MaskDifference result;
+  result.differingTiles = panels->differingTiles;
   if (!options.title.empty())
     result.picture += options.title + "\n";
-  TileRows rows = differenceOf(left, left.rows(options.batch, options.head),
-                               right.rows(options.batch, options.head));
-  result.differingTiles = countTiles(left, rows).partial;
-  CellGrid grid = cellsOf(left, rows, options);
-  markDifferent(grid);
-  appendCells(left, grid, result.picture);
-  result.picture +=
-      fmt::format("{} differs  {} same   {}\n{} of {} tiles differ\n", textOf(CellClass::Different),
-                  textOf(CellClass::Empty), describeCells(left, grid), result.differingTiles,
-                  left.numQTiles() * left.numKVTiles());
+  for (const PicturePanel &panel : panels->panels) {
+    if (!panel.title.empty())
+      result.picture += panel.title + "\n";
+    appendCells(left, panel.grid, result.picture);
+    result.picture += fmt::format("{} differs  {} same   {}\n{}\n", textOf(CellClass::Different),
+                                  textOf(CellClass::Empty), describeCells(left, panel.grid),
+                                  panel.statistics);
+  }
+  if (!panels->leftOut.empty())
+    result.picture += panels->leftOut + "\n";
   return result;
 }
 

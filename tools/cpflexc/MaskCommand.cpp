@@ -57,6 +57,8 @@ int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, Buil
 }
 
 int mask(const MaskCommandOptions &options) {
+  if (!options.other.empty() && (options.format == "json" || options.format == "npz"))
+    throw CLI::ValidationError(fmt::format("--diff draws text, svg or png; --format is '{}'", options.format));
   int64_t tileQ = 0, tileKV = 0;
   PictureOptions picture;
   parsePair(options.tile, 'x', tileQ, tileKV);
@@ -66,16 +68,25 @@ int mask(const MaskCommandOptions &options) {
   if (int code = build(options, tileQ, tileKV, built))
     return code;
   picture.title = built.loaded.entry->name;
+  picture.heads = PictureHeads::Distinct;
   const BlockMask &blockMask = built.result.mask;
+  if (options.format == "svg") {
+    picture.documentBounds =
+        documentBoundsOf(built.loaded.program->signature().captures, built.binding->bindings(), blockMask);
+    picture.residuals.push_back("the whole mask");
+    for (const Residual &residual : built.loaded.entry->residuals)
+      picture.residuals.push_back(residual.text);
+  }
   if (!options.other.empty()) {
     MaskCommandOptions otherOptions = options;
     otherOptions.file = options.other;
     BuiltMask other;
     if (int code = build(otherOptions, tileQ, tileKV, other))
       return code;
-    StatusOr<MaskDifference> difference = options.format == "svg"
-                                              ? drawDifferenceSvg(blockMask, other.result.mask, picture)
-                                              : drawDifferenceText(blockMask, other.result.mask, picture);
+    const auto draw = options.format == "svg"   ? drawDifferenceSvg
+                      : options.format == "png" ? drawDifferencePng
+                                                : drawDifferenceText;
+    StatusOr<MaskDifference> difference = draw(blockMask, other.result.mask, picture);
     return difference ? writeOutput(options, difference->picture) : reportFailure(difference.status());
   }
   std::optional<PairCounts> pairs;
@@ -90,11 +101,8 @@ int mask(const MaskCommandOptions &options) {
   }
   if (options.format == "json")
     return writeOutput(options, toJson(built.result, built.times, pairs ? &*pairs : nullptr) + "\n");
-  if (options.format == "svg") {
-    for (const Residual &residual : built.loaded.entry->residuals)
-      picture.residuals.push_back(residual.text);
+  if (options.format == "svg")
     return writeOutput(options, drawSvg(blockMask, picture));
-  }
   if (options.format == "png") {
     StatusOr<std::string> png = drawPng(blockMask, picture);
     return png ? writeOutput(options, *png) : reportFailure(png.status());

@@ -60,6 +60,85 @@ TEST(SvgPicture, HasOneTitledRectanglePerRun) {
   EXPECT_EQ(occurrences(svg, "<svg"), occurrences(svg, "</svg>"));
 }
 
+TEST(SvgPicture, EveryCellOfARunKnowsItsResidual) {
+  BlockMask mask = maskOf(16, 64, 16, 16, [](int64_t q, int64_t kv) { return kv <= q || kv > 40; });
+  mask.rowSets[0].runs = {{0, 3, TileClass::Partial, 2}, {3, 4, TileClass::Partial, 1}};
+  mask.rowSets[0].rowBegin = {0, 2};
+  std::vector<std::string> residuals = {"whole", "first", "second"};
+  std::string svg = drawSvg(mask, {.residuals = residuals});
+  EXPECT_NE(svg.find("kv 0..48: partial, second</title>"), std::string::npos) << svg;
+  EXPECT_NE(svg.find("kv 48..64: partial, first</title>"), std::string::npos);
+  // A cell of several tiles has no residual of its own.
+  svg = drawSvg(mask, {.maxCells = 2, .residuals = residuals});
+  EXPECT_EQ(svg.find("second"), std::string::npos);
+  EXPECT_EQ(svg.find("first"), std::string::npos);
+}
+
+TEST(SvgPicture, LeavesOutDocumentsThatLieCloserThanTheCells) {
+  std::vector<int64_t> bounds = {3, 6, 9, 12, 15};
+  EXPECT_EQ(occurrences(drawSvg(causalMask(64, 16), {.documentBounds = bounds}), "class=\"b\""), 0);
+  // In a window that shows few of them they are back.
+  PictureOptions zoomed{.rows = {0, 8}, .columns = {0, 8}, .documentBounds = bounds};
+  EXPECT_EQ(occurrences(drawSvg(causalMask(64, 4), zoomed), "class=\"b\""), 4);
+}
+
+TEST(SvgPicture, DocumentsBeginWhereASortedCaptureChanges) {
+  TapeBuilder builder;
+  builder.ints({7, 1});                                                    // of another length
+  builder.capture(ElementType::F32, std::vector<float>{0, 0, 1, 1}, {4}); // no ids
+  builder.ints({0, 0, 0, 5});                                              // not declared sorted
+  builder.ints({2, 2, 3, 4});
+  std::vector<CaptureDeclaration> declarations(4);
+  for (int slot : {0, 1, 3})
+    declarations[slot].isSorted = true;
+  EXPECT_EQ(documentBoundsOf(declarations, builder.bindings(), causalMask(4, 4)),
+            (std::vector<int64_t>{2, 3}));
+  EXPECT_TRUE(documentBoundsOf(declarations, builder.bindings(), causalMask(8, 4)).empty());
+}
+
+/// Two batches of three heads: heads 0 and 2 are causal, head 1 of each batch sees its own.
+BlockMask maskOfSixHeads() {
+  BlockMask mask = causalMask(64, 16);
+  mask.batch = 2;
+  mask.heads = 3;
+  mask.rowSetOf = {0, 1, 0, 0, 2, 0};
+  for (int64_t width : {1, 2})
+    mask.rowSets.push_back(
+        maskOf(64, 64, 16, 16, [&](int64_t q, int64_t kv) {
+          return q / 16 - kv / 16 < width && kv <= q;
+        }).rowSets[0]);
+  return mask;
+}
+
+TEST(HeadGrids, HaveAPanelForEachDistinctHead) {
+  BlockMask mask = maskOfSixHeads();
+  PictureOptions options{.heads = PictureHeads::Distinct, .title = "m"};
+  std::string svg = drawSvg(mask, options);
+  EXPECT_EQ(occurrences(svg, "<svg"), 4);
+  EXPECT_EQ(occurrences(svg, "</svg>"), 4);
+  for (const char *title : {">m, b 0, h 0 and 3 more<", ">m, b 0, h 1<", ">m, b 1, h 1<"})
+    EXPECT_NE(svg.find(title), std::string::npos) << title;
+  std::string text = drawText(mask, options);
+  EXPECT_NE(text.find("m\nb 0, h 0 and 3 more\n"), std::string::npos) << text;
+  EXPECT_EQ(occurrences(text, "16 tiles:"), 3);
+  EXPECT_EQ(text.find("shown"), std::string::npos);
+  // One panel has no title of its own.
+  EXPECT_EQ(drawText(causalMask(64, 16), options).find("b 0"), std::string::npos);
+}
+
+TEST(HeadGrids, SayHowManyTheyLeaveOut) {
+  BlockMask mask = causalMask(64, 16);
+  mask.heads = 70;
+  mask.rowSetOf.clear();
+  for (int32_t head = 0; head < 70; ++head) {
+    mask.rowSetOf.push_back(head);
+    mask.rowSets.push_back(mask.rowSets[0]);
+  }
+  PictureOptions options{.heads = PictureHeads::Distinct};
+  EXPECT_NE(drawText(mask, options).find("64 of 70 distinct (b, h) shown\n"), std::string::npos);
+  EXPECT_NE(drawSvg(mask, options).find(">64 of 70 distinct (b, h) shown<"), std::string::npos);
+}
+
 TEST(SvgPicture, SaysWhyThereIsNone) {
   EXPECT_NE(drawSvg(causalMask(0, 16), {}).find("nothing to draw of 0 x 0 tokens"),
             std::string::npos);
@@ -93,6 +172,13 @@ TEST(PngPicture, HoldsThePixelsOfEachCell) {
                                 20));
 }
 
+TEST(PngPicture, SeparatesThePanelsOfHeads) {
+  auto png = drawPng(maskOfSixHeads(), {.heads = PictureHeads::Distinct, .cellPixels = 1});
+  ASSERT_TRUE(png.isOk()) << png.status().message();
+  // Two by two panels of 4 x 4 cells, 8 pixels apart.
+  EXPECT_EQ(png->substr(16, 8), std::string("\0\0\0\x10\0\0\0\x10", 8));
+}
+
 TEST(PngPicture, RefusesSizesBeyondItsLimit) {
   EXPECT_EQ(drawPng(causalMask(64, 16), {.cellPixels = 5000}).status().message(),
             "the picture has 20000 x 20000 pixels; expected at most 16384 in an axis");
@@ -115,6 +201,25 @@ TEST(DifferencePicture, ShowsTheTilesThatDiffer) {
   ASSERT_TRUE(svg.isOk());
   EXPECT_NE(svg->picture.find("kv 0..16: differs"), std::string::npos);
   EXPECT_EQ(drawDifferenceText(causal, causal, {})->differingTiles, 0);
+  auto png = drawDifferencePng(causal, strict, {.cellPixels = 1});
+  ASSERT_TRUE(png.isOk());
+  EXPECT_EQ(png->differingTiles, 7);
+  EXPECT_EQ(png->picture.substr(1, 3), "PNG");
+}
+
+TEST(DifferencePicture, ShowsTheHeadsThatDiffer) {
+  BlockMask left = maskOfSixHeads(), right = left;
+  right.rowSetOf[4] = 1; // b 1, h 1
+  PictureOptions options{.heads = PictureHeads::Distinct};
+  auto difference = drawDifferenceText(left, right, options);
+  ASSERT_TRUE(difference.isOk());
+  EXPECT_EQ(difference->differingTiles, 3);
+  EXPECT_EQ(occurrences(difference->picture, "tiles differ"), 1);
+  // Residuals are numbered by each program on its own.
+  right = left;
+  for (TileRun &run : right.rowSets[0].runs)
+    run.residual = run.tileClass == TileClass::Partial;
+  EXPECT_EQ(drawDifferenceText(left, right, options)->differingTiles, 0);
 }
 
 TEST(DifferencePicture, NeedsEqualShapes) {
@@ -125,6 +230,8 @@ TEST(DifferencePicture, NeedsEqualShapes) {
   EXPECT_EQ(
       drawDifferenceSvg(causalMask(64, 16), causalMask(64, 16), {.batch = -1}).status().message(),
       "the mask has 1 x 1 (batch, head); expected (-1, 0) to be one of them");
+  EXPECT_EQ(drawDifferencePng(causalMask(64, 16), maskOfSixHeads(), {}).status().message(),
+            "the masks have 1 x 1 and 2 x 3 (batch, head); expected equal numbers");
 }
 
 TEST(Statistics, JsonHoldsThePromisedFields) {

@@ -1,6 +1,7 @@
 // Does every interval answer contain what really happens? Fuzzes the rule of each operation, whole
 // random predicates over tiles of every size, and the finished masks, against plain interpretation.
-// CPFLEX_FUZZ_SCALE multiplies the rounds.
+// 100,000 tiles; with CPFLEX_FULL a million, of 25,000 predicates. CPFLEX_FUZZ_SCALE sets another
+// multiple of 100,000.
 #include "runtime/BlockMask/AbstractValue.h"
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
@@ -9,6 +10,8 @@
 #include "test/runtime/BlockMask/BruteForce.h"
 #include "test/runtime/BlockMask/RandomTape.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,13 +19,16 @@
 #include <iostream>
 #include <limits>
 #include <random>
+#include <set>
+#include <string>
 
 namespace cpflex::test {
 namespace {
 
 int64_t fuzzScale() {
-  const char *text = std::getenv("CPFLEX_FUZZ_SCALE");
-  return text ? std::max<int64_t>(1, std::atoll(text)) : 1;
+  if (const char *text = std::getenv("CPFLEX_FUZZ_SCALE"))
+    return std::max<int64_t>(1, std::atoll(text));
+  return std::getenv("CPFLEX_FULL") ? 10 : 1;
 }
 
 constexpr int64_t kQLen = 21, kKVLen = 27;
@@ -162,16 +168,37 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
     }
 }
 
-TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
-  const int64_t numTapes = 2500 * fuzzScale();
+/// What a run over random predicates and tiles has seen.
+struct FuzzTable {
+  int64_t tiles = 0, unsound = 0;
+  int64_t truths[3] = {}, answers[3] = {}; ///< by class
+  std::map<Operation, int64_t> uses;       ///< tiles of predicates with the operation, per use
+  std::set<std::string> expressions;
+  std::set<std::pair<int64_t, int64_t>> qRanges, kvRanges;
+  std::string firstFault;
+};
+
+std::string textOf(const Tape &tape) {
+  std::string text;
+  for (const TapeInstruction &instruction : tape.instructions)
+    text += fmt::format("{}.{}.{}.{}({})", static_cast<int>(instruction.operation),
+                        static_cast<int>(instruction.operandType),
+                        static_cast<int>(instruction.resultType), instruction.immediate,
+                        fmt::join(instruction.operands, " "));
+  return text;
+}
+
+/// Shows `numTapes` random predicates and 40 tiles of each to classifiers. `makeClassifier` gives,
+/// for a program and the truth, a function from a tile to its class.
+template <typename MakeClassifier>
+FuzzTable fuzz(int64_t numTapes, const MakeClassifier &makeClassifier) {
   constexpr int kTilesPerTape = 40;
-  int64_t truths[3] = {}, answers[3] = {}, caught = 0;
-  std::map<Operation, int64_t> uses;
+  FuzzTable table;
   for (int64_t seed = 0; seed < numTapes; ++seed) {
     RandomTape tape = makeRandomTape(static_cast<uint64_t>(seed));
     Bindings bindings = tape.builder->bindings();
     Status status = verifyTape(tape.builder->tape(), bindings);
-    ASSERT_TRUE(status.isOk()) << status.message();
+    EXPECT_TRUE(status.isOk()) << status.message();
     std::mt19937_64 random(static_cast<uint64_t>(seed) * 977 + 5);
     int64_t b = static_cast<int64_t>(random() % 2), h = static_cast<int64_t>(random() % 2);
     BruteForce truth = bruteForceOf(tape, b, h);
@@ -182,19 +209,109 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
     options.positions = {0, kQLen - 1, 0, kKVLen - 1};
     options.summaries = &summaries;
     TapeProgram program = specialize(tape.builder->tape(), bindings, options);
-    IntervalEvaluator evaluator(program);
+    auto classify = makeClassifier(program, truth);
+    table.expressions.insert(textOf(tape.builder->tape()));
     for (auto [operation, count] : tape.uses)
-      uses[operation] += count * kTilesPerTape;
+      table.uses[operation] += count * kTilesPerTape;
     for (int i = 0; i < kTilesPerTape; ++i) {
       Range q = i == 0 ? Range{0, kQLen} : randomRange(random, kQLen);
       Range kv = i == 0 ? Range{0, kKVLen} : randomRange(random, kKVLen);
-      PositionBounds bounds{q.begin, q.end - 1, kv.begin, kv.end - 1};
-      TileClass answer = evaluator.classify(bounds), expected = truth.classOf(q, kv);
-      ++truths[static_cast<int>(expected)];
-      ++answers[static_cast<int>(answer)];
-      ASSERT_TRUE(isSound(answer, expected)) << "seed " << seed << " q " << q.begin << ".." << q.end
-                                             << " kv " << kv.begin << ".." << kv.end;
-      // A classifier that samples corners and centre, which this suite has to be able to refute.
+      TileClass answer = classify(q, kv), expected = truth.classOf(q, kv);
+      ++table.tiles;
+      ++table.truths[static_cast<int>(expected)];
+      ++table.answers[static_cast<int>(answer)];
+      table.qRanges.insert({q.begin, q.end});
+      table.kvRanges.insert({kv.begin, kv.end});
+      if (isSound(answer, expected))
+        continue;
+      ++table.unsound;
+      if (table.firstFault.empty())
+        table.firstFault = fmt::format("seed {} q {}..{} kv {}..{}: answered {}, is {}", seed,
+                                       q.begin, q.end, kv.begin, kv.end, static_cast<int>(answer),
+                                       static_cast<int>(expected));
+    }
+  }
+  return table;
+}
+
+TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
+  const int64_t scale = fuzzScale();
+  FuzzTable table = fuzz(2500 * scale, [](const TapeProgram &program, const BruteForce &) {
+    return [evaluator = IntervalEvaluator(program)](Range q, Range kv) mutable {
+      return evaluator.classify({q.begin, q.end - 1, kv.begin, kv.end - 1});
+    };
+  });
+  EXPECT_EQ(table.unsound, 0) << table.firstFault;
+
+  // What was tried has to be wide enough for the answer to mean something.
+  const char *names[] = {"empty", "full", "partial"};
+  std::cout << fmt::format("{} tiles of {} distinct expressions\n{:<10}{:>10}{:>8}{:>12}\n",
+                           table.tiles, table.expressions.size(), "class", "tiles", "%",
+                           "proved");
+  for (int i = 0; i < 3; ++i) {
+    std::cout << fmt::format(
+        "{:<10}{:>10}{:>8.1f}{:>12}\n", names[i], table.truths[i],
+        100.0 * static_cast<double>(table.truths[i]) / static_cast<double>(table.tiles),
+        i < 2 ? fmt::format("{}", table.answers[i]) : "");
+    EXPECT_GE(table.truths[i] * 100, table.tiles * 15) << names[i];
+  }
+  EXPECT_GE(table.tiles, 100000 * scale);
+  EXPECT_GE(static_cast<int64_t>(table.expressions.size()), 2000 * scale);
+  EXPECT_EQ(static_cast<int64_t>(table.qRanges.size()), kQLen * (kQLen + 1) / 2);
+  EXPECT_EQ(static_cast<int64_t>(table.kvRanges.size()), kKVLen * (kKVLen + 1) / 2);
+  const std::pair<Operation, const char *> mnemonics[] = {
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
+  {Operation::Enumerator, #mnemonic},
+#include "runtime/contract/Operations.def"
+      {Operation::Load, "load"},
+      {Operation::ReduceAny, "any"},
+      {Operation::ReduceAll, "all"},
+      {Operation::ReduceSum, "sum"},
+      {Operation::ReduceMin, "reduce min"},
+      {Operation::ReduceMax, "reduce max"},
+  };
+  std::cout << "uses of each operation:";
+  for (auto [operation, name] : mnemonics) {
+    std::cout << " " << name << " " << table.uses[operation];
+    EXPECT_GE(table.uses[operation], 500 * scale) << name;
+  }
+  std::cout << "\n";
+}
+
+TEST(Soundness, WhatATileDecidesStaysRightInsideIt) {
+  for (int64_t seed = 0; seed < 1500 * fuzzScale(); ++seed) {
+    RandomTape tape = makeRandomTape(static_cast<uint64_t>(seed) + 700000);
+    Bindings bindings = tape.builder->bindings();
+    std::mt19937_64 random(static_cast<uint64_t>(seed) * 977 + 5);
+    BruteForce truth = bruteForceOf(tape, 0, 1);
+    CaptureSummaries summaries;
+    SpecializationOptions options;
+    options.h = 1;
+    options.positions = {0, kQLen - 1, 0, kKVLen - 1};
+    options.summaries = &summaries;
+    TapeProgram program = specialize(tape.builder->tape(), bindings, options);
+    IntervalEvaluator evaluator(program);
+    for (int i = 0; i < 8; ++i) {
+      Range q = randomRange(random, kQLen), kv = randomRange(random, kKVLen);
+      if (evaluator.classify({q.begin, q.end - 1, kv.begin, kv.end - 1}) != TileClass::Partial)
+        continue;
+      std::optional<TapeProgram> shorter = evaluator.pruned();
+      if (!shorter)
+        continue;
+      IntervalEvaluator inside(*shorter);
+      Range innerQ = randomRange(random, q.size()), innerKV = randomRange(random, kv.size());
+      innerQ = {q.begin + innerQ.begin, q.begin + innerQ.end};
+      innerKV = {kv.begin + innerKV.begin, kv.begin + innerKV.end};
+      TileClass inner =
+          inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
+      ASSERT_TRUE(isSound(inner, truth.classOf(innerQ, innerKV))) << "seed " << seed;
+    }
+  }
+}
+
+TEST(TestOfTheTests, AClassifierThatSamplesCornersAndCentreFailsTheFuzzing) {
+  FuzzTable table = fuzz(250, [](const TapeProgram &, const BruteForce &truth) {
+    return [&truth](Range q, Range kv) {
       int64_t seen = 0;
       for (auto [row, column] : {std::pair{q.begin, kv.begin},
                                  {q.begin, kv.end - 1},
@@ -202,43 +319,10 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
                                  {q.end - 1, kv.end - 1},
                                  {(q.begin + q.end - 1) / 2, (kv.begin + kv.end - 1) / 2}})
         seen += truth.allowed({row, row + 1}, {column, column + 1});
-      TileClass sampled = seen == 0   ? TileClass::Empty
-                          : seen == 5 ? TileClass::Full
-                                      : TileClass::Partial;
-      caught += !isSound(sampled, expected);
-      // What a tile decides stays right for the tiles inside it.
-      if (answer == TileClass::Partial && i % 4 == 0)
-        if (std::optional<TapeProgram> shorter = evaluator.pruned()) {
-          IntervalEvaluator inside(*shorter);
-          Range innerQ = randomRange(random, q.size()), innerKV = randomRange(random, kv.size());
-          innerQ = {q.begin + innerQ.begin, q.begin + innerQ.end};
-          innerKV = {kv.begin + innerKV.begin, kv.begin + innerKV.end};
-          TileClass inner =
-              inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
-          ASSERT_TRUE(isSound(inner, truth.classOf(innerQ, innerKV))) << "pruned, seed " << seed;
-        }
-    }
-  }
-  const char *names[] = {"empty", "full", "partial"};
-  int64_t total = truths[0] + truths[1] + truths[2];
-  std::cout << "tiles by class:";
-  for (int i = 0; i < 3; ++i) {
-    std::cout << "  " << names[i] << " " << truths[i] << " (answered " << answers[i] << ")";
-    EXPECT_GE(truths[i] * 100, total * 15) << names[i];
-  }
-  std::cout << "  of " << total << "; corner sampling wrong on " << caught << "\n";
-  EXPECT_GT(caught, 100);
-  std::cout << "uses by operation:";
-  const std::pair<Operation, const char *> mnemonics[] = {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  {Operation::Enumerator, #mnemonic},
-#include "runtime/contract/Operations.def"
-  };
-  for (auto [operation, name] : mnemonics) {
-    std::cout << " " << name << " " << uses[operation];
-    EXPECT_GE(uses[operation], 5000 / 10) << name;
-  }
-  std::cout << "\n";
+      return seen == 0 ? TileClass::Empty : seen == 5 ? TileClass::Full : TileClass::Partial;
+    };
+  });
+  EXPECT_GT(table.unsound, table.tiles / 1000);
 }
 
 TEST(Soundness, PointEvaluatorsAgreeWithInterpretation) {
