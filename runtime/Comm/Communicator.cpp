@@ -15,25 +15,24 @@ Status exchange(Communicator &communicator, const MessageGroup &group, Deadline 
   return communicator.wait(*ticket, deadline);
 }
 
-Status sumOverRanks(Communicator &communicator, float *values, int64_t count, const std::string &purpose,
-                    Deadline deadline) {
-  const int32_t worldSize = communicator.worldSize();
+Status sumOverRanks(int32_t rank, int32_t worldSize, float *values, int64_t count, const std::string &purpose,
+                    const std::function<Status(const MessageGroup &)> &exchange) {
   const int64_t bytes = count * int64_t(sizeof(float));
   if (worldSize == 1 || count == 0)
     return Status::ok();
-  if (communicator.rank() != 0) {
-    CPFLEX_RETURN_IF_ERROR(exchange(communicator, {0, purpose, {{0, values, bytes}}, {}}, deadline));
-    return exchange(communicator, {1, purpose, {}, {{0, values, bytes}}}, deadline);
+  if (rank != 0) {
+    CPFLEX_RETURN_IF_ERROR(exchange({0, purpose, {{0, values, bytes}}, {}}));
+    return exchange({1, purpose, {}, {{0, values, bytes}}});
   }
   std::vector<float> foreign(static_cast<size_t>(count));
   MessageGroup result{1, purpose, {}, {}};
   for (int32_t peer = 1; peer < worldSize; ++peer) {
-    CPFLEX_RETURN_IF_ERROR(exchange(communicator, {0, purpose, {}, {{peer, foreign.data(), bytes}}}, deadline));
+    CPFLEX_RETURN_IF_ERROR(exchange({0, purpose, {}, {{peer, foreign.data(), bytes}}}));
     for (int64_t i = 0; i < count; ++i)
       values[i] += foreign[size_t(i)];
     result.sends.push_back({peer, values, bytes});
   }
-  return exchange(communicator, result, deadline);
+  return exchange(result);
 }
 
 } // namespace cpflex

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -62,8 +63,9 @@ public:
 /// Starts a group and waits for it.
 Status exchange(Communicator &communicator, const MessageGroup &group, Deadline deadline);
 
-/// Sums `count` f32 values over all ranks, in rank order, and leaves the sums on every rank.
-Status sumOverRanks(Communicator &communicator, float *values, int64_t count, const std::string &purpose,
-                    Deadline deadline);
+/// Sums `count` f32 values over all ranks, in rank order, and leaves the sums on every rank. `exchange` carries groups of
+/// messages that lie in host memory.
+Status sumOverRanks(int32_t rank, int32_t worldSize, float *values, int64_t count, const std::string &purpose,
+                    const std::function<Status(const MessageGroup &)> &exchange);
 
 } // namespace cpflex

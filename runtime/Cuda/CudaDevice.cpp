@@ -222,6 +222,22 @@ Status CudaEvent::record(cuda::Stream stream) const {
   return device_->driver().status(device_->driver().eventRecord(event_, stream), "cuEventRecord");
 }
 
+Status CudaEvent::delay(cuda::Stream stream) const {
+  CurrentContext current(*device_);
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  return device_->driver().status(device_->driver().streamWaitEvent(stream, event_, 0), "cuStreamWaitEvent");
+}
+
+StatusOr<bool> CudaEvent::isReached() const {
+  CurrentContext current(*device_);
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  cuda::Result result = device_->driver().eventQuery(event_);
+  if (result == cuda::kNotReady)
+    return false;
+  CPFLEX_RETURN_IF_ERROR(device_->driver().status(result, "cuEventQuery"));
+  return true;
+}
+
 Status CudaEvent::synchronize() const {
   CurrentContext current(*device_);
   CPFLEX_RETURN_IF_ERROR(current.status());

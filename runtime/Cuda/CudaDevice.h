@@ -137,6 +137,10 @@ public:
   CudaEvent &operator=(CudaEvent &&other) noexcept;
 
   Status record(cuda::Stream stream) const;
+  /// Work that follows in `stream` waits for the last record.
+  Status delay(cuda::Stream stream) const;
+  /// Whether what was recorded is done; never waits.
+  StatusOr<bool> isReached() const;
   /// Waits on the host; ok at once when never recorded.
   Status synchronize() const;
   /// Milliseconds from `begin` to this event; both recorded with timing and reached.

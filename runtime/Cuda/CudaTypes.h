@@ -14,6 +14,7 @@ using Module = struct ModuleHandle *;
 using Function = struct FunctionHandle *;
 using Stream = struct StreamHandle *;
 using Event = struct EventHandle *;
+using MemoryPool = struct MemoryPoolHandle *;
 
 /// The results that the runtime tells apart; every other value is passed on by name.
 enum Result : int {
@@ -61,6 +62,31 @@ enum FunctionAttribute : int { kMaxDynamicSharedSizeBytes = 8 };
 
 enum PointerAttribute : int { kPointerMemoryType = 2, kPointerDeviceOrdinal = 9 };
 enum MemoryType : unsigned { kMemoryTypeHost = 1, kMemoryTypeDevice = 2 };
+
+enum MemoryLocationType : int { kMemoryLocationDevice = 1 };
+struct MemoryLocation {
+  MemoryLocationType type = kMemoryLocationDevice;
+  int index = 0;
+};
+
+enum MemoryAllocationType : int { kMemoryAllocationPinned = 1 };
+enum MemoryPoolAttribute : int { kMemoryPoolReleaseThreshold = 4 };
+/// Pinned memory of one GPU that is not shared with other processes.
+struct MemoryPoolProperties {
+  MemoryAllocationType allocationType = kMemoryAllocationPinned;
+  int handleTypes = 0;
+  MemoryLocation location;
+  void *securityAttributes = nullptr;
+  size_t maxSize = 0;
+  unsigned char reserved[56] = {};
+};
+static_assert(sizeof(MemoryPoolProperties) == 88);
+
+enum MemoryAccessFlags : int { kMemoryReadWrite = 3 };
+struct MemoryAccess {
+  MemoryLocation location;
+  MemoryAccessFlags flags = kMemoryReadWrite;
+};
 
 enum StreamFlag : unsigned { kStreamNonBlocking = 1 };
 enum EventFlag : unsigned { kEventDefault = 0, kEventDisableTiming = 2 };

@@ -2,7 +2,6 @@
 // and the row terms D = rowsum(dO * O) - dLSE are known; gradients add up in f32.
 #include "runtime/Executor/Executor.h"
 #include "runtime/Executor/RankRun.h"
-#include "runtime/Host/PartialAttention.h"
 #include "runtime/Host/TileTensors.h"
 #include "runtime/Plan/Certificate.h"
 
@@ -53,7 +52,9 @@ Status BackwardPass::prepare() {
   const int64_t qRows = schedule.qLayout.shardSize(run_.rank()), kvRows = schedule.kvLayout.shardSize(run_.rank());
   run_.ledger().add(residentBytes(schedule, run_.rank()));
   auto single = [&](int64_t heads, int64_t rows, int64_t width) {
-    buffers_.push_back(std::make_unique<Buffer>(counted_, shape.batch * heads * rows * width * int64_t(sizeof(float))));
+    buffers_.push_back(std::make_unique<Buffer>(BufferSource{run_.device(), counted_},
+                                                shape.batch * heads * rows * width * int64_t(sizeof(float)),
+                                                ExecutionDevice::Contents::Zero));
     return denseView(buffers_.back()->data(), ElementType::F32, heads, rows, width);
   };
   dQ_ = single(shape.qHeads, qRows, shape.headDim);
@@ -71,8 +72,8 @@ Status BackwardPass::prepare() {
     problem.kvLen = kvRows;
     problem.headDim = shape.headDim;
     problem.vHeadDim = shape.vHeadDim;
-    CPFLEX_RETURN_IF_ERROR(hostAttentionRowTerm(problem, tensors_.out, tensors_.dOut, tensors_.dLse, rowTerm_,
-                                                run_.options().attention));
+    CPFLEX_RETURN_IF_ERROR(
+        run_.device().rowTerm(problem, tensors_.out, tensors_.dOut, tensors_.dLse, rowTerm_));
   }
   keys_ = std::make_unique<RowStore>(run_.rank(), Payload::KV, shape, std::vector{tensors_.k, tensors_.v});
   queries_ = std::make_unique<RowStore>(run_.rank(), Payload::QGradient, shape,
@@ -91,8 +92,9 @@ void BackwardPass::addOwn(const Compute &compute, const Operand &operand, const 
   int64_t local = 0;
   for (const OwnedRows &rows : operand.rows) {
     if (rows.owner == run_.rank())
-      addRows(partOf(from, 0, 0, local), partOf(to, compute.batch.begin, operand.heads.begin, rows.rows.begin),
-              compute.batch.size(), operand.heads.size(), rows.rows.size(), width);
+      run_.device().addRows(partOf(from, 0, 0, local),
+                            partOf(to, compute.batch.begin, operand.heads.begin, rows.rows.begin),
+                            {compute.batch.size(), operand.heads.size(), rows.rows.size(), width});
     local += rows.rows.size();
   }
 }
@@ -100,16 +102,14 @@ void BackwardPass::addOwn(const Compute &compute, const Operand &operand, const 
 Status BackwardPass::compute(const Compute &compute) {
   const CallShape &shape = run_.schedule().shape;
   Operand q = run_.operand(compute, *queries_), kv = run_.operand(compute, *keys_);
-  BlockMask mask;
-  StatusOr<AttentionProblem> problem = run_.problem(compute, q, kv, mask);
-  if (!problem)
-    return problem.status();
-  problem->sink = run_.call().sink;
+  StatusOr<PreparedCompute *> prepared = run_.prepared(compute, q, kv, run_.call().sink);
+  if (!prepared)
+    return prepared.status();
 
   HostBackwardTensors call;
   call.q = q.views[0];
   call.dOut = q.views[1];
-  if (problem->normalization == AttentionProblem::Normalization::Softmax) {
+  if ((*prepared)->problem.normalization == AttentionProblem::Normalization::Softmax) {
     call.lse = q.views[2];
     call.rowTerm = q.views[3];
   }
@@ -127,13 +127,15 @@ Status BackwardPass::compute(const Compute &compute) {
     if (operand.isOwnPiece)
       return partOf(own, compute.batch.begin, operand.heads.begin, operand.rows[0].rows.begin);
     buffers.push_back(std::make_unique<Buffer>(
-        run_.ledger(), compute.batch.size() * operand.heads.size() * operand.count * width * int64_t(sizeof(float))));
+        run_.buffers(), compute.batch.size() * operand.heads.size() * operand.count * width * int64_t(sizeof(float)),
+        ExecutionDevice::Contents::Zero));
     return denseView(buffers.back()->data(), ElementType::F32, operand.heads.size(), operand.count, width);
   };
   call.dQ = target(q, dQ_, shape.headDim);
   call.dK = target(kv, dK_, shape.headDim);
   call.dV = target(kv, dV_, shape.vHeadDim);
-  CPFLEX_RETURN_IF_ERROR(hostAttentionBackward(*problem, call, run_.options().attention));
+  CPFLEX_RETURN_IF_ERROR(run_.device().status());
+  CPFLEX_RETURN_IF_ERROR(run_.device().backward(**prepared, call));
   if (!q.isOwnPiece) {
     addOwn(compute, q, call.dQ, dQ_, shape.headDim);
     run_.post(compute, Payload::DQ, q, {call.dQ});
@@ -153,8 +155,9 @@ void BackwardPass::takeHome(Parcel &parcel) {
     const Slab &rows = parcel.slab(slab);
     for (size_t tensor = 0; tensor < kinds.size(); ++tensor) {
       const TensorView &to = payload == Payload::DQ ? dQ_ : tensor == 0 ? dK_ : dV_;
-      addRows(parcel.view(slab, tensor), partOf(to, rows.batch.begin, rows.heads.begin, rows.rows.begin),
-              rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width);
+      run_.device().addRows(parcel.view(slab, tensor),
+                            partOf(to, rows.batch.begin, rows.heads.begin, rows.rows.begin),
+                            {rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width});
     }
   }
 }
@@ -163,12 +166,10 @@ Status BackwardPass::finishGradients() {
   const Schedule &schedule = run_.schedule();
   const CallShape &shape = schedule.shape;
   const int64_t qRows = schedule.qLayout.shardSize(run_.rank()), kvRows = schedule.kvLayout.shardSize(run_.rank());
-  const int64_t qSizes[4] = {shape.batch, shape.qHeads, qRows, shape.headDim};
-  const int64_t kSizes[4] = {shape.batch, shape.kvHeads, kvRows, shape.headDim};
-  const int64_t vSizes[4] = {shape.batch, shape.kvHeads, kvRows, shape.vHeadDim};
-  CPFLEX_RETURN_IF_ERROR(convertTensor(dQ_, tensors_.dQ, qSizes));
-  CPFLEX_RETURN_IF_ERROR(convertTensor(dK_, tensors_.dK, kSizes));
-  CPFLEX_RETURN_IF_ERROR(convertTensor(dV_, tensors_.dV, vSizes));
+  ExecutionDevice &device = run_.device();
+  CPFLEX_RETURN_IF_ERROR(device.convert(dQ_, tensors_.dQ, {shape.batch, shape.qHeads, qRows, shape.headDim}));
+  CPFLEX_RETURN_IF_ERROR(device.convert(dK_, tensors_.dK, {shape.batch, shape.kvHeads, kvRows, shape.headDim}));
+  CPFLEX_RETURN_IF_ERROR(device.convert(dV_, tensors_.dV, {shape.batch, shape.kvHeads, kvRows, shape.vHeadDim}));
   if (tensors_.captureGradients)
     for (int capture = 0; capture < tensors_.numCaptures; ++capture)
       if (float *gradient = tensors_.captureGradients[capture])
@@ -181,10 +182,12 @@ Status BackwardPass::finishGradients() {
 
 Status BackwardPass::runAll() {
   CPFLEX_RETURN_IF_ERROR(prepare());
+  // Row terms leave with the first messages.
+  run_.device().transferAfterCompute();
   for (int32_t step = 0; step < run_.schedule().numSteps; ++step) {
     CPFLEX_RETURN_IF_ERROR(run_.startStep(step, *keys_, *queries_));
     for (const Compute *each : run_.computesOf(step)) {
-      const double begin = RankRun::seconds();
+      const int64_t begin = run_.mark(DeviceQueue::Compute);
       CPFLEX_RETURN_IF_ERROR(compute(*each));
       run_.record(TraceEvent::Lane::Compute, "backward", step, begin, 0);
     }
@@ -195,8 +198,7 @@ Status BackwardPass::runAll() {
       takeHome(*parcel);
   }
   CPFLEX_RETURN_IF_ERROR(finishGradients());
-  run_.finish();
-  return Status::ok();
+  return run_.finish();
 }
 
 } // namespace

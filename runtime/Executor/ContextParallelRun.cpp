@@ -1,6 +1,7 @@
 // Cuts whole arrays in shards and puts them together; see ContextParallelRun.h.
 #include "runtime/Executor/ContextParallelRun.h"
 #include "runtime/Comm/ThreadsCommunicator.h"
+#include "runtime/Executor/HostExecutionDevice.h"
 #include "runtime/Executor/RowStore.h"
 #include "runtime/Host/TileTensors.h"
 
@@ -11,12 +12,12 @@
 namespace cpflex {
 namespace {
 
-/// One sequence tensor: whole, and the shard of one rank.
+/// One sequence tensor: whole in host memory, and the shard of one rank where the rank computes.
 struct ShardedTensor {
   TensorView whole, local;
   const Layout *layout = nullptr;
   int64_t batch = 0, heads = 0, width = 0;
-  std::vector<uint8_t> memory;
+  std::vector<uint8_t> memory; ///< of the shard, on the host
 
   ShardedTensor(const TensorView &whole, const Layout &layout, int32_t rank, int64_t batch, int64_t heads, int64_t width)
       : whole(whole), layout(&layout), batch(batch), heads(heads), width(width) {
@@ -27,24 +28,26 @@ struct ShardedTensor {
     local = denseView(memory.data(), whole.type, heads, rows, width);
   }
 
-  /// Calls visit(part of whole, part of local, number of rows) for each affine piece of each batch row.
-  void visit(int32_t rank, const std::function<void(const TensorView &, const TensorView &, int64_t)> &visit) const {
+  /// Calls visit(part of whole, part of the shard on the host, number of rows) for each affine piece of each batch row.
+  void visit(int32_t rank, const std::function<void(const TensorView &, const TensorView &, int64_t)> &visit) {
+    TensorView shard = local;
+    shard.data = memory.data();
     for (int64_t b = 0; whole.data && b < batch; ++b) {
       int64_t row = 0;
       for (const AffinePiece &piece : layout->shard(b, rank).pieces) {
         TensorView from = partOf(whole, b, 0, piece.begin);
         from.strides[2] *= piece.step;
-        visit(from, partOf(local, b, 0, row), piece.count);
+        visit(from, partOf(shard, b, 0, row), piece.count);
         row += piece.count;
       }
     }
   }
-  void take(int32_t rank) const {
+  void take(int32_t rank) {
     visit(rank, [&](const TensorView &from, const TensorView &to, int64_t rows) {
       copyRows(from, to, 1, heads, rows, width);
     });
   }
-  void put(int32_t rank) const {
+  void put(int32_t rank) {
     visit(rank, [&](const TensorView &to, const TensorView &from, int64_t rows) {
       copyRows(from, to, 1, heads, rows, width);
     });
@@ -53,8 +56,10 @@ struct ShardedTensor {
 };
 
 /// All sequence tensors of a call on one rank.
-struct RankShards {
-  RankShards(const Schedule &schedule, const WholeTensors &tensors, int32_t rank, bool isBackward) {
+class RankShards {
+public:
+  RankShards(const Schedule &schedule, const WholeTensors &tensors, int32_t rank, bool isBackward, ExecutionDevice &device)
+      : rank_(rank), device_(device) {
     const CallShape &shape = schedule.shape;
     auto add = [&](const TensorView &view, const Layout &layout, int64_t heads, int64_t width) {
       return ShardedTensor(view, layout, rank, shape.batch, heads, width);
@@ -71,27 +76,73 @@ struct RankShards {
     outputs.push_back(add(isBackward ? tensors.dQ : none, qLayout, shape.qHeads, shape.headDim));
     outputs.push_back(add(isBackward ? tensors.dK : none, kvLayout, shape.kvHeads, shape.headDim));
     outputs.push_back(add(isBackward ? tensors.dV : none, kvLayout, shape.kvHeads, shape.vHeadDim));
-    for (const ShardedTensor &input : inputs)
-      input.take(rank);
     // Backward needs the log-sum-exp even when the caller does not.
     if (!outputs[1].whole.data) {
-      spareLse.resize(size_t(std::max<int64_t>(1, shape.batch * shape.qHeads * qLayout.shardSize(rank))));
-      outputs[1].local = denseView(spareLse.data(), ElementType::F32, shape.qHeads, qLayout.shardSize(rank), 1);
+      const int64_t rows = qLayout.shardSize(rank);
+      outputs[1].memory.resize(size_t(std::max<int64_t>(1, shape.batch * shape.qHeads * rows * sizeInBytes(ElementType::F32))));
+      outputs[1].local = denseView(outputs[1].memory.data(), ElementType::F32, shape.qHeads, rows, 1);
     }
   }
+  ~RankShards() {
+    for (void *memory : onDevice_)
+      device_.release(memory);
+  }
+  RankShards(const RankShards &) = delete;
+
+  /// Fills the inputs from the whole arrays, where the rank computes.
+  Status take() {
+    for (ShardedTensor &input : inputs)
+      input.take(rank_);
+    if (device_.memory() == ExecutionDevice::Memory::Host)
+      return Status::ok();
+    for (auto *tensors : {&inputs, &outputs})
+      for (ShardedTensor &tensor : *tensors) {
+        if (!tensor.local.data)
+          continue;
+        const int64_t bytes = int64_t(tensor.memory.size());
+        tensor.local.data =
+            device_.allocate(bytes, ExecutionDevice::Contents::Undefined, DeviceQueue::Transfer);
+        onDevice_.push_back(tensor.local.data);
+        if (tensors == &inputs)
+          CPFLEX_RETURN_IF_ERROR(device_.copyIn(tensor.local.data, tensor.memory.data(), bytes));
+      }
+    return device_.synchronize();
+  }
+
+  /// Brings the outputs to host memory.
+  Status fetch() {
+    if (device_.memory() == ExecutionDevice::Memory::Own)
+      for (ShardedTensor &output : outputs)
+        if (output.whole.data)
+          CPFLEX_RETURN_IF_ERROR(
+              device_.copyOut(output.memory.data(), output.local.data, int64_t(output.memory.size())));
+    return Status::ok();
+  }
+
+  /// Writes the outputs' rows in the whole arrays.
+  void put() {
+    for (ShardedTensor &output : outputs)
+      output.put(rank_);
+  }
+
   std::vector<ShardedTensor> inputs;  ///< q, k, v, dOut, dLse
   std::vector<ShardedTensor> outputs; ///< out, lse, dQ, dK, dV
-  std::vector<float> spareLse;
+
+private:
+  int32_t rank_;
+  ExecutionDevice &device_;
+  std::vector<void *> onDevice_;
 };
 
 Status runShards(const Schedule &forward, const Schedule *backward, const RankCall &call, const WholeTensors &tensors,
                  RankShards &shards, Communicator &communicator, const ExecutorOptions &options) {
+  CPFLEX_RETURN_IF_ERROR(shards.take());
   const auto &in = shards.inputs;
   const auto &out = shards.outputs;
   CPFLEX_RETURN_IF_ERROR(runForward(forward, call, {in[0].local, in[1].local, in[2].local, out[0].local, out[1].local},
                                     communicator, options));
   if (!backward)
-    return Status::ok();
+    return shards.fetch();
   RankBackwardTensors gradients;
   gradients.q = in[0].local;
   gradients.k = in[1].local;
@@ -106,7 +157,8 @@ Status runShards(const Schedule &forward, const Schedule *backward, const RankCa
   gradients.captureGradients = tensors.captureGradients;
   gradients.numCaptures = tensors.numCaptures;
   gradients.sinkGradient = tensors.sinkGradient;
-  return runBackward(*backward, call, gradients, communicator, options);
+  CPFLEX_RETURN_IF_ERROR(runBackward(*backward, call, gradients, communicator, options));
+  return shards.fetch();
 }
 
 Status checkWhole(const Schedule &forward, const Schedule *backward, const WholeTensors &tensors) {
@@ -136,54 +188,61 @@ Status runContextParallelHost(const Schedule &forward, const Schedule *backward,
   if (reports)
     reports->assign(size_t(forward.worldSize), {});
   return firstFailure(runRanksInThreads(forward.worldSize, [&](Communicator &communicator) -> Status {
-    const int32_t rank = communicator.rank();
     ExecutorOptions mine = options;
-    mine.report = reports ? &(*reports)[size_t(rank)] : nullptr;
+    mine.report = reports ? &(*reports)[size_t(communicator.rank())] : nullptr;
     mine.attention.threads = nullptr;
     mine.attention.workspace = nullptr;
     if (mine.attention.numThreads == 0)
       mine.attention.numThreads = 1;
-    RankShards shards(forward, tensors, rank, backward != nullptr);
-    // Rank 0 sums into the caller's arrays, the others into their own.
-    WholeTensors local = tensors;
-    std::vector<std::vector<float>> spare;
-    std::vector<float *> captures;
-    if (rank != 0 && tensors.captureGradients) {
-      for (int capture = 0; capture < tensors.numCaptures; ++capture) {
-        const bool isWanted = tensors.captureGradients[capture] != nullptr;
-        spare.emplace_back(isWanted ? size_t(numOwnElements(call.bindings->captures[capture])) : 0);
-        captures.push_back(isWanted ? spare.back().data() : nullptr);
-      }
-      local.captureGradients = captures.data();
-    }
-    std::vector<float> sink;
-    if (rank != 0 && tensors.sinkGradient) {
-      sink.resize(size_t(call.headOffset + forward.shape.qHeads));
-      local.sinkGradient = sink.data();
-    }
-    CPFLEX_RETURN_IF_ERROR(runShards(forward, backward, call, local, shards, communicator, mine));
-    // Ranks own different rows, so they write the whole arrays side by side.
-    for (const ShardedTensor &output : shards.outputs)
-      output.put(rank);
-    return Status::ok();
+    return runContextParallelThread(forward, backward, call, tensors, communicator, mine);
   }));
+}
+
+Status runContextParallelThread(const Schedule &forward, const Schedule *backward, const RankCall &call,
+                                const WholeTensors &tensors, Communicator &communicator, const ExecutorOptions &options) {
+  CPFLEX_RETURN_IF_ERROR(checkWhole(forward, backward, tensors));
+  const int32_t rank = communicator.rank();
+  HostExecutionDevice host(options.attention);
+  RankShards shards(forward, tensors, rank, backward != nullptr, options.device ? *options.device : host);
+  // Rank 0 sums into the caller's arrays, the others into their own.
+  WholeTensors local = tensors;
+  std::vector<std::vector<float>> spare;
+  std::vector<float *> captures;
+  if (rank != 0 && tensors.captureGradients) {
+    for (int capture = 0; capture < tensors.numCaptures; ++capture) {
+      const bool isWanted = tensors.captureGradients[capture] != nullptr;
+      spare.emplace_back(isWanted ? size_t(numOwnElements(call.bindings->captures[capture])) : 0);
+      captures.push_back(isWanted ? spare.back().data() : nullptr);
+    }
+    local.captureGradients = captures.data();
+  }
+  std::vector<float> sink;
+  if (rank != 0 && tensors.sinkGradient) {
+    sink.resize(size_t(call.headOffset + forward.shape.qHeads));
+    local.sinkGradient = sink.data();
+  }
+  CPFLEX_RETURN_IF_ERROR(runShards(forward, backward, call, local, shards, communicator, options));
+  // Ranks own different rows, so they write the whole arrays side by side.
+  shards.put();
+  return Status::ok();
 }
 
 Status runContextParallelRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
                               const WholeTensors &tensors, Communicator &communicator, const ExecutorOptions &options) {
   CPFLEX_RETURN_IF_ERROR(checkWhole(forward, backward, tensors));
   const int32_t rank = communicator.rank();
-  RankShards shards(forward, tensors, rank, backward != nullptr);
+  HostExecutionDevice host(options.attention);
+  ExecutionDevice &device = options.device ? *options.device : host;
+  RankShards shards(forward, tensors, rank, backward != nullptr, device);
   CPFLEX_RETURN_IF_ERROR(runShards(forward, backward, call, tensors, shards, communicator, options));
-  for (const ShardedTensor &output : shards.outputs)
-    output.put(rank);
+  shards.put();
   // The other ranks' shards come to rank 0 one after the other.
   for (int32_t source = 1; source < forward.worldSize; ++source) {
     if (rank != 0 && rank != source)
       continue;
     std::optional<RankShards> foreign;
     if (rank == 0)
-      foreign.emplace(forward, tensors, source, backward != nullptr);
+      foreign.emplace(forward, tensors, source, backward != nullptr, device);
     MessageGroup group{source, "results", {}, {}};
     for (size_t i = 0; i < shards.outputs.size(); ++i) {
       if (rank == source && shards.outputs[i].whole.data)
@@ -191,10 +250,9 @@ Status runContextParallelRank(const Schedule &forward, const Schedule *backward,
       if (rank == 0 && foreign->outputs[i].whole.data)
         group.receives.push_back({source, foreign->outputs[i].memory.data(), foreign->outputs[i].sizeInLocalBytes()});
     }
-    CPFLEX_RETURN_IF_ERROR(exchange(communicator, group, deadlineIn(options.deadlineSeconds)));
+    CPFLEX_RETURN_IF_ERROR(exchangeHostBytes(device, communicator, group, deadlineIn(options.deadlineSeconds)));
     if (rank == 0)
-      for (const ShardedTensor &output : foreign->outputs)
-        output.put(source);
+      foreign->put();
   }
   return Status::ok();
 }

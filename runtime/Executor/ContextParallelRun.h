@@ -29,6 +29,12 @@ Status runContextParallelHost(const Schedule &forward, const Schedule *backward,
                               const WholeTensors &tensors, const ExecutorOptions &options = {},
                               std::vector<RunReport> *reports = nullptr);
 
+/// Runs the rank of `communicator`, one of several threads that share the whole arrays: every rank writes its own rows, and
+/// rank 0 the gradients of captures and sinks.
+Status runContextParallelThread(const Schedule &forward, const Schedule *backward, const RankCall &call,
+                                const WholeTensors &tensors, Communicator &communicator,
+                                const ExecutorOptions &options = {});
+
 /// Runs the rank of `communicator` alone: every process of a job calls it with the same whole inputs. Results are
 /// complete on rank 0 and partly written elsewhere; gradients of captures and sinks are complete on all ranks.
 Status runContextParallelRank(const Schedule &forward, const Schedule *backward, const RankCall &call,

@@ -1,8 +1,9 @@
-// Runs one rank's part of a Schedule with CPU attention: local shards in, local shards out. Who does what when is the
-// schedule's; how bytes travel is the Communicator's.
+// Runs one rank's part of a Schedule: local shards in, local shards out. Who does what when is the schedule's; how bytes
+// travel is the Communicator's; where attention runs is the ExecutionDevice's.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"
+#include "runtime/Executor/ExecutionDevice.h"
 #include "runtime/Executor/RunReport.h"
 #include "runtime/Host/HostAttention.h"
 #include "runtime/contract/Attention.h"
@@ -51,8 +52,10 @@ struct RankBackwardTensors {
 /// How a rank runs.
 struct ExecutorOptions {
   double deadlineSeconds = 60.0;  ///< for each step's messages
-  HostAttentionOptions attention; ///< threads of this rank
-  RunReport *report = nullptr;    ///< filled when given
+  HostAttentionOptions attention; ///< threads of this rank, on the CPU
+  ExecutionDevice *device = nullptr;    ///< where the tensors lie and attention runs; null: the CPU
+  PreparedComputes *prepared = nullptr; ///< kept from run to run when given
+  RunReport *report = nullptr;          ///< filled when given
 };
 
 /// Runs this rank's part of a forward schedule. The result is the same in every run of one schedule; with ascending keys
@@ -60,8 +63,9 @@ struct ExecutorOptions {
 Status runForward(const Schedule &schedule, const RankCall &call, const RankForwardTensors &tensors,
                   Communicator &communicator, const ExecutorOptions &options = {});
 
-/// Runs this rank's part of a backward schedule. Gradients accumulate in f32: an owner adds the partials of other ranks
-/// in step order, within a step in rank order; captures and sinks are summed in rank order.
+/// Runs this rank's part of a backward schedule. Gradients accumulate in f32: an owner adds its own partials, then those of
+/// the ranks after it, then those of the ranks before it, each in rank order, since that is the order in which schedules of
+/// the planner bring them; captures and sinks are summed in rank order.
 Status runBackward(const Schedule &schedule, const RankCall &call, const RankBackwardTensors &tensors,
                    Communicator &communicator, const ExecutorOptions &options = {});
 

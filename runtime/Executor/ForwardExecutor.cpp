@@ -2,7 +2,6 @@
 // the sink and rounds to the output's type.
 #include "runtime/Executor/Executor.h"
 #include "runtime/Executor/RankRun.h"
-#include "runtime/Host/PartialAttention.h"
 #include "runtime/Plan/Certificate.h"
 
 #include <fmt/format.h>
@@ -28,6 +27,7 @@ private:
 
   RankRun &run_;
   const RankForwardTensors &tensors_;
+  ByteLedger counted_; ///< of buffers that the planner counts among the resident bytes
   std::optional<Buffer> partialBuffer_, lseBuffer_;
   TensorView partial_, lse_; ///< f32, of the whole shard
   std::unique_ptr<RowStore> keys_, queries_;
@@ -55,12 +55,10 @@ Status ForwardPass::compute(const Compute &compute) {
     return Status::unsupported(fmt::format("the compute of step {} on rank {} continues on query rows that are not one run "
                                            "of its own shard; expected all of their keys in one compute",
                                            compute.step, run_.rank()));
-  BlockMask mask;
-  StatusOr<AttentionProblem> problem = run_.problem(compute, q, kv, mask);
-  if (!problem)
-    return problem.status();
-  if (isLast)
-    problem->sink = run_.call().sink;
+  StatusOr<PreparedCompute *> prepared = run_.prepared(compute, q, kv, isLast ? run_.call().sink : nullptr);
+  if (!prepared)
+    return prepared.status();
+  ExecutionDevice &device = run_.device();
 
   HostForwardTensors call;
   call.q = q.views[0];
@@ -75,16 +73,18 @@ Status ForwardPass::compute(const Compute &compute) {
     call.out = isLast ? partOf(tensors_.out, b, h, row) : partOf(partial_, b, h, row);
   } else {
     const int64_t numRows = compute.batch.size() * q.heads.size() * q.count;
-    outBuffer.emplace(run_.ledger(), numRows * shape.vHeadDim * sizeInBytes(shape.type));
-    lseBuffer.emplace(run_.ledger(), numRows * sizeInBytes(ElementType::F32));
+    outBuffer.emplace(run_.buffers(), numRows * shape.vHeadDim * sizeInBytes(shape.type),
+                      ExecutionDevice::Contents::Undefined);
+    lseBuffer.emplace(run_.buffers(), numRows * sizeInBytes(ElementType::F32), ExecutionDevice::Contents::Zero);
     call.out = denseView(outBuffer->data(), shape.type, q.heads.size(), q.count, shape.vHeadDim);
     call.lse = denseView(lseBuffer->data(), ElementType::F32, q.heads.size(), q.count, 1);
   }
   // Without softmax there is no log-sum-exp; what stands in its place when results travel is 0.
   const TensorView lse = call.lse;
-  if (problem->normalization == AttentionProblem::Normalization::None)
+  if ((*prepared)->problem.normalization == AttentionProblem::Normalization::None)
     call.lse = call.initial.lse = {};
-  CPFLEX_RETURN_IF_ERROR(hostAttentionForward(*problem, call, run_.options().attention));
+  CPFLEX_RETURN_IF_ERROR(device.status());
+  CPFLEX_RETURN_IF_ERROR(device.forward(**prepared, call));
   if (q.isOwnPiece)
     return Status::ok();
   // Rows of this rank stay, the others go home.
@@ -92,8 +92,9 @@ Status ForwardPass::compute(const Compute &compute) {
   for (const OwnedRows &rows : q.rows) {
     if (rows.owner == run_.rank())
       for (auto [from, to, width] : {std::tuple(call.out, tensors_.out, shape.vHeadDim), std::tuple(lse, lse_, int64_t(1))})
-        copyRows(partOf(from, 0, 0, local), partOf(to, compute.batch.begin, compute.heads.begin, rows.rows.begin),
-                 compute.batch.size(), q.heads.size(), rows.rows.size(), width);
+        device.copyRows(DeviceQueue::Compute, partOf(from, 0, 0, local),
+                        partOf(to, compute.batch.begin, compute.heads.begin, rows.rows.begin),
+                        {compute.batch.size(), q.heads.size(), rows.rows.size(), width});
     local += rows.rows.size();
   }
   run_.post(compute, Payload::Out, q, {call.out, lse});
@@ -105,9 +106,10 @@ Status ForwardPass::takeHome(Parcel &parcel) {
   for (size_t slab = 0; slab < parcel.numSlabs(); ++slab) {
     const Slab &rows = parcel.slab(slab);
     for (size_t tensor = 0; tensor < kinds.size(); ++tensor)
-      copyRows(parcel.view(slab, tensor),
-               partOf(tensor == 0 ? tensors_.out : lse_, rows.batch.begin, rows.heads.begin, rows.rows.begin),
-               rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width);
+      run_.device().copyRows(
+          DeviceQueue::Compute, parcel.view(slab, tensor),
+          partOf(tensor == 0 ? tensors_.out : lse_, rows.batch.begin, rows.heads.begin, rows.rows.begin),
+          {rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width});
   }
   return Status::ok();
 }
@@ -121,21 +123,23 @@ Status ForwardPass::runAll() {
   keys_ = std::make_unique<RowStore>(run_.rank(), Payload::KV, shape, std::vector{tensors_.k, tensors_.v});
   queries_ = std::make_unique<RowStore>(run_.rank(), Payload::Q, shape, std::vector{tensors_.q});
   // Partials live in the output where its type allows. The planner counted both buffers among the resident bytes.
-  ByteLedger counted;
   partial_ = tensors_.out;
   if (needsPartials(schedule, run_.rank())) {
-    partialBuffer_.emplace(counted, numRows * shape.vHeadDim * sizeInBytes(ElementType::F32));
+    partialBuffer_.emplace(BufferSource{run_.device(), counted_},
+                           numRows * shape.vHeadDim * sizeInBytes(ElementType::F32),
+                           ExecutionDevice::Contents::Undefined);
     partial_ = denseView(partialBuffer_->data(), ElementType::F32, shape.qHeads, qRows, shape.vHeadDim);
   }
   lse_ = tensors_.lse;
   if (!lse_.data) {
-    lseBuffer_.emplace(counted, numRows * sizeInBytes(ElementType::F32));
+    lseBuffer_.emplace(BufferSource{run_.device(), counted_}, numRows * sizeInBytes(ElementType::F32),
+                       ExecutionDevice::Contents::Undefined);
     lse_ = denseView(lseBuffer_->data(), ElementType::F32, shape.qHeads, qRows, 1);
   }
   for (int32_t step = 0; step < schedule.numSteps; ++step) {
     CPFLEX_RETURN_IF_ERROR(run_.startStep(step, *keys_, *queries_));
     for (const Compute *each : run_.computesOf(step)) {
-      const double begin = RankRun::seconds();
+      const int64_t begin = run_.mark(DeviceQueue::Compute);
       CPFLEX_RETURN_IF_ERROR(compute(*each));
       run_.record(TraceEvent::Lane::Compute, "forward", step, begin, 0);
     }
@@ -145,8 +149,7 @@ Status ForwardPass::runAll() {
     for (const std::shared_ptr<Parcel> &parcel : *results)
       CPFLEX_RETURN_IF_ERROR(takeHome(*parcel));
   }
-  run_.finish();
-  return Status::ok();
+  return run_.finish();
 }
 
 } // namespace

@@ -43,7 +43,9 @@ std::vector<OwnedRows> ascending(const std::vector<OwnedRows> &rows, const Layou
 
 RankRun::RankRun(const Schedule &schedule, const RankCall &call, Communicator &communicator,
                  const ExecutorOptions &options)
-    : schedule_(schedule), call_(call), communicator_(communicator), options_(options), rank_(communicator.rank()) {}
+    : schedule_(schedule), call_(call), communicator_(communicator), options_(options), host_(options.attention),
+      device_(options.device ? *options.device : host_),
+      prepared_(options.prepared ? *options.prepared : ownPrepared_), rank_(communicator.rank()) {}
 
 Status RankRun::check() const {
   CPFLEX_RETURN_IF_ERROR(verifySchedule(schedule_));
@@ -69,7 +71,13 @@ std::vector<const Compute *> RankRun::computesOf(int32_t step) const {
 Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
   if (lastUse_.empty())
     lastUse_ = lastUses(schedule_);
-  stepBegin_ = seconds();
+  // Results were computed; what else leaves lay there before this step's computes.
+  const bool hasResults = std::any_of(outgoing_.begin(), outgoing_.end(), [&](const auto &entry) {
+    return schedule_.transfers[size_t(entry.first)].step == step;
+  });
+  if (hasResults)
+    device_.transferAfterCompute();
+  stepBegin_ = mark(DeviceQueue::Transfer);
   MessageGroup group{step, "", {}, {}};
   auto first = std::partition_point(schedule_.transfers.begin(), schedule_.transfers.end(),
                                     [&](const Transfer &transfer) { return transfer.step < step; });
@@ -79,14 +87,17 @@ Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
     if (transfer.source == rank_) {
       auto found = outgoing_.find(index);
       std::shared_ptr<Parcel> parcel =
-          found != outgoing_.end() ? found->second : std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+          found != outgoing_.end()
+              ? found->second
+              : std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), ExecutionDevice::Contents::Undefined,
+                                         DeviceQueue::Transfer);
       if (found != outgoing_.end())
         outgoing_.erase(found);
       if (!isResult(transfer.payload)) {
         const RowStore &store = isKeySide(transfer.payload) ? keys : queries;
         for (size_t slab = 0; slab < parcel->numSlabs(); ++slab)
           for (size_t tensor = 0; tensor < store.tensors().size(); ++tensor)
-            store.gather(tensor, parcel->slab(slab), parcel->view(slab, tensor));
+            store.gather(device_, DeviceQueue::Transfer, tensor, parcel->slab(slab), parcel->view(slab, tensor));
       }
       group.sends.push_back({transfer.destination, parcel->data(), transfer.sizeInBytes});
       if (options_.report) {
@@ -97,7 +108,8 @@ Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
       }
       leaving_.push_back(std::move(parcel));
     } else if (transfer.destination == rank_) {
-      auto parcel = std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+      auto parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(),
+                                             ExecutionDevice::Contents::Undefined, DeviceQueue::Transfer);
       group.receives.push_back({transfer.source, parcel->data(), transfer.sizeInBytes});
       arriving_[index] = std::move(parcel);
     }
@@ -105,6 +117,7 @@ Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
         group.purpose.find(toString(transfer.payload)) == std::string::npos)
       group.purpose += (group.purpose.empty() ? "" : ", ") + std::string(toString(transfer.payload));
   }
+  CPFLEX_RETURN_IF_ERROR(device_.status());
   StatusOr<int64_t> ticket = communicator_.start(group);
   if (!ticket)
     return ticket.status();
@@ -130,6 +143,11 @@ StatusOr<std::vector<std::shared_ptr<Parcel>>> RankRun::finishStep(int32_t step,
       (isKeySide(transfer.payload) ? keys : queries).add(index, std::move(parcel));
   }
   arriving_.clear();
+  // Own gradients came first; the ranks after this one follow, then those before it.
+  std::stable_sort(results.begin(), results.end(), [&](const auto &a, const auto &b) {
+    const auto distance = [&](int32_t source) { return (source - rank_ + schedule_.worldSize) % schedule_.worldSize; };
+    return distance(a->transfer().source) < distance(b->transfer().source);
+  });
   if (bytes > 0 || !leaving_.empty())
     record(TraceEvent::Lane::Transfer, "exchange", step, stepBegin_, bytes);
   leaving_.clear();
@@ -173,11 +191,13 @@ Operand RankRun::operand(const Compute &compute, const RowStore &store) {
         continue;
       }
     operand.buffers.push_back(std::make_unique<Buffer>(
-        ledger_, compute.batch.size() * operand.heads.size() * operand.count * kind.width * sizeInBytes(kind.type)));
+        buffers(), compute.batch.size() * operand.heads.size() * operand.count * kind.width * sizeInBytes(kind.type),
+        ExecutionDevice::Contents::Undefined));
     TensorView view = denseView(operand.buffers.back()->data(), kind.type, operand.heads.size(), operand.count, kind.width);
     int64_t local = 0;
     for (const OwnedRows &rows : operand.rows) {
-      store.gather(tensor, {rows.owner, compute.batch, operand.heads, rows.rows}, partOf(view, 0, 0, local));
+      store.gather(device_, DeviceQueue::Compute, tensor, {rows.owner, compute.batch, operand.heads, rows.rows},
+                   partOf(view, 0, 0, local));
       local += rows.rows.size();
     }
     operand.views.push_back(view);
@@ -201,7 +221,8 @@ void RankRun::post(const Compute &compute, Payload payload, const Operand &opera
           continue;
         std::shared_ptr<Parcel> &parcel = outgoing_[int32_t(index)];
         if (!parcel)
-          parcel = std::make_shared<Parcel>(transfer, schedule_.shape, ledger_);
+          parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), ExecutionDevice::Contents::Zero,
+                                            DeviceQueue::Compute);
         for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
           const TensorView from = partOf(views[tensor], common.batch.begin - part.batch.begin,
                                          common.heads.begin - part.heads.begin,
@@ -209,8 +230,11 @@ void RankRun::post(const Compute &compute, Payload payload, const Operand &opera
           const Slab &whole = transfer.slabs[slab];
           const TensorView to = partOf(parcel->view(slab, tensor), common.batch.begin - whole.batch.begin,
                                        common.heads.begin - whole.heads.begin, common.rows.begin - whole.rows.begin);
-          (payload == Payload::Out ? copyRows : addRows)(from, to, common.batch.size(), common.heads.size(),
-                                                         common.rows.size(), tensors[tensor].width);
+          const RowBlock block = {common.batch.size(), common.heads.size(), common.rows.size(), tensors[tensor].width};
+          if (payload == Payload::Out)
+            device_.copyRows(DeviceQueue::Compute, from, to, block);
+          else
+            device_.addRows(from, to, block);
         }
       }
       local += rows.rows.size();
@@ -218,9 +242,15 @@ void RankRun::post(const Compute &compute, Payload payload, const Operand &opera
   }
 }
 
-StatusOr<AttentionProblem> RankRun::problem(const Compute &compute, const Operand &q, const Operand &kv,
-                                            BlockMask &mask) {
-  AttentionProblem problem;
+StatusOr<PreparedCompute *> RankRun::prepared(const Compute &compute, const Operand &q, const Operand &kv,
+                                              const float *sink) {
+  std::unique_ptr<PreparedCompute> &entry =
+      prepared_.computes[{schedule_.pass, &compute - schedule_.computes.data()}];
+  if (entry && entry->compute == compute && entry->problem.sink == sink)
+    return entry.get();
+  entry = std::make_unique<PreparedCompute>();
+  entry->compute = compute;
+  AttentionProblem &problem = entry->problem;
   problem.batch = compute.batch.size();
   problem.qHeads = q.heads.size();
   problem.kvHeads = kv.heads.size();
@@ -236,6 +266,7 @@ StatusOr<AttentionProblem> RankRun::problem(const Compute &compute, const Operan
   problem.kvPositions = kv.positions;
   problem.functions = call_.functions;
   problem.bindings = call_.bindings;
+  problem.sink = sink;
   if (call_.tape) {
     BlockMaskOptions options;
     options.batch = problem.batch;
@@ -250,35 +281,45 @@ StatusOr<AttentionProblem> RankRun::problem(const Compute &compute, const Operan
     StatusOr<BlockMaskResult> built = buildBlockMask(call_.tape, *call_.bindings, options);
     if (!built)
       return built.status();
-    mask = std::move(built->mask);
-    problem.mask = &mask;
+    entry->mask = std::move(built->mask);
+    problem.mask = &entry->mask;
   } else if (call_.functions && call_.functions->evaluateTile) {
-    mask = evaluatedMask(problem);
-    problem.mask = &mask;
+    entry->mask = evaluatedMask(problem);
+    problem.mask = &entry->mask;
   }
-  return problem;
+  return entry.get();
 }
 
-double RankRun::seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t step, double begin, int64_t bytes) {
-  if (options_.report)
-    options_.report->events.push_back({lane, name, step, begin, seconds() - begin, bytes});
-}
-
-void RankRun::finish() {
+void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t step, int64_t beginMark, int64_t bytes) {
   if (!options_.report)
     return;
+  const int64_t endMark =
+      device_.mark(lane == TraceEvent::Lane::Compute ? DeviceQueue::Compute : DeviceQueue::Transfer);
+  spans_.push_back({{lane, name, step, 0.0, 0.0, bytes}, beginMark, endMark});
+}
+
+Status RankRun::finish() {
+  CPFLEX_RETURN_IF_ERROR(device_.synchronize());
+  if (!options_.report)
+    return Status::ok();
+  for (OpenSpan &span : spans_) {
+    span.event.beginSeconds = device_.secondsAt(span.beginMark);
+    span.event.durationSeconds = device_.secondsAt(span.endMark) - span.event.beginSeconds;
+    options_.report->events.push_back(std::move(span.event));
+  }
+  spans_.clear();
+  device_.forgetMarks();
   options_.report->rank = rank_;
   options_.report->peakBytes = std::max(options_.report->peakBytes, ledger_.peak());
+  return Status::ok();
 }
 
 Status RankRun::sum(float *values, int64_t count, const std::string &purpose) {
-  const double begin = seconds();
-  CPFLEX_RETURN_IF_ERROR(
-      sumOverRanks(communicator_, values, count, purpose, deadlineIn(options_.deadlineSeconds)));
+  const int64_t begin = mark(DeviceQueue::Transfer);
+  const Deadline deadline = deadlineIn(options_.deadlineSeconds);
+  CPFLEX_RETURN_IF_ERROR(sumOverRanks(rank_, schedule_.worldSize, values, count, purpose, [&](const MessageGroup &group) {
+    return exchangeHostBytes(device_, communicator_, group, deadline);
+  }));
   const int64_t bytes = count * int64_t(sizeof(float));
   if (options_.report && schedule_.worldSize > 1)
     for (int32_t peer = 0; peer < schedule_.worldSize; ++peer)

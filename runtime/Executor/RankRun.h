@@ -4,6 +4,7 @@
 
 #include "runtime/Comm/Communicator.h"
 #include "runtime/Executor/Executor.h"
+#include "runtime/Executor/HostExecutionDevice.h"
 #include "runtime/Executor/RowStore.h"
 #include "runtime/contract/Schedule.h"
 
@@ -39,13 +40,15 @@ public:
   const RankCall &call() const { return call_; }
   const ExecutorOptions &options() const { return options_; }
   ByteLedger &ledger() { return ledger_; }
+  ExecutionDevice &device() { return device_; }
+  BufferSource buffers() { return {device_, ledger_}; }
 
   /// The computes of this rank in one step.
   std::vector<const Compute *> computesOf(int32_t step) const;
 
   /// Sends and posts the messages of a step. `stores` are the sides that inputs are read from and arrive in.
   Status startStep(int32_t step, RowStore &keys, RowStore &queries);
-  /// Waits for the step's messages; results that arrived are returned in order of source.
+  /// Waits for the step's messages; results that arrived are returned in order of rank, from the one after this rank on.
   StatusOr<std::vector<std::shared_ptr<Parcel>>> finishStep(int32_t step, RowStore &keys, RowStore &queries);
 
   /// The query or key side of a compute; gathered unless it lies in one piece.
@@ -55,14 +58,14 @@ public:
   /// payload over the operand's rows.
   void post(const Compute &compute, Payload payload, const Operand &operand, const std::vector<TensorView> &views);
 
-  /// The attention problem of a compute, its mask built. `mask` keeps the mask alive.
-  StatusOr<AttentionProblem> problem(const Compute &compute, const Operand &q, const Operand &kv, BlockMask &mask);
+  /// The attention problem of a compute, its mask built, or as an earlier run of the schedule left it.
+  StatusOr<PreparedCompute *> prepared(const Compute &compute, const Operand &q, const Operand &kv, const float *sink);
 
-  /// Seconds on the steady clock, and a record of a span for the report.
-  static double seconds();
-  void record(TraceEvent::Lane lane, const std::string &name, int32_t step, double begin, int64_t bytes);
-  /// Writes peak and identity to the report; call it last.
-  void finish();
+  /// The moment, and a record of a span for the report.
+  int64_t mark(DeviceQueue queue) { return options_.report ? device_.mark(queue) : 0; }
+  void record(TraceEvent::Lane lane, const std::string &name, int32_t step, int64_t beginMark, int64_t bytes);
+  /// Waits for the device and writes spans, peak and identity to the report; call it last.
+  Status finish();
 
   /// Sums f32 values over ranks and counts the bytes.
   Status sum(float *values, int64_t count, const std::string &purpose);
@@ -72,6 +75,10 @@ private:
   const RankCall &call_;
   Communicator &communicator_;
   const ExecutorOptions &options_;
+  HostExecutionDevice host_; ///< where the options name no device
+  ExecutionDevice &device_;
+  PreparedComputes ownPrepared_; ///< where the options bring none
+  PreparedComputes &prepared_;
   int32_t rank_;
   ByteLedger ledger_;
   std::vector<int32_t> lastUse_;
@@ -79,7 +86,13 @@ private:
   std::map<int32_t, std::shared_ptr<Parcel>> arriving_; ///< of the current step, by transfer
   std::vector<std::shared_ptr<Parcel>> leaving_;        ///< of the current step
   int64_t ticket_ = 0;
-  double stepBegin_ = 0;
+  int64_t stepBegin_ = 0; ///< mark
+  /// A span whose marks are not read yet.
+  struct OpenSpan {
+    TraceEvent event;
+    int64_t beginMark, endMark;
+  };
+  std::vector<OpenSpan> spans_;
 };
 
 } // namespace cpflex

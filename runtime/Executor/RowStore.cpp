@@ -7,12 +7,16 @@
 
 namespace cpflex {
 
-Buffer::Buffer(ByteLedger &ledger, int64_t sizeInBytes)
-    : ledger_(ledger), sizeInBytes_(sizeInBytes), bytes_(size_t(std::max<int64_t>(1, sizeInBytes)), 0) {
-  ledger_.add(sizeInBytes_);
+Buffer::Buffer(BufferSource source, int64_t sizeInBytes, ExecutionDevice::Contents contents, DeviceQueue queue)
+    : source_(source), sizeInBytes_(sizeInBytes),
+      data_(static_cast<uint8_t *>(source.device.allocate(sizeInBytes, contents, queue))) {
+  source_.ledger.add(sizeInBytes_);
 }
 
-Buffer::~Buffer() { ledger_.add(-sizeInBytes_); }
+Buffer::~Buffer() {
+  source_.ledger.add(-sizeInBytes_);
+  source_.device.release(data_);
+}
 
 std::vector<PayloadTensor> tensorsOf(Payload payload, const CallShape &shape) {
   const PayloadTensor single = {1, ElementType::F32};
@@ -75,8 +79,9 @@ void addRows(const TensorView &from, const TensorView &to, int64_t batch, int64_
       }
 }
 
-Parcel::Parcel(const Transfer &transfer, const CallShape &shape, ByteLedger &ledger)
-    : transfer_(transfer), shape_(shape), buffer_(ledger, transfer.sizeInBytes) {
+Parcel::Parcel(const Transfer &transfer, const CallShape &shape, BufferSource source,
+               ExecutionDevice::Contents contents, DeviceQueue queue)
+    : transfer_(transfer), shape_(shape), buffer_(source, transfer.sizeInBytes, contents, queue) {
   int64_t offset = 0;
   for (const Slab &slab : transfer.slabs) {
     offsets_.push_back(offset);
@@ -116,10 +121,11 @@ TensorView RowStore::find(size_t tensor, const Slab &wanted) const {
   return {};
 }
 
-void RowStore::gather(size_t tensor, const Slab &wanted, const TensorView &to) const {
+void RowStore::gather(ExecutionDevice &device, DeviceQueue queue, size_t tensor, const Slab &wanted,
+                      const TensorView &to) const {
   const int64_t width = tensors_[tensor].width;
   if (TensorView whole = find(tensor, wanted); whole.data) {
-    copyRows(whole, to, wanted.batch.size(), wanted.heads.size(), wanted.rows.size(), width);
+    device.copyRows(queue, whole, to, {wanted.batch.size(), wanted.heads.size(), wanted.rows.size(), width});
     return;
   }
   for (const auto &[index, parcel] : parcels_)
@@ -128,11 +134,12 @@ void RowStore::gather(size_t tensor, const Slab &wanted, const TensorView &to) c
       const Slab common = commonPart(slab, wanted);
       if (isEmpty(common))
         continue;
-      copyRows(partOf(parcel->view(i, tensor), common.batch.begin - slab.batch.begin,
-                      common.heads.begin - slab.heads.begin, common.rows.begin - slab.rows.begin),
-               partOf(to, common.batch.begin - wanted.batch.begin, common.heads.begin - wanted.heads.begin,
-                      common.rows.begin - wanted.rows.begin),
-               common.batch.size(), common.heads.size(), common.rows.size(), width);
+      device.copyRows(queue,
+                      partOf(parcel->view(i, tensor), common.batch.begin - slab.batch.begin,
+                             common.heads.begin - slab.heads.begin, common.rows.begin - slab.rows.begin),
+                      partOf(to, common.batch.begin - wanted.batch.begin, common.heads.begin - wanted.heads.begin,
+                             common.rows.begin - wanted.rows.begin),
+                      {common.batch.size(), common.heads.size(), common.rows.size(), width});
     }
 }
 

@@ -2,6 +2,7 @@
 // batch row. Internal to the executor.
 #pragma once
 
+#include "runtime/Executor/ExecutionDevice.h"
 #include "runtime/contract/Attention.h"
 #include "runtime/contract/Schedule.h"
 
@@ -25,19 +26,25 @@ private:
   int64_t held_ = 0, peak_ = 0;
 };
 
-/// Memory that is on the ledger as long as it lives. Zeroed.
+/// Where buffers come from: the device that holds them, and the ledger that counts them.
+struct BufferSource {
+  ExecutionDevice &device;
+  ByteLedger &ledger;
+};
+
+/// Memory of a device that is on the ledger as long as it lives. Without memory after a failure of the device.
 class Buffer {
 public:
-  Buffer(ByteLedger &ledger, int64_t sizeInBytes);
+  Buffer(BufferSource source, int64_t sizeInBytes, ExecutionDevice::Contents contents,
+         DeviceQueue queue = DeviceQueue::Compute);
   ~Buffer();
   Buffer(const Buffer &) = delete;
-  uint8_t *data() { return bytes_.data(); }
-  int64_t sizeInBytes() const { return sizeInBytes_; }
+  uint8_t *data() { return data_; }
 
 private:
-  ByteLedger &ledger_;
+  BufferSource source_;
   int64_t sizeInBytes_;
-  std::vector<uint8_t> bytes_;
+  uint8_t *data_;
 };
 
 /// One tensor of a payload: row width in elements, and type.
@@ -56,15 +63,16 @@ TensorView partOf(const TensorView &view, int64_t b, int64_t h, int64_t row);
 /// A dense view [batch, heads, rows, width].
 TensorView denseView(void *data, ElementType type, int64_t heads, int64_t rows, int64_t width);
 
-/// Copies [batch, heads, rows, width] elements between views of one type.
+/// Copies [batch, heads, rows, width] elements between views of one type in host memory.
 void copyRows(const TensorView &from, const TensorView &to, int64_t batch, int64_t heads, int64_t rows, int64_t width);
-/// Adds f32 elements.
+/// Adds f32 elements in host memory.
 void addRows(const TensorView &from, const TensorView &to, int64_t batch, int64_t heads, int64_t rows, int64_t width);
 
 /// The slabs of one transfer in one buffer.
 class Parcel {
 public:
-  Parcel(const Transfer &transfer, const CallShape &shape, ByteLedger &ledger);
+  Parcel(const Transfer &transfer, const CallShape &shape, BufferSource source, ExecutionDevice::Contents contents,
+         DeviceQueue queue);
   const Transfer &transfer() const { return transfer_; }
   uint8_t *data() { return buffer_.data(); }
   size_t numSlabs() const { return transfer_.slabs.size(); }
@@ -94,7 +102,7 @@ public:
   /// The rows as they lie, when one shard or slab has them all; else a view without data.
   TensorView find(size_t tensor, const Slab &wanted) const;
   /// Copies the rows to a view [batch, heads, rows, width].
-  void gather(size_t tensor, const Slab &wanted, const TensorView &to) const;
+  void gather(ExecutionDevice &device, DeviceQueue queue, size_t tensor, const Slab &wanted, const TensorView &to) const;
 
 private:
   int32_t rank_;

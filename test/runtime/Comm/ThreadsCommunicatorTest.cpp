@@ -30,7 +30,9 @@ TEST(ThreadsCommunicator, SumsInRankOrderOnAllRanks) {
   std::vector<float> sums(3, -1.0f);
   std::vector<Status> statuses = runRanksInThreads(3, [&](Communicator &communicator) {
     float value = values[communicator.rank()];
-    CPFLEX_RETURN_IF_ERROR(sumOverRanks(communicator, &value, 1, "sum", deadlineIn(10)));
+    CPFLEX_RETURN_IF_ERROR(sumOverRanks(
+        communicator.rank(), communicator.worldSize(), &value, 1, "sum",
+        [&](const MessageGroup &group) { return exchange(communicator, group, deadlineIn(10)); }));
     sums[size_t(communicator.rank())] = value;
     return Status::ok();
   });
