@@ -31,7 +31,7 @@ if(CPFLEX_STATIC_LLVM)
   # Drops the shared libz3, zlib and zstd.
   set_target_properties(LLVMSupport PROPERTIES INTERFACE_LINK_LIBRARIES
     "rt;dl;m;/usr/lib/x86_64-linux-gnu/libz.a;/usr/lib/x86_64-linux-gnu/libzstd.a;LLVMDemangle")
-  add_link_options(-static-libstdc++ -static-libgcc -Wl,-O2 -Wl,--icf=all)
+  add_link_options(-static-libstdc++ -static-libgcc -Wl,-O2 -Wl,--icf=all -s)
 endif()
 
 # Links MLIR into an executable or test: the named archives in a static build, the shared libraries otherwise.

@@ -1,11 +1,13 @@
 # Runs every test of a built tree and sums them up: GoogleTest binaries, lit tests and the style test. Standard library
 # only. Usage: run_tests.py [--full]; the last line is 'N passed, N failed, N skipped'.
+import concurrent.futures
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIT = "/usr/lib/llvm-22/bin/lit"
@@ -25,48 +27,52 @@ class Tally:
             print("\n".join("  " + line for line in output.strip().splitlines()[-40:]))
 
 
+def run_gtest(binary, name, tally, environment):
+    """Runs one GoogleTest binary; every test case counts once."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Of the two kinds of report only XML tells why a case was skipped.
+        report = pathlib.Path(folder) / "report.xml"
+        try:
+            done = subprocess.run([binary, f"--gtest_output=xml:{report}", "--gtest_brief=1"], cwd=folder,
+                                  capture_output=True, text=True, errors="replace", timeout=GTEST_TIMEOUT_S,
+                                  env=environment, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            tally.add_failure(f"{name}: no end after {GTEST_TIMEOUT_S} s")
+            return
+        if not report.exists():
+            tally.add_failure(f"{name}: ended with {done.returncode} and no report", done.stdout + done.stderr)
+            return
+        failed = 0
+        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+            case_name = f"{name}: {case.get('classname')}.{case.get('name')}"
+            failure, skip = case.find("failure"), case.find("skipped")
+            if failure is not None:
+                failed += 1
+                tally.add_failure(case_name, failure.get("message"))
+            elif skip is not None:
+                lines = (skip.get("message") or "").strip().splitlines()
+                tally.skips.append((case_name, lines[-1] if len(lines) > 1 else "no reason given"))
+            elif case.get("status") == "run":
+                tally.passed += 1
+        if done.returncode != 0 and not failed:
+            tally.add_failure(f"{name}: ended with {done.returncode}", done.stdout + done.stderr)
+
+
 def run_gtests(build, label, tally, environment):
-    """Runs each GoogleTest binary of a build tree; every test case counts once."""
-    binaries = sorted((build / "test" / "unit").glob("*"))
+    """Runs the GoogleTest binaries of a build tree, as many at once as there are cores."""
+    binaries = sorted(path for path in (build / "test" / "unit").glob("*") if path.is_file() and os.access(path, os.X_OK))
     if not binaries:
         tally.add_failure(f"{label}GoogleTest binaries: none in {build.name}/test/unit")
-    for binary in binaries:
-        if not os.access(binary, os.X_OK) or binary.is_dir():
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            report = pathlib.Path(folder) / "report.json"
-            try:
-                done = subprocess.run([binary, f"--gtest_output=json:{report}", "--gtest_brief=1"], cwd=folder,
-                                      capture_output=True, text=True, errors="replace", timeout=GTEST_TIMEOUT_S,
-                                      env=environment, stdin=subprocess.DEVNULL)
-            except subprocess.TimeoutExpired:
-                tally.add_failure(f"{label}{binary.name}: no end after {GTEST_TIMEOUT_S} s")
-                continue
-            if not report.exists():
-                tally.add_failure(f"{label}{binary.name}: ended with {done.returncode} and no report",
-                                  done.stdout + done.stderr)
-                continue
-            failed = 0
-            for suite in json.loads(report.read_text())["testsuites"]:
-                for case in suite["testsuite"]:
-                    name = f"{label}{binary.name}: {suite['name']}.{case['name']}"
-                    if case.get("failures"):
-                        failed += 1
-                        tally.add_failure(name, case["failures"][0]["failure"])
-                    elif case["result"] == "SKIPPED":
-                        messages = case.get("skipped") or [{"message": "no reason given"}]
-                        tally.skips.append((name, messages[0]["message"].strip().splitlines()[-1]))
-                    elif case["status"] == "RUN":
-                        tally.passed += 1
-            if done.returncode != 0 and not failed:
-                tally.add_failure(f"{label}{binary.name}: ended with {done.returncode}", done.stdout + done.stderr)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for future in [pool.submit(run_gtest, path, label + path.name, tally, environment) for path in binaries]:
+            future.result()
 
 
 def run_lit(build, tally, environment):
     """Runs the lit suite of the default build tree."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "lit.json"
-        done = subprocess.run([LIT, "-j2", "-q", "--output", report, build / "test"], capture_output=True, text=True,
+        done = subprocess.run([LIT, f"-j{os.cpu_count()}", "-q", "--output", report, build / "test"], capture_output=True, text=True,
                               errors="replace", env=environment, stdin=subprocess.DEVNULL)
         if not report.exists():
             tally.add_failure("lit", done.stdout + done.stderr)

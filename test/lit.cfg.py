@@ -40,6 +40,10 @@ if os.path.exists(os.path.join(tools, "cpflexc")):
     config.available_features.add("cpflexc")
 if chromium:
     config.available_features.add("chromium")
+portable = os.path.join(config.cpflex_source, "build-portable", "bin", "cpflexc")
+config.substitutions.insert(0, ("%portable-cpflexc", portable))
+if os.environ.get("CPFLEX_FULL") and os.path.exists(portable):
+    config.available_features.add("portable")
 if shutil.which("mpirun"):
     config.available_features.add("mpi")
 if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:

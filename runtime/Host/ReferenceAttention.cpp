@@ -7,6 +7,7 @@
 #include "runtime/Host/TileTensors.h"
 
 #include <cmath>
+#include <utility>
 #include <cstring>
 #include <limits>
 
@@ -165,10 +166,12 @@ public:
   ScoreDerivative(const AttentionProblem &problem, const std::vector<bool> &wanted, ReferenceBackward &result)
       : problem_(problem), result_(result), arrays_(wanted.size()), pointers_(wanted.size()) {
     result.captures.resize(wanted.size());
+    result.captureMagnitudes.resize(wanted.size());
     for (size_t c = 0; c < wanted.size(); ++c)
       if (wanted[c]) {
         arrays_[c].resize(numOwnElements(problem.bindings->captures[c]));
         result.captures[c].assign(arrays_[c].size(), 0.0);
+        result.captureMagnitudes[c].assign(arrays_[c].size(), 0.0);
         pointers_[c] = arrays_[c].data();
       }
   }
@@ -178,18 +181,28 @@ public:
     if (!problem_.functions || !problem_.functions->scoreGradient)
       return;
     std::vector<float> incoming(scores.incoming.begin(), scores.incoming.end());
-    std::vector<float> rounded(gradients.begin(), gradients.end());
-    dense.classes().forEachPiece(b, h, dense.areaOf(row), [&](const TileCoordinates &coordinates, int64_t, int64_t column) {
-      problem_.functions->scoreGradient(problem_.bindings, &coordinates, incoming.data() + column, rounded.data() + column,
-                                        problem_.kvLen, pointers_.empty() ? nullptr : pointers_.data());
-    });
-    gradients.assign(rounded.begin(), rounded.end());
+    const auto run = [&](std::vector<float> &through) {
+      dense.classes().forEachPiece(b, h, dense.areaOf(row), [&](const TileCoordinates &coordinates, int64_t, int64_t column) {
+        problem_.functions->scoreGradient(problem_.bindings, &coordinates, incoming.data() + column,
+                                          through.data() + column, problem_.kvLen,
+                                          pointers_.empty() ? nullptr : pointers_.data());
+      });
+    };
     // The f32 arrays are emptied row by row, so that long sums are in double.
-    for (size_t c = 0; c < arrays_.size(); ++c)
-      for (size_t i = 0; i < arrays_[c].size(); ++i) {
-        result_.captures[c][i] += arrays_[c][i];
-        arrays_[c][i] = 0.0f;
-      }
+    const auto takeArrays = [&](auto &&add) {
+      for (size_t c = 0; c < arrays_.size(); ++c)
+        for (size_t i = 0; i < arrays_[c].size(); ++i)
+          add(c, i, std::exchange(arrays_[c][i], 0.0f));
+    };
+    std::vector<float> rounded(gradients.begin(), gradients.end()), positive(gradients.size());
+    if (!arrays_.empty()) {
+      std::transform(rounded.begin(), rounded.end(), positive.begin(), [](float value) { return std::abs(value); });
+      run(positive);
+      takeArrays([&](size_t c, size_t i, float value) { result_.captureMagnitudes[c][i] += std::abs(value); });
+    }
+    run(rounded);
+    takeArrays([&](size_t c, size_t i, float value) { result_.captures[c][i] += value; });
+    gradients.assign(rounded.begin(), rounded.end());
   }
 
 private:
@@ -306,6 +319,15 @@ double relativeError(const TensorView &actual, const std::vector<double> &expect
   if (difference == 0.0)
     return 0.0;
   return norm == 0.0 ? kInfinity : std::sqrt(difference / norm);
+}
+
+double errorOfSums(const float *actual, const std::vector<double> &expected, const std::vector<double> &magnitudes) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+    norm += magnitudes[i] * magnitudes[i];
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / norm);
 }
 
 } // namespace cpflex

@@ -14,10 +14,12 @@ struct ReferenceForward {
 };
 
 /// Dense gradients, row-major: dQ [batch, qHeads, qLen, headDim], dK [batch, kvHeads, kvLen, headDim], dV likewise with
-/// vHeadDim; sink [qHeads] of this problem's heads; captures[c] dense like capture c (empty when not asked for).
+/// vHeadDim; sink [qHeads] of this problem's heads; captures[c] dense like capture c (empty when not asked for), and
+/// captureMagnitudes[c] what it would be if every pair's incoming gradient were positive: the scale of its rounding errors,
+/// since contributions of both signs may cancel.
 struct ReferenceBackward {
   std::vector<double> dQ, dK, dV, sink;
-  std::vector<std::vector<double>> captures;
+  std::vector<std::vector<double>> captures, captureMagnitudes;
 };
 
 /// Computes forward in double. Where problem.mask is given, HostFunctions::evaluateTile decides about every pair, whatever
@@ -36,5 +38,9 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
 /// |actual - expected| / |expected| in the Frobenius norm over the [sizes] elements of a view; rows where both are the
 /// same infinity or both NaN count as equal. 0 when both are all zero; infinity when they differ in where they are finite.
 double relativeError(const TensorView &actual, const std::vector<double> &expected, const int64_t (&sizes)[4]);
+
+/// |actual - expected| / |magnitudes| in the Euclidean norm, for as many f32 elements as `expected` has; 0 when they are
+/// equal.
+double errorOfSums(const float *actual, const std::vector<double> &expected, const std::vector<double> &magnitudes);
 
 } // namespace cpflex

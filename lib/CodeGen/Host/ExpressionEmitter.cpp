@@ -475,7 +475,7 @@ FailureOr<mlir::Value> ExpressionEmitter::emitReduce(mask::ReduceOp op) {
     Block &block = op.getBody().front();
     map(block.getArgument(0), coordinate(index, block.getArgument(0).getType(), loc));
     for (mlir::Operation &inner : block.without_terminator())
-      if (succeeded(status))
+      if (succeeded(status) && !isa<mask::ScatterAddOp>(inner))
         status = emit(&inner);
     if (failed(status))
       return {initial};

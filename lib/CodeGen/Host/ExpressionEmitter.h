@@ -34,7 +34,8 @@ public:
   /// A 64-bit coordinate as a value of `type`.
   mlir::Value coordinate(mlir::Value position, mlir::Type type, mlir::Location loc);
 
-  /// Emits one operation whose operands are mapped, and maps its result.
+  /// Emits one operation whose operands are mapped, and maps its result. What a reduction scatters is left out: only a
+  /// loop around many pairs adds that well.
   mlir::LogicalResult emit(mlir::Operation *op);
 
   /// Memory accesses emitted from here on belong to this group of accesses without dependences; null ends it.
