@@ -19,6 +19,9 @@ for name in ("CPFLEX_NVRTC", "CPFLEX_FULL", "CPFLEX_CACHE_DIR", "CI"):
         config.environment[name] = os.environ[name]
 
 chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+# Tests of the package for PyTorch run with this Python; they are skipped where it has no PyTorch.
+torch_python = os.environ.get("CPFLEX_TORCH_PYTHON", "/usr/bin/python3")
+
 config.substitutions += [
     ("%cpflexc", os.path.join(tools, "cpflexc")),
     ("%cpflex-opt", os.path.join(tools, "cpflex-opt")),
@@ -26,6 +29,7 @@ config.substitutions += [
     ("%build", config.cpflex_build),
     ("%python", "/usr/bin/python3"),
     ("%chromium", chromium or ""),
+    ("%torch-python", torch_python),
     ("%examples", os.path.join(config.cpflex_source, "examples")),
     ("%catalogue", os.path.join(config.cpflex_source, "test", "catalogue")),
 ]
@@ -44,6 +48,11 @@ portable = os.path.join(config.cpflex_source, "build-portable", "bin", "cpflexc"
 config.substitutions.insert(0, ("%portable-cpflexc", portable))
 if os.environ.get("CPFLEX_FULL") and os.path.exists(portable):
     config.available_features.add("portable")
+if os.path.exists(os.path.join(config.cpflex_build, "lib", "libcpflex.so")):
+    config.available_features.add("libcpflex")
+finds_torch = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+if subprocess.run([torch_python, "-c", finds_torch]).returncode == 0:
+    config.available_features.add("torch")
 if shutil.which("mpirun"):
     config.available_features.add("mpi")
 if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:

@@ -1,0 +1,151 @@
+"""FlexAttention's functions on cpflex's kernels: `flex_attention`, `create_block_mask`, `and_masks`, `or_masks`.
+
+    from cpflex.torch import create_block_mask, flex_attention
+
+    block_mask = create_block_mask(mask_mod, None, None, length, length)
+    out = flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask)
+
+The functions may be those written for `torch.nn.attention.flex_attention`, unchanged. `program` brings a `.cpf`
+program. """
+import torch
+from torch.nn.attention import flex_attention as _pytorch
+
+from cpflex import _program
+from cpflex._value import TranslationError
+from cpflex.torch import _ops, _translate
+from cpflex.torch._block_mask import BlockMask, create_block_mask
+from cpflex.torch._translate import BoundProgram, program
+
+AuxRequest, AuxOutput = getattr(_pytorch, "AuxRequest", None), getattr(_pytorch, "AuxOutput", None)
+noop_mask = _pytorch.noop_mask
+
+
+def _combined(mask_mods, name):
+    for mask_mod in mask_mods:
+        if not callable(mask_mod):
+            raise RuntimeError(f"{name} got a '{type(mask_mod).__name__}'; expected mask functions")
+    return mask_mods
+
+
+def and_masks(*mask_mods):
+    """The mask of pairs that every one of `mask_mods` allows."""
+    return _pytorch.and_masks(*_combined(mask_mods, "and_masks"))
+
+
+def or_masks(*mask_mods):
+    """The mask of pairs that at least one of `mask_mods` allows."""
+    return _pytorch.or_masks(*_combined(mask_mods, "or_masks"))
+
+
+# torch.compile calls these while it traces, and takes what they give as constants and as inputs of the graph.
+
+
+@torch._dynamo.assume_constant_result
+def _score_index(score_mod, scale):
+    return _translate.score_of(score_mod, scale)[0]
+
+
+@torch._dynamo.assume_constant_result
+def _num_captures(score_mod, scale):
+    return len(_translate.score_of(score_mod, scale)[1])
+
+
+@torch._dynamo.assume_constant_result
+def _capture(score_mod, scale, place):
+    return _translate.score_of(score_mod, scale)[1][place]
+
+
+def _check(query, key, value, block_mask, enable_gqa):
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a '{type(tensor).__name__}'; expected a tensor")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} has {tensor.dim()} dimensions; expected 4: batch, head, position and column")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device} and query on {query.device}; expected one device")
+        if tensor.dtype != query.dtype:
+            raise ValueError(
+                f"{name} has elements of type {tensor.dtype} and query of {query.dtype}; expected one type")
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"query has elements of type {query.dtype}; expected float32, bfloat16 or float16")
+    if query.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(f"query is on {query.device}; expected the CPU or a CUDA device")
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(f"query has {query.shape[3]} columns and key {key.shape[3]}; expected as many")
+    if key.shape[:3] != value.shape[:3]:
+        raise ValueError(f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}; expected the same batch, "
+                         "heads and length")
+    if key.shape[0] not in (query.shape[0], 1):
+        raise ValueError(
+            f"key has batch {key.shape[0]} and query {query.shape[0]}; expected the same, or 1 for key and value")
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads != kv_heads and not enable_gqa:
+        raise ValueError(f"query has {heads} heads and key {kv_heads}; expected as many, or enable_gqa=True")
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"query has {heads} heads and key {kv_heads}; expected a multiple")
+    if block_mask is not None:
+        batch, mask_heads, q_len, kv_len = block_mask.shape
+        if (q_len, kv_len) != (query.shape[2], key.shape[2]):
+            raise ValueError(f"block_mask is for {q_len} queries and {kv_len} keys, the call has {query.shape[2]} and "
+                             f"{key.shape[2]}; make it for these lengths")
+        if batch not in (1, query.shape[0]):
+            raise ValueError(f"block_mask is for batch {batch}, query has {query.shape[0]}; expected the same or 1")
+        if mask_heads not in (1, heads):
+            raise ValueError(f"block_mask is for {mask_heads} heads, query has {heads}; expected as many or 1")
+
+
+def _own(block_mask):
+    """A cpflex BlockMask for what the caller gave."""
+    if isinstance(block_mask, BlockMask):
+        return block_mask
+    if isinstance(block_mask, _pytorch.BlockMask):
+        own = getattr(block_mask, "_cpflex", None)
+        if own is None:
+            own = block_mask._cpflex = BlockMask.from_torch(block_mask)
+        return own
+    raise TypeError(f"block_mask is a '{type(block_mask).__name__}'; expected a BlockMask of cpflex or PyTorch")
+
+
+def flex_attention(query, key, value, score_mod=None, block_mask=None, scale=None, enable_gqa=False, return_lse=False,
+                   kernel_options=None, *, return_aux=None):
+    """As FlexAttention's: attention of [B, H, S, D] tensors with `score_mod` on the pairs that `block_mask` allows.
+
+    Gives the output, with `return_lse` also the log-sum-exp of each row, with `return_aux` an AuxOutput. Gradients flow
+    to query, key, value, the log-sum-exp and captured tensors. `kernel_options` has no meaning here. A row without keys
+    is 0 and its log-sum-exp -inf."""
+    if return_lse and return_aux is not None:
+        raise ValueError("return_lse and return_aux are both given; expected one of them")
+    if not torch.compiler.is_compiling() and block_mask is not None:
+        block_mask = _own(block_mask)
+    _check(query, key, value, block_mask, enable_gqa)
+    if torch.is_autocast_enabled(query.device.type):
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    if key.shape[0] != query.shape[0]:
+        key, value = key.expand(query.shape[0], -1, -1, -1), value.expand(query.shape[0], -1, -1, -1)
+    query, key, value = _dense(query), _dense(key), _dense(value)
+    if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, BoundProgram):
+        score_mod = block_mask.mask_mod
+    if torch.compiler.is_compiling():
+        score = _score_index(score_mod, scale)
+        captures = [_capture(score_mod, scale, place) for place in range(_num_captures(score_mod, scale))]
+    else:
+        score, captures = _translate.score_of(score_mod, scale)
+        for tensor in captures:
+            if tensor.device != query.device:
+                raise ValueError(f"a captured tensor of shape {tuple(tensor.shape)} is on {tensor.device} and query on "
+                                 f"{query.device}; expected one device")
+    wants_row_max = return_aux is not None and return_aux.max_scores
+    out, lse, row_max = _ops.attend(query, key, value, captures, score, block_mask, wants_row_max)
+    if return_aux is not None:
+        return out, AuxOutput(lse=lse if return_aux.lse else None, max_scores=row_max if wants_row_max else None)
+    return (out, lse) if return_lse else out
+
+
+def _dense(tensor):
+    """A tensor whose last axis lies dense in memory."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+
+
+__all__ = ["AuxOutput", "AuxRequest", "BlockMask", "BoundProgram", "TranslationError", "and_masks", "create_block_mask",
+           "flex_attention", "noop_mask", "or_masks", "program"]

@@ -1,0 +1,200 @@
+# What a FlexAttention call runs: its compiled program, and executables over the captured tensors, each kept for as long
+# as it fits.
+import collections
+import ctypes
+import struct
+
+import torch
+
+from cpflex import _library, _program
+
+CODES = {torch.bool: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4, torch.uint8: 5, torch.uint16: 6,
+         torch.uint32: 7, torch.uint64: 8, torch.float16: 9, torch.bfloat16: 10, torch.float32: 11}
+DEVICE_TYPES = {"cpu": 1, "cuda": 2}
+ARRAY = struct.Struct("<Qii4q4qii")  # cpflex_array
+MAX_EXECUTABLES = 64  # of one call, the least recently used goes; layers of a model often share a call
+
+
+def array_bytes(tensor):
+    """`tensor` as a cpflex_array."""
+    rank = tensor.dim()
+    device = tensor.device
+    padding = (0,) * (4 - rank)
+    return ARRAY.pack(tensor.data_ptr(), CODES[tensor.dtype], rank, *tensor.shape, *padding, *tensor.stride(), *padding,
+                      DEVICE_TYPES[device.type], device.index or 0)
+
+
+EMPTY_ARRAY = bytes(ARRAY.size)
+
+
+def version_of(tensor):
+    """The number of writes to `tensor`'s elements, as PyTorch counts them; inference tensors have no count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def bind(program, tensors, scalars, sizes):
+    """A binding, as a handle, that reads the memory of `tensors`, (name, tensor) pairs."""
+    lib = _program.library()
+    address = _program._new(lib.bind_request_create, program._handle.address)
+    request = _library.Handle(lib, address, lib.bind_request_free)
+    lib.bind_request_sizes(request.address, _library.Sizes(*sizes))
+    for name, tensor in tensors:
+        array = _library.Array.from_buffer_copy(array_bytes(tensor))
+        lib.bind_request_array(request.address, name.encode(), array, 1)  # borrowed
+    for name, value in scalars:
+        program._bind_value(lib, request, name, value)
+    return _library.Handle(lib, _program._new(lib.bind, request.address), lib.binding_free)
+
+
+class Executable:
+    """One program over given captured tensors for tensors of given shapes."""
+
+    def __init__(self, call, q, k, v, captures, needs_backward):
+        program = call.program
+        lib = _program.library()
+        self.library = lib
+        self.captures = captures  # the binding reads their memory
+        self.versions = call.versions(captures)
+        self.binding = bind(program, list(zip(call.array_names, captures)), call.scalars,
+                            (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2]))
+        device = "cpu" if q.device.type == "cpu" else f"cuda:{q.device.index or 0}"
+        options = _library.LoadOptions(device=device.encode(), dtype=CODES[q.dtype], head_dim=q.shape[3],
+                                       v_head_dim=v.shape[3], has_backward=int(needs_backward))
+        if call.scale is not None:
+            options.has_scale, options.scale = 1, call.scale
+        if call.threads:
+            options.num_threads = call.threads
+        self.stream = stream_of(q)
+        options.stream = self.stream
+        mask = call.mask_for(q.shape[0], q.shape[1])
+        self.handle = _library.Handle(lib, _program._new(lib.load, self.binding.address, call.entry,
+                                                         mask and mask._handle.address, options), lib.executable_free)
+        self.address = self.handle.address
+        self.mask = mask
+        self.workspace_bytes = [lib.executable_workspace_bytes(self.address, 0),
+                                lib.executable_workspace_bytes(self.address, 1) if needs_backward else 0]
+
+    def workspace(self, which, device):
+        """Scratch memory of one call on a GPU; on the CPU the library has its own."""
+        if device.type == "cpu":
+            return None
+        return torch.empty(max(self.workspace_bytes[which], 1), dtype=torch.uint8, device=device)
+
+
+def stream_of(tensor):
+    if tensor.device.type == "cpu":
+        return None
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+class Call:
+    """A compiled program with the values of its scalars, its scale and, where the tiles do not follow from the mask
+    function, its block mask. Captured tensors come with each call."""
+
+    def __init__(self, program, array_names, scalars, mask_names, entry=None, scale=None, lists=None):
+        self.program, self.array_names, self.scalars, self.scale = program, array_names, scalars, scale
+        self.entry = None if entry is None else entry.encode()
+        self.lists = lists  # index lists that replace the derived tiles, or None
+        self.threads = 0
+        names = [capture.name for capture in program.captures]
+        chosen = next(each for each in program.entries if entry in (None, each.name))
+        self.has_mask, self.has_softmax = chosen.has_mask, chosen.has_softmax
+        self.slots = [names.index(name) for name in array_names]
+        self.sink = chosen.sink_capture
+        # Tiles are derived from what masks read; what only scores read may change freely.
+        self.watched = [place for place, name in enumerate(array_names) if name in mask_names]
+        self.executables = collections.OrderedDict()
+        self.masks = {}
+
+    def versions(self, captures):
+        return [version_of(captures[place]) for place in self.watched]
+
+    def mask_for(self, batch, heads):
+        """The block mask of given lists for all batch rows and heads."""
+        if self.lists is None:
+            return None
+        if (batch, heads) not in self.masks:
+            self.masks[batch, heads] = self.lists.native(batch, heads)
+        return self.masks[batch, heads]
+
+    def executable(self, q, k, v, captures, needs_backward):
+        needs_backward = needs_backward or q.device.type == "cpu"  # where both come from one compilation
+        key = (q.shape, k.shape, v.shape, q.dtype, q.device, needs_backward,
+               tuple([tensor.data_ptr() for tensor in captures]))
+        found = self.executables.get(key)
+        if found is not None and self._fits(found, captures):
+            return found
+        found = self.executables[key] = Executable(self, q, k, v, captures, needs_backward)
+        self.executables.move_to_end(key)
+        while len(self.executables) > MAX_EXECUTABLES:
+            self.executables.popitem(last=False)
+        return found
+
+    def _fits(self, found, captures):
+        for tensor, bound in zip(captures, found.captures):
+            if tensor is not bound and (tensor.shape != bound.shape or tensor.stride() != bound.stride()
+                                        or tensor.dtype != bound.dtype):
+                return False
+        for place, version in zip(self.watched, found.versions):
+            if version_of(captures[place]) != version:
+                return False
+        return True
+
+
+def output_like(q, columns):
+    """An output in the memory order of `q`: [b, s, h, d] where q is so, else [b, h, s, d]."""
+    batch, heads, rows, _ = q.shape
+    if not q.is_contiguous() and q.stride(1) < q.stride(2):
+        return q.new_empty((batch, rows, heads, columns)).transpose(1, 2)
+    return q.new_empty((batch, heads, rows, columns))
+
+
+def all_captures(sources, tensors):
+    """The captures of a call: those of the score as they are passed, those of the mask as it has them."""
+    return [tensors[source] if type(source) is int else source for source in sources]
+
+
+def run_forward(q, k, v, tensors, score, block_mask, wants_row_max, needs_backward):
+    """(out, lse, row_max) of tensors whose last axis is dense; `tensors` are what the score captures."""
+    call, sources = score.call(block_mask, q.shape[2], k.shape[2])
+    executable = call.executable(q, k, v, all_captures(sources, tensors), needs_backward)
+    out = output_like(q, v.shape[3])
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    row_max = q.new_empty(q.shape[:3] if wants_row_max else (0,), dtype=torch.float32)
+    packed = b"".join((array_bytes(q), array_bytes(k), array_bytes(v), array_bytes(out),
+                       array_bytes(lse) if call.has_softmax else EMPTY_ARRAY,
+                       array_bytes(row_max) if wants_row_max else EMPTY_ARRAY))
+    arguments = _library.ForwardTensors.from_buffer_copy(packed)
+    workspace = executable.workspace(0, q.device)
+    executable.library.forward(executable.address, arguments, None if workspace is None else workspace.data_ptr(),
+                               executable.workspace_bytes[0], stream_of(q))
+    return out, lse, row_max
+
+
+def run_backward(d_out, d_lse, q, k, v, out, lse, tensors, score, block_mask):
+    """[dq, dk, dv, *gradients of what the score captures, where it has one, in their types]."""
+    call, sources = score.call(block_mask, q.shape[2], k.shape[2])
+    executable = call.executable(q, k, v, all_captures(sources, tensors), True)
+    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    arrays = [array_bytes(tensor) for tensor in (q, k, v, out, lse, d_out)]
+    arrays += [EMPTY_ARRAY if d_lse is None else array_bytes(d_lse)]
+    arrays += [array_bytes(tensor) for tensor in (d_q, d_k, d_v)]
+    rest = bytes(ctypes.sizeof(_library.BackwardTensors) - len(arrays) * ARRAY.size)
+    arguments = _library.BackwardTensors.from_buffer_copy(b"".join(arrays) + rest)
+    pointers = (ctypes.c_void_p * len(call.program.captures))()
+    gradients = []
+    for place in score.gradient_places:
+        gradient = torch.zeros(tensors[place].shape, dtype=torch.float32, device=q.device)
+        gradients.append(gradient)
+        slot = call.slots[next(i for i, source in enumerate(sources) if type(source) is int and source == place)]
+        if slot == call.sink:
+            arguments.sink_gradient = gradient.data_ptr()
+        else:
+            pointers[slot] = gradient.data_ptr()
+    if gradients:
+        arguments.capture_gradients, arguments.num_capture_gradients = pointers, len(pointers)
+    workspace = executable.workspace(1, q.device)
+    executable.library.backward(executable.address, arguments, None if workspace is None else workspace.data_ptr(),
+                                executable.workspace_bytes[1], stream_of(q))
+    return [d_q, d_k, d_v] + [gradient.to(tensors[place].dtype)
+                              for place, gradient in zip(score.gradient_places, gradients)]
