@@ -123,7 +123,7 @@ LineSummary::LineSummary(const ElementLine &line, bool isKnownSorted) : line_(li
     ends_.reserve(ceilDivide(line.count, kBlock));
     for (int64_t begin = 0; begin < line.count; begin += kBlock)
       ends_.push_back(
-          {sortedElement(begin), sortedElement(std::min(begin + kBlock, line.count) - 1)});
+          {elementAt(begin), elementAt(std::min(begin + kBlock, line.count) - 1)});
   }
   if (isSorted_ || line.count == 0)
     return;

@@ -55,9 +55,13 @@ public:
   bool isSorted() const { return isSorted_; }
   /// Elements [first, last], a part of a sorted line: its ends bound everything between them.
   AbstractValue sortedBounds(int64_t first, int64_t last) const {
-    return AbstractValue::integers(
-        first % kBlock == 0 ? ends_[first / kBlock].first : sortedElement(first),
-        (last + 1) % kBlock == 0 ? ends_[last / kBlock].last : sortedElement(last));
+    return AbstractValue::integers(sortedElement(first), sortedElement(last));
+  }
+  /// One element of a sorted line; those at the ends of blocks without reading the line itself.
+  int64_t sortedElement(int64_t i) const {
+    if (i % kBlock == 0)
+      return ends_[i / kBlock].first;
+    return i % kBlock == kBlock - 1 ? ends_[i / kBlock].last : elementAt(i);
   }
   ElementType type() const { return line_.type; }
   int64_t sizeInBytes() const;
@@ -67,7 +71,7 @@ private:
   struct BlockEnds {
     int64_t first, last;
   };
-  int64_t sortedElement(int64_t i) const {
+  int64_t elementAt(int64_t i) const {
     return visitElements(line_.type, line_.data, [&](const auto *data) -> int64_t {
       if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(*data)>>)
         return static_cast<int64_t>(data[i * line_.stride]);

@@ -121,11 +121,6 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
   const ProgramLoad &load = (*program_->loads)[node.load];
   ValueType type = node.resultType;
   const LineSummary *line = load.line;
-  if (line && line->isSorted() && type == ValueType::Int) {
-    const AbstractValue &at = values_[node.operands[0]];
-    if (at.lo >= 0 && at.hi < load.shape[0])
-      return line->sortedBounds(at.lo, at.hi);
-  }
   // 1. The part of the array within reach; an index outside of it means 0.
   Range reach[kMaxCaptureRank];
   bool mayBeOutside = false;
@@ -237,7 +232,15 @@ void IntervalEvaluator::evaluate(int32_t begin, int32_t end, const PositionBound
       break;
     }
     case NodeForm::Operation: values_[i] = operation(node); break;
-    case NodeForm::Load: values_[i] = load(node, i); break;
+    case NodeForm::Load: {
+      const ProgramLoad &array = (*program_->loads)[node.load];
+      const AbstractValue &at = values_[node.operands[0]];
+      bool isSortedPart = array.line && array.line->isSorted() &&
+                          node.resultType == ValueType::Int && at.lo >= 0 &&
+                          at.hi < array.shape[0];
+      values_[i] = isSortedPart ? array.line->sortedBounds(at.lo, at.hi) : load(node, i);
+      break;
+    }
     case NodeForm::Reduce:
       values_[i] = reduction(i, tile);
       i = node.operands[1] - 1;
@@ -295,7 +298,22 @@ TileClass IntervalEvaluator::classifyByCases(const PositionBounds &tile) {
   return classOf(AbstractValue::booleans(canBeTrue, canBeFalse));
 }
 
+/// Whether the last tile has decided anything, so that a look at the whole program may pay.
+bool IntervalEvaluator::mayShorten() const {
+  int32_t size = static_cast<int32_t>(values_.size());
+  for (int32_t i = program_->numConstants; i < size; ++i) {
+    const ProgramNode &node = program_->nodes[i];
+    bool isPick = node.form == NodeForm::Operation &&
+                  (node.operation == Operation::Min || node.operation == Operation::Max);
+    if (isPick || values_[i].isSingle(node.resultType))
+      return true;
+  }
+  return false;
+}
+
 std::optional<TapeProgram> IntervalEvaluator::pruned() const {
+  if (!mayShorten())
+    return std::nullopt;
   const std::vector<ProgramNode> &nodes = program_->nodes;
   int32_t size = static_cast<int32_t>(nodes.size());
   // 1. What is needed, from the result back, and what each value is replaced by.

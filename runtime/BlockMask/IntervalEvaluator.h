@@ -35,6 +35,7 @@ private:
   AbstractValue load(const ProgramNode &node, int32_t index);
   AbstractValue reduction(int32_t index, const PositionBounds &tile);
   TileClass classifyByCases(const PositionBounds &tile);
+  bool mayShorten() const;
   void collectGuards(int32_t index, Operation chain, std::vector<bool> &isVisited);
 
   /// Which part of a load's values an evaluation by cases looks at.

@@ -209,6 +209,11 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
     }
     case NodeForm::Load: {
       const ProgramLoad &load = (*program_->loads)[node.load];
+      if (load.line && load.line->isSorted() && node.resultType == ValueType::Int) {
+        int64_t at = scalars_[node.operands[0]];
+        scalars_[i] = at >= 0 && at < load.shape[0] ? load.line->sortedElement(at) : 0;
+        break;
+      }
       int64_t offset = 0;
       bool isInside = true;
       for (int axis = 0; axis < load.numAxes; ++axis) {

@@ -56,6 +56,30 @@ int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, Buil
   return kDone;
 }
 
+// The mask of --diff: that of another program, or index lists of FlexAttention.
+int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BlockMask &other) {
+  if (options.other.ends_with(".npz")) {
+    StatusOr<std::string> bytes = readFile(options.other);
+    if (!bytes)
+      return reportFailure(bytes.status());
+    StatusOr<IndexLists> lists = indexListsFromNpz(*bytes);
+    if (!lists)
+      return reportFailure(lists.status());
+    StatusOr<BlockMask> read = fromIndexLists(*lists);
+    if (!read)
+      return reportFailure(read.status());
+    other = std::move(*read);
+    return kDone;
+  }
+  MaskCommandOptions otherOptions = options;
+  otherOptions.file = options.other;
+  BuiltMask built;
+  if (int code = build(otherOptions, tileQ, tileKV, built))
+    return code;
+  other = std::move(built.result.mask);
+  return kDone;
+}
+
 int mask(const MaskCommandOptions &options) {
   if (!options.other.empty() && (options.format == "json" || options.format == "npz"))
     throw CLI::ValidationError(fmt::format("--diff draws text, svg or png; --format is '{}'", options.format));
@@ -78,15 +102,13 @@ int mask(const MaskCommandOptions &options) {
       picture.residuals.push_back(residual.text);
   }
   if (!options.other.empty()) {
-    MaskCommandOptions otherOptions = options;
-    otherOptions.file = options.other;
-    BuiltMask other;
-    if (int code = build(otherOptions, tileQ, tileKV, other))
+    BlockMask other;
+    if (int code = loadOther(options, tileQ, tileKV, other))
       return code;
     const auto draw = options.format == "svg"   ? drawDifferenceSvg
                       : options.format == "png" ? drawDifferencePng
                                                 : drawDifferenceText;
-    StatusOr<MaskDifference> difference = draw(blockMask, other.result.mask, picture);
+    StatusOr<MaskDifference> difference = draw(blockMask, other, picture);
     return difference ? writeOutput(options, difference->picture) : reportFailure(difference.status());
   }
   std::optional<PairCounts> pairs;
@@ -108,7 +130,7 @@ int mask(const MaskCommandOptions &options) {
     return png ? writeOutput(options, *png) : reportFailure(png.status());
   }
   if (options.format == "npz") {
-    StatusOr<IndexLists> lists = toIndexLists(blockMask);
+    StatusOr<IndexLists> lists = toIndexLists(blockMask, kMostNpzBytes);
     return lists ? writeOutput(options, toNpz(*lists)) : reportFailure(lists.status());
   }
   const TileCounts counts = countTiles(blockMask);
@@ -142,7 +164,7 @@ void addMaskCommand(CLI::App &app, int &exitCode) {
       ->check(CLI::IsMember({"text", "json", "svg", "png", "npz"}));
   command->add_option("--rows", options->rows, "A:B, query rows to draw")->check(pairOf(':', 0));
   command->add_option("--cols", options->columns, "A:B, key columns to draw")->check(pairOf(':', 0));
-  command->add_option("--diff", options->other, "another program: draw where the masks differ");
+  command->add_option("--diff", options->other, "another program, or index lists (.npz): draw where the masks differ");
   command->add_option("-o", options->output, "file to write");
   command->callback([options, &exitCode] { exitCode = mask(*options); });
 }

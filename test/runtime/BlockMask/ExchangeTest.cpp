@@ -131,6 +131,58 @@ TEST(Npz, HoldsEveryArrayOnceInAZipArchive) {
     std::ofstream(path, std::ios::binary) << npz;
 }
 
+TEST(Npz, IsReadBack) {
+  IndexLists lists = *toIndexLists(maskOf(50, 70, 16, 16, somePairs()[3]));
+  auto read = indexListsFromNpz(toNpz(lists));
+  ASSERT_TRUE(read.isOk()) << read.status().message();
+  EXPECT_EQ(read->byQ, lists.byQ);
+  EXPECT_EQ(read->byKV, lists.byKV);
+  EXPECT_EQ(*fromIndexLists(*read), *fromIndexLists(lists));
+}
+
+TEST(NpzErrors, EveryChangedByteIsNoticedOrHarmless) {
+  IndexLists lists = *toIndexLists(causalMask(48, 16));
+  const std::string good = toNpz(lists);
+  for (size_t size = 0; size < good.size(); size += 7)
+    EXPECT_FALSE(indexListsFromNpz(std::string_view(good).substr(0, size))) << size;
+  for (size_t i = 0; i < good.size(); ++i) {
+    std::string bad = good;
+    bad[i] = static_cast<char>(bad[i] ^ 0x41);
+    if (auto read = indexListsFromNpz(bad)) // dates and the like mean nothing
+      EXPECT_EQ(read->byQ, lists.byQ) << i;
+  }
+}
+
+TEST(NpzErrors, SayWhatIsWrong) {
+  const IndexLists lists = *toIndexLists(causalMask(48, 16));
+  auto messageOf = [](const std::string &bytes) { return indexListsFromNpz(bytes).status().message(); };
+  auto renamed = [&](const std::string &from, const std::string &to) {
+    std::string bytes = toNpz(lists);
+    for (size_t at = bytes.find(from); at != std::string::npos; at = bytes.find(from, at + to.size()))
+      bytes.replace(at, from.size(), to);
+    return bytes;
+  };
+  EXPECT_EQ(messageOf("PK"), "the .npz file is damaged: it is too short");
+  EXPECT_EQ(messageOf(std::string(100, 'x')), "the .npz file is damaged: it has no end record");
+  EXPECT_EQ(messageOf(renamed("block_size.npy", "block_sise.npy")), "the .npz file has no array 'block_size'");
+  EXPECT_EQ(messageOf(renamed("<i4", "<f4")), "the .npz file is damaged: the checksum of a member is wrong");
+  std::string good = toNpz(lists);
+  size_t directory = good.find("PK\x01\x02");
+  auto changed = [&](size_t at, char value) {
+    std::string bytes = good;
+    bytes[at] = value;
+    return bytes;
+  };
+  EXPECT_EQ(messageOf(changed(directory, 'x')), "the .npz file is damaged: its directory is cut");
+  EXPECT_EQ(messageOf(changed(0, 'x')), "the .npz file is damaged: a member is not where the directory says");
+  EXPECT_EQ(messageOf(changed(30, 'x')), "the .npz file is damaged: a member has two names");
+  EXPECT_EQ(messageOf(changed(directory + 10, 12)),
+            "'kv_num_blocks.npy' in the .npz file is packed by method 12; expected stored or deflated");
+  EXPECT_EQ(messageOf(changed(directory + 10, 8)), "the .npz file is damaged: a member does not unpack");
+  EXPECT_EQ(messageOf(changed(directory + 24, 1)), "the .npz file is damaged: the sizes of a member do not fit");
+  EXPECT_EQ(messageOf(changed(directory + 22, 1)), "the .npz file is damaged: a member is cut");
+}
+
 TEST(Imports, DocumentIdsFollowCumulativeLengths) {
   auto ids = documentIds(std::vector<int64_t>{0, 2, 2, 5}, 7);
   ASSERT_TRUE(ids.isOk());
