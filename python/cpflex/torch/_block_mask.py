@@ -46,7 +46,6 @@ class BlockMask:
         self.token = torch.tensor(number, dtype=torch.int64)
         _by_number[number] = self
         _youngest.append(self)
-        self._trace = None
 
     @classmethod
     def from_torch(cls, block_mask):
@@ -59,13 +58,11 @@ class BlockMask:
             mask.has_own_tiles = False
         return mask
 
-    def is_current(self):
-        """Whether mask_mod still closes over what it did when it was last compiled."""
+    def trace(self):
+        """The trace of mask_mod, None where it is no Python function."""
         if self.mask_mod is None or isinstance(self.mask_mod, _translate.BoundProgram):
-            return True
-        trace = _translate.trace_of(self.mask_mod, 4)
-        is_same, self._trace = trace is self._trace, trace
-        return is_same
+            return None
+        return _translate.trace_of(self.mask_mod, 4)
 
     def _follows(self):
         """Whether the given tiles are those of mask_mod. A given partial tile may be a full one: PyTorch calls tiles
@@ -161,6 +158,8 @@ def create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN, device=None, BLOCK_SIZE=128
     for name, length in (("Q_LEN", Q_LEN), ("KV_LEN", KV_LEN)):
         if not isinstance(length, int) or length < 0:
             raise ValueError(f"{name} is {length!r}; expected an int of 0 or more")
-    shape = (B or 1, H or 1, Q_LEN, KV_LEN)
+    shape = (B, H, Q_LEN, KV_LEN)
     device = torch.device(device) if device is not None else _translate.device_of(mask_mod)
-    return BlockMask(mask_mod, shape, size, device, _translate.native_mask(mask_mod, shape, size))
+    native = _translate.native_mask(mask_mod, shape, size)
+    found = native.statistics
+    return BlockMask(mask_mod, (found["batch"], found["heads"], Q_LEN, KV_LEN), size, device, native)

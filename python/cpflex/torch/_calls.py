@@ -154,21 +154,57 @@ def all_captures(sources, tensors):
     return [tensors[source] if type(source) is int else source for source in sources]
 
 
+class Launch:
+    """One executable called with tensors of given shapes, strides and types: all of the arguments but the addresses."""
+
+    PACK = struct.Struct("<Q80sQ80sQ80sQ80sQ80sQ80s")  # six arrays, their addresses apart
+
+    def __init__(self, executable, call, q, k, v, wants_row_max):
+        self.executable, self.device, self.dtype = executable, q.device, q.dtype
+        self.rows, self.is_on_cpu = q.shape[:3], q.device.type == "cpu"
+        self.columns, self.wants_row_max = v.shape[3], wants_row_max
+        self.shape = (*self.rows, self.columns)
+        out = output_like(q, self.columns)
+        self.is_dense = out.is_contiguous()
+        row = torch.empty(self.rows, dtype=torch.float32, device=q.device)
+        given = (q, k, v, out, row if call.has_softmax else None, row if wants_row_max else None)
+        self.rests = [(EMPTY_ARRAY if tensor is None else array_bytes(tensor))[8:] for tensor in given]
+        self.has_softmax = call.has_softmax
+        # Without the declared argument types, which would copy.
+        self.forward = executable.library.raw_forward
+
+    def __call__(self, q, k, v):
+        """(out, lse, row_max); row_max is empty when it was not asked for."""
+        executable, rests = self.executable, self.rests
+        out = (torch.empty(self.shape, dtype=self.dtype, device=self.device) if self.is_dense
+               else output_like(q, self.columns))
+        lse = torch.empty(self.rows, dtype=torch.float32, device=self.device)
+        row_max = torch.empty(self.rows, dtype=torch.float32, device=self.device) if self.wants_row_max else None
+        packed = self.PACK.pack(q.data_ptr(), rests[0], k.data_ptr(), rests[1], v.data_ptr(), rests[2], out.data_ptr(),
+                                rests[3], lse.data_ptr() if self.has_softmax else 0, rests[4],
+                                row_max.data_ptr() if self.wants_row_max else 0, rests[5])
+        if self.is_on_cpu:
+            error = self.forward(executable.address, packed, None, 0, None)
+        else:
+            workspace = executable.workspace(0, self.device)
+            error = self.forward(executable.address, packed, workspace.data_ptr(), executable.workspace_bytes[0],
+                                 stream_of(q))
+        if error is not None:
+            executable.library.raise_error(error)
+        return out, lse, row_max
+
+
+def launch(q, k, v, tensors, score, block_mask, wants_row_max, needs_backward):
+    """(Launch, captures) for tensors whose last axis is dense; `tensors` are what the score captures."""
+    call, sources = score.call(block_mask, q.shape[2], k.shape[2])
+    captures = all_captures(sources, tensors)
+    return Launch(call.executable(q, k, v, captures, needs_backward), call, q, k, v, wants_row_max), call, captures
+
+
 def run_forward(q, k, v, tensors, score, block_mask, wants_row_max, needs_backward):
     """(out, lse, row_max) of tensors whose last axis is dense; `tensors` are what the score captures."""
-    call, sources = score.call(block_mask, q.shape[2], k.shape[2])
-    executable = call.executable(q, k, v, all_captures(sources, tensors), needs_backward)
-    out = output_like(q, v.shape[3])
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    row_max = q.new_empty(q.shape[:3] if wants_row_max else (0,), dtype=torch.float32)
-    packed = b"".join((array_bytes(q), array_bytes(k), array_bytes(v), array_bytes(out),
-                       array_bytes(lse) if call.has_softmax else EMPTY_ARRAY,
-                       array_bytes(row_max) if wants_row_max else EMPTY_ARRAY))
-    arguments = _library.ForwardTensors.from_buffer_copy(packed)
-    workspace = executable.workspace(0, q.device)
-    executable.library.forward(executable.address, arguments, None if workspace is None else workspace.data_ptr(),
-                               executable.workspace_bytes[0], stream_of(q))
-    return out, lse, row_max
+    out, lse, row_max = launch(q, k, v, tensors, score, block_mask, wants_row_max, needs_backward)[0](q, k, v)
+    return out, lse, q.new_empty((0,), dtype=torch.float32) if row_max is None else row_max
 
 
 def run_backward(d_out, d_lse, q, k, v, out, lse, tensors, score, block_mask):

@@ -62,12 +62,13 @@ class EagerAttention(torch.autograd.Function):
     """The operator's meaning without the dispatcher, for plain tensors outside of compiled code."""
 
     @staticmethod
-    def forward(ctx, q, k, v, score, block_mask, wants_row_max, *captures):
-        out, lse, row_max = _calls.run_forward(q, k, v, captures, score, block_mask, wants_row_max, True)
+    def forward(ctx, q, k, v, launch, score, block_mask, *captures):
+        out, lse, row_max = launch(q, k, v)
         ctx.save_for_backward(q, k, v, out, lse, *captures)
         ctx.score, ctx.block_mask = score, block_mask
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(row_max)
+        if row_max is not None:
+            ctx.mark_non_differentiable(row_max)
         return out, lse, row_max
 
     @staticmethod
@@ -84,13 +85,44 @@ class EagerAttention(torch.autograd.Function):
         return d_q, d_k, d_v, None, None, None, *gradients
 
 
+def is_plain(q, k, v):
+    """Whether nothing but autograd has to see what is done with the tensors."""
+    return type(q) is type(k) is type(v) is torch.Tensor and not torch._C._len_torch_dispatch_stack()
+
+
+class Ready:
+    """A call that was checked and prepared once, for the same functions and for tensors of the same form."""
+
+    def __init__(self, launch, score, block_mask, score_trace, call, captures, tensors):
+        self.launch, self.score, self.block_mask = launch, score, block_mask
+        self.traces = [trace for trace in (score_trace, block_mask and block_mask.trace()) if trace is not None]
+        self.tensors = tensors  # that the score captures
+        self.flags = [tensor.requires_grad for tensor in tensors]
+        self.captures = [(tensor, tensor.data_ptr()) for tensor in captures]
+        self.versions = [(captures[place], _calls.version_of(captures[place])) for place in call.watched]
+
+    def fits(self):
+        """Whether closures and captured tensors are as they were."""
+        for trace in self.traces:
+            if not trace.is_current():
+                return False
+        for tensor, address in self.captures:
+            if tensor.data_ptr() != address:
+                return False
+        for tensor, version in self.versions:
+            if _calls.version_of(tensor) != version:
+                return False
+        return not self.tensors or self.flags == [tensor.requires_grad for tensor in self.tensors]
+
+    def __call__(self, q, k, v):
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or True in self.flags):
+            return EagerAttention.apply(q, k, v, self.launch, self.score, self.block_mask, *self.tensors)
+        return self.launch(q, k, v)
+
+
 def attend(q, k, v, captures, score, block_mask, wants_row_max):
-    """(out, lse, row_max) of tensors, by the shortest way that serves them."""
+    """(out, lse, row_max) of tensors, as an operator."""
     needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad
                                                   or any([tensor.requires_grad for tensor in captures]))
-    if torch.compiler.is_compiling() or type(q) is not torch.Tensor or torch._C._len_torch_dispatch_stack():
-        token = NO_MASK if block_mask is None else block_mask.token
-        return attention(q, k, v, list(captures), token, score, wants_row_max, needs_gradient)
-    if needs_gradient:
-        return EagerAttention.apply(q, k, v, scores[score], block_mask, wants_row_max, *captures)
-    return _calls.run_forward(q, k, v, captures, scores[score], block_mask, wants_row_max, False)
+    token = NO_MASK if block_mask is None else block_mask.token
+    return attention(q, k, v, list(captures), token, score, wants_row_max, needs_gradient)

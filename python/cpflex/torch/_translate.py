@@ -84,15 +84,18 @@ def _compiled(text):
 
 
 def native_mask(mask_mod, shape, block_size):
-    """The derived tiles of a mask function or program, as cpflex.BlockMask."""
+    """The derived tiles of a mask function or program, as cpflex.BlockMask; None in `shape` stands for 1."""
     lib = _program.library()
     if isinstance(mask_mod, BoundProgram):
         compiled, entry = mask_mod.compiled, mask_mod.entry
         tensors, scalars = mask_mod.tensors, mask_mod.scalars
+        # Arrays of the program may say how large the batch and heads are that FlexAttention calls None.
+        shape = tuple(-1 if given is None else given for given in shape)
     else:
         trace = trace_of(mask_mod, 4)
         text = _text.ProgramText(trace, None, {"Q_LEN": shape[2], "KV_LEN": shape[3]})
         compiled, entry = _compiled(text), None
+        shape = (shape[0] or 1, shape[1] or 1, *shape[2:])
         tensors, scalars = {name: captured.array for name, captured in text.arrays}, text.scalars
     sizes = (shape[0], shape[1], shape[1], shape[2], shape[3])
     binding = _calls.bind(compiled, list(tensors.items()), scalars, sizes)
@@ -121,16 +124,17 @@ class Score:
     def call(self, block_mask, q_len, kv_len):
         """(Call, for each of its captures the place among the score's tensors or a tensor of the mask)."""
         key = (None if block_mask is None else id(block_mask), q_len, kv_len)
+        mask = None if block_mask is None else block_mask.trace()
         known = self.pairs.get(key)
-        if known is not None and (block_mask is None or known[0]() is block_mask and block_mask.is_current()):
+        if known is not None and (block_mask is None or known[0]() is block_mask) and known[3] is mask:
             return known[1], known[2]
         if self.bound is not None:
             call, sources = self._program_call(block_mask)
         else:
-            call, sources = self._traced_call(block_mask, q_len, kv_len)
+            call, sources = self._traced_call(block_mask, mask, q_len, kv_len)
         if len(self.pairs) >= MAX_PAIRS:
             self.pairs.clear()
-        self.pairs[key] = (None if block_mask is None else weakref.ref(block_mask), call, sources)
+        self.pairs[key] = (None if block_mask is None else weakref.ref(block_mask), call, sources, mask)
         return call, sources
 
     def _program_call(self, block_mask):
@@ -141,12 +145,10 @@ class Score:
                        set(self.bound.tensors), self.bound.entry, self.scale, None)
         return call, list(range(self.num_tensors))
 
-    def _traced_call(self, block_mask, q_len, kv_len):
-        mask_mod = None if block_mask is None else block_mask.mask_mod
-        if isinstance(mask_mod, BoundProgram):
+    def _traced_call(self, block_mask, mask, q_len, kv_len):
+        if block_mask is not None and isinstance(block_mask.mask_mod, BoundProgram):
             raise ValueError(
                 "block_mask is made from a program and score_mod is a Python function; expected both of one kind")
-        mask = None if mask_mod is None else trace_of(mask_mod, 4)
         lists = block_mask if block_mask is not None and block_mask.has_own_tiles else None
         differentiated = [self.trace.arrays[place].array for place in self.gradient_places]
         text = _text.ProgramText(mask, self.trace, {"Q_LEN": q_len, "KV_LEN": kv_len},
