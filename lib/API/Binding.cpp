@@ -1,6 +1,9 @@
 // How arrays and values meet a program's declarations: types are converted, dimensions unified, stated facts verified.
 #include "lib/API/cpflex.h"
 
+#include "lib/API/ArrayViews.h"
+#include "lib/API/CallParts.h"
+#include "runtime/BlockMask/MaskImports.h"
 #include "runtime/BlockMask/PointEvaluator.h"
 #include "runtime/contract/NarrowCode.h"
 
@@ -10,6 +13,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 namespace cpflex {
 
@@ -205,7 +209,9 @@ bool isBuiltin(const std::string &name) {
 
 } // namespace
 
-StatusOr<std::shared_ptr<const Binding>> Binding::create(const Program &program, const BindRequest &request) {
+Binding::Binding() : summaries_(std::make_unique<CaptureSummaries>()) {}
+
+StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const BindRequest &request) {
   const Signature &signature = program.signature();
   std::shared_ptr<Binding> binding(new Binding());
   std::map<std::string, int64_t> sizes;
@@ -238,27 +244,32 @@ StatusOr<std::shared_ptr<const Binding>> Binding::create(const Program &program,
   for (int i = 0; i < kNumBuiltinDims; ++i)
     if (given[i] >= 0)
       CPFLEX_RETURN_IF_ERROR(unify(sizes, origins, kBuiltinDimNames[i], given[i], "the call"));
+  const auto isDeclared = [&](const std::string &name) {
+    return std::any_of(signature.captures.begin(), signature.captures.end(),
+                       [&](const CaptureDeclaration &capture) { return capture.name == name; });
+  };
   for (const auto &[name, array] : request.arrays)
-    if (std::none_of(signature.captures.begin(), signature.captures.end(),
-                     [&](const CaptureDeclaration &capture) { return capture.name == name; }))
+    if (!isDeclared(name))
+      return Status::invalid(fmt::format("the program declares no array '{}'", name));
+  for (const auto &[name, view] : request.views)
+    if (!isDeclared(name))
       return Status::invalid(fmt::format("the program declares no array '{}'", name));
   for (const CaptureDeclaration &capture : signature.captures) {
-    auto found = request.arrays.find(capture.name);
-    if (found == request.arrays.end())
+    auto array = request.arrays.find(capture.name);
+    auto view = request.views.find(capture.name);
+    if (array == request.arrays.end() && view == request.views.end())
       return Status::invalid(fmt::format("array '{}' is not bound; give one with --bind {}=FILE.npy", capture.name,
                                          capture.name));
-    const Array &array = found->second;
-    if (array.shape.size() != capture.dims.size())
-      return Status::invalid(fmt::format("array for '{}' has {} dimensions; expected {}", capture.name,
-                                         array.shape.size(), capture.dims.size()));
-    StatusOr<Array> owned = converted(capture, array);
-    if (!owned)
-      return owned.status();
-    binding->arrays_.push_back(std::move(*owned));
+    const std::vector<int64_t> &shape = view != request.views.end() ? view->second.shape : array->second.shape;
+    if (shape.size() != capture.dims.size())
+      return Status::invalid(fmt::format("array for '{}' has {} dimensions; expected {}", capture.name, shape.size(),
+                                         capture.dims.size()));
+    CPFLEX_RETURN_IF_ERROR(
+        binding->addSlot(capture, view != request.views.end() ? view->second : viewOfArray(array->second)));
     // A size of 1 fits any built-in dimension by broadcasting, so it fixes none.
     for (size_t axis = 0; axis < capture.dims.size(); ++axis)
-      if (isName(capture.dims[axis]) && !(array.shape[axis] == 1 && isBuiltin(capture.dims[axis])))
-        CPFLEX_RETURN_IF_ERROR(unify(sizes, origins, capture.dims[axis], array.shape[axis],
+      if (isName(capture.dims[axis]) && !(shape[axis] == 1 && isBuiltin(capture.dims[axis])))
+        CPFLEX_RETURN_IF_ERROR(unify(sizes, origins, capture.dims[axis], shape[axis],
                                      fmt::format("axis {} of '{}'", axis, capture.name)));
   }
 
@@ -286,47 +297,144 @@ StatusOr<std::shared_ptr<const Binding>> Binding::create(const Program &program,
     binding->dims_.push_back(sizes[name]);
   }
 
-  // 4. Views, broadcasting axes of size 1 to built-in dimensions.
+  // 4. Axes of size 1 are broadcast to built-in dimensions.
   for (size_t slot = 0; slot < signature.captures.size(); ++slot) {
     const CaptureDeclaration &capture = signature.captures[slot];
-    const Array &array = binding->arrays_[slot];
-    CaptureView view;
-    view.data = array.bytes.data();
-    view.type = array.type;
-    view.rank = int32_t(array.shape.size());
-    int64_t stride = 1;
-    for (size_t axis = array.shape.size(); axis-- > 0;) {
+    CaptureView &view = binding->views_[slot];
+    for (int axis = 0; axis < view.rank; ++axis) {
       const std::string &dim = capture.dims[axis];
       std::optional<int64_t> expected = AxisExpression(dim, sizes).value();
       if (!expected)
         return Status::invalid(fmt::format("axis {} of '{}' is '{}', which no bound array fixes", axis, capture.name, dim));
-      const bool isBroadcast = array.shape[axis] == 1 && isBuiltin(dim);
-      if (array.shape[axis] != *expected && !isBroadcast)
+      const bool isBroadcast = view.shape[axis] == 1 && isBuiltin(dim);
+      if (view.shape[axis] != *expected && !isBroadcast)
         return Status::invalid(fmt::format("axis {} of '{}' has size {}; expected {} = {}", axis, capture.name,
-                                           array.shape[axis], dim, *expected));
-      view.shape[axis] = isBroadcast ? *expected : array.shape[axis];
-      view.strides[axis] = isBroadcast ? 0 : stride;
-      stride *= array.shape[axis];
+                                           view.shape[axis], dim, *expected));
+      if (isBroadcast) {
+        view.shape[axis] = *expected;
+        view.strides[axis] = 0;
+      }
     }
     CPFLEX_RETURN_IF_ERROR(verifyFacts(capture, view));
-    binding->views_.push_back(view);
   }
+  binding->dimNames_ = signature.dims;
   binding->bindings_ = {.captures = binding->views_.data(),
                         .params = binding->params_.data(),
                         .dims = binding->dims_.data()};
-  return std::shared_ptr<const Binding>(std::move(binding));
+  return binding;
+}
+
+Status Binding::addSlot(const CaptureDeclaration &capture, ArrayView source) {
+  CPFLEX_RETURN_IF_ERROR(checkView(capture.name, source));
+  declarations_.push_back(capture);
+  slots_.push_back({.source = std::move(source), .copy = {}, .shape = {}});
+  views_.emplace_back();
+  const int slot = int(slots_.size()) - 1;
+  CPFLEX_RETURN_IF_ERROR(refresh(slot));
+  const Slot &added = slots_.back();
+  CaptureView &view = views_.back();
+  view.type = capture.type;
+  view.rank = int32_t(added.source.shape.size());
+  int64_t dense = 1;
+  for (int axis = view.rank; axis-- > 0;) {
+    view.shape[axis] = added.source.shape[axis];
+    view.strides[axis] = added.copy ? dense : added.source.strides[axis];
+    dense *= view.shape[axis];
+  }
+  for (int axis = 0; axis < view.rank; ++axis)
+    slots_.back().shape.push_back(view.strides[axis] == 0 ? std::min<int64_t>(view.shape[axis], 1) : view.shape[axis]);
+  return Status::ok();
+}
+
+Status Binding::refresh(int slot) {
+  const CaptureDeclaration &capture = declarations_[slot];
+  Slot &bound = slots_[slot];
+  const ArrayView &source = bound.source;
+  const bool isDeclaredType =
+      source.type == capture.type || (capture.type == ElementType::BF16 && source.type == ElementType::U16);
+  if (isOnHost(source) && isDeclaredType) {
+    views_[slot].data = source.data;
+    return Status::ok();
+  }
+  StatusOr<Array> dense = denseCopy(source);
+  if (!dense)
+    return dense.status();
+  StatusOr<Array> owned = converted(capture, *dense);
+  if (!owned)
+    return owned.status();
+  bound.copy = std::move(*owned);
+  views_[slot].data = bound.copy->bytes.data();
+  return Status::ok();
+}
+
+Status Binding::setVersion(uint64_t version) {
+  // Executables of the old version are refused even when a fact does not hold any more.
+  version_.store(version, std::memory_order_release);
+  summaries_ = std::make_unique<CaptureSummaries>();
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    CPFLEX_RETURN_IF_ERROR(refresh(int(slot)));
+    CPFLEX_RETURN_IF_ERROR(verifyFacts(declarations_[slot], views_[slot]));
+  }
+  return Status::ok();
+}
+
+ArrayView Binding::hostArray(int slot) const {
+  const Slot &bound = slots_[slot];
+  ArrayView view = bound.source;
+  view.data = views_[slot].data;
+  view.type = declarations_[slot].type;
+  view.device = {DeviceType::Cpu, 0};
+  view.owner = nullptr;
+  int64_t dense = 1;
+  for (size_t axis = view.shape.size(); bound.copy && axis-- > 0;) {
+    view.strides[axis] = dense;
+    dense *= view.shape[axis];
+  }
+  return view;
+}
+
+StatusOr<int64_t> Binding::dimension(const std::string &name) const {
+  for (size_t i = 0; i < dimNames_.size(); ++i)
+    if (dimNames_[i] == name)
+      return dims_[i];
+  return Status::invalid(fmt::format("the program has no dimension '{}'; expected one of {}", name,
+                                     fmt::join(dimNames_, ", ")));
+}
+
+StatusOr<Array> documentIdArray(const Program &program, const std::string &capture,
+                                const std::vector<int64_t> &cumulativeLengths, int64_t length) {
+  const int64_t count = length >= 0 || cumulativeLengths.empty() ? length : cumulativeLengths.back();
+  if (count < 0 || count > kLongestDimension)
+    return Status::invalid(fmt::format("cumulative lengths for '{}' end with {}; expected 0 to {}", capture, count,
+                                       kLongestDimension));
+  StatusOr<std::vector<int32_t>> ids = documentIds(cumulativeLengths, count);
+  if (!ids)
+    return Status::invalid(fmt::format("cumulative lengths for '{}': {}", capture, ids.status().message()));
+  Array array{ElementType::I32, {count}, {}};
+  for (const CaptureDeclaration &declared : program.signature().captures)
+    if (declared.name == capture && declared.dims.size() > 1)
+      array.shape.insert(array.shape.begin(), declared.dims.size() - 1, 1);
+  const char *bytes = reinterpret_cast<const char *>(ids->data());
+  array.bytes.assign(bytes, bytes + count * int64_t(sizeof(int32_t)));
+  return array;
 }
 
 BlockMaskOptions blockMaskOptions(const Program &program, const EntryPoint &entry, const Binding &binding,
-                                  int64_t tileQ, int64_t tileKV, int threads) {
+                                  int64_t tileQ, int64_t tileKV, int threads, const CallPart &part) {
+  const CallSizes &sizes = binding.sizes();
+  const CallPart whole = withEnds(part, sizes);
   BlockMaskOptions options;
-  options.batch = binding.sizes().batch;
-  options.heads = binding.sizes().heads;
-  options.qLen = binding.sizes().qLen;
-  options.kvLen = binding.sizes().kvLen;
+  options.batch = whole.batch.size();
+  options.heads = whole.heads.size();
+  options.batchOffset = whole.batch.begin;
+  options.headOffset = whole.heads.begin;
+  options.qLen = whole.q.size();
+  options.kvLen = whole.kv.size();
+  options.qPositions = positionsOf(whole.q, sizes.qLen);
+  options.kvPositions = positionsOf(whole.kv, sizes.kvLen);
   options.tileQ = tileQ;
   options.tileKV = tileKV;
-  options.threads = threads;
+  options.threads = threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
   options.summaries = &binding.summaries();
   options.declarations = program.signature().captures;
   options.residuals = entry.residuals;
@@ -334,9 +442,10 @@ BlockMaskOptions blockMaskOptions(const Program &program, const EntryPoint &entr
 }
 
 StatusOr<BlockMaskResult> buildBlockMask(const Program &program, const EntryPoint &entry, const Binding &binding,
-                                         int64_t tileQ, int64_t tileKV, int threads) {
+                                         int64_t tileQ, int64_t tileKV, int threads, const CallPart &part) {
+  CPFLEX_RETURN_IF_ERROR(checkPart(part, binding.sizes()));
   return buildBlockMask(entry.hasMask ? &entry.tape : nullptr, binding.bindings(),
-                        blockMaskOptions(program, entry, binding, tileQ, tileKV, threads));
+                        blockMaskOptions(program, entry, binding, tileQ, tileKV, threads, part));
 }
 
 } // namespace cpflex

@@ -1,5 +1,5 @@
 // How `.cpf` text becomes a Program: the stages of the compiler in order, and what is compiled only when asked for.
-#include "lib/API/cpflex.h"
+#include "lib/API/ProgramState.h"
 
 #include "dialect/Mask/MaskDialect.h"
 #include "lib/Analysis/ProgramSignature.h"
@@ -10,16 +10,13 @@
 #include "lib/Jit/HostJit.h"
 #include "lib/Transforms/Passes.h"
 #include "lib/Transforms/TapeFromClassifier.h"
-#include "runtime/contract/NarrowCode.h"
 
-#include "mlir/IR/MLIRContext.h"
 #include "mlir/Pass/PassManager.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <fmt/format.h>
 
 #include <chrono>
-#include <mutex>
 
 namespace cpflex {
 
@@ -74,27 +71,11 @@ private:
 
 } // namespace
 
-struct Program::State {
-  State() : ctx(mlir::MLIRContext::Threading::DISABLED) {}
-
-  // The variant of the code that these bindings may run: ints in 32 bits, or in 64.
-  mlir::ModuleOp codeModule(const Bindings &bindings) {
-    return mayRunNarrowCode(signature, bindings) ? *narrow : *differentiated;
-  }
-
-  mutable std::mutex mutex;
-  mlir::MLIRContext ctx;
-  std::string astText;
-  mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
-  Signature signature;
-  std::vector<EntryPoint> entries;
-  std::map<std::pair<std::string, bool>, HostFunctions> hostFunctions;
-};
-
 Program::Program(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Program::~Program() = default;
 const Signature &Program::signature() const { return state_->signature; }
 const std::vector<EntryPoint> &Program::entries() const { return state_->entries; }
+const Log &Program::log() const { return state_->log; }
 
 bool Program::hasConstant(const std::string &name) const {
   auto constants = (*state_->imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute);
@@ -144,6 +125,7 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
   const auto begin = std::chrono::steady_clock::now();
   CompileResult result;
   auto state = std::make_unique<Program::State>();
+  state->log = options.log;
   DiagnosticList diagnostics;
   ast::File file = parseFile(path, text, diagnostics);
   state->astText = ast::print(file);
@@ -172,6 +154,7 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
   result.program = std::make_shared<Program>(std::move(state));
   result.compileMs =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  options.log.write(LogLevel::Info, [&] { return fmt::format("compiled '{}' in {:.1f} ms", path, result.compileMs); });
   return result;
 }
 

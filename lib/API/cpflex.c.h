@@ -124,13 +124,13 @@ typedef struct cpflex_array {
 CPFLEX_EXPORT cpflex_array cpflex_dense_array(void *data, cpflex_dtype dtype, int32_t rank, const int64_t *shape);
 
 /** DLPack's structs, as <dlpack/dlpack.h> or <cpflex/DLPack.h> declare them. */
-struct DLTensor;
 struct DLManagedTensor;
 struct DLManagedTensorVersioned;
 
 /** Describes a DLPack tensor as an array: its memory stays the tensor's. INVALID_ARGUMENT for more than 4 axes, vector
  * lanes or an element type that has no cpflex_dtype; UNSUPPORTED for devices that are neither a CPU nor CUDA. */
-CPFLEX_EXPORT cpflex_error *cpflex_array_from_dlpack(const struct DLTensor *tensor, cpflex_array *array);
+CPFLEX_EXPORT cpflex_error *cpflex_array_from_dlpack(const struct DLManagedTensor *tensor,
+                                                     cpflex_array *array);
 
 /* ---- Programs -------------------------------------------------------------------------------------------------------- */
 
@@ -233,8 +233,9 @@ typedef struct cpflex_binding cpflex_binding;
 typedef int32_t cpflex_ownership;
 enum {
   CPFLEX_COPY = 0,  /**< the elements are copied by the call that takes the array */
-  CPFLEX_BORROW = 1 /**< the binding reads the caller's memory, which must outlive it and all made from it; its elements
-                     * may change between calls when cpflex_binding_set_version is told. Needs the declared dtype. */
+  CPFLEX_BORROW = 1 /**< the caller's memory must outlive the binding and all made from it. It is read in place when it has
+                     * the declared dtype and device, else copied by cpflex_bind; elements that change between calls are
+                     * seen when cpflex_binding_set_version is told. */
 };
 
 CPFLEX_EXPORT cpflex_error *cpflex_bind_request_create(const cpflex_program *program, cpflex_bind_request **request);
@@ -243,8 +244,8 @@ CPFLEX_EXPORT void cpflex_bind_request_free(cpflex_bind_request *request);
  * for the device) and read in place by executables of its device when it is borrowed. */
 CPFLEX_EXPORT cpflex_error *cpflex_bind_request_array(cpflex_bind_request *request, const char *name,
                                                       const cpflex_array *array, cpflex_ownership ownership);
-/** Takes over a DLPack tensor and binds it to capture `name` without copying where the dtype is the declared one. The
- * tensor's deleter is called when nothing needs it any more, on failure before the call returns. */
+/** Takes over a DLPack tensor, which is then borrowed as above, and binds it to capture `name`. Its deleter is called when
+ * nothing needs it any more, on failure before the call returns. */
 CPFLEX_EXPORT cpflex_error *cpflex_bind_request_dlpack(cpflex_bind_request *request, const char *name,
                                                        struct DLManagedTensor *tensor);
 /** The same for DLPack 1.0; UNSUPPORTED for another major version. */
@@ -291,7 +292,7 @@ CPFLEX_EXPORT cpflex_error *cpflex_binding_dlpack_versioned(const cpflex_binding
                                                             struct DLManagedTensorVersioned **tensor);
 
 /** A part of the whole problem that a call computes; captures, masks and scores see global indices. All 0: everything.
- * An axis whose end is 0 is whole; heads are query heads and must cover whole groups of kv heads. */
+ * An axis whose end is 0 ends with the problem; heads are query heads and must cover whole groups of kv heads. */
 typedef struct cpflex_part {
   int64_t batch_begin, batch_end;
   int64_t head_begin, head_end;

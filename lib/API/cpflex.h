@@ -1,5 +1,8 @@
-// The embedded compiler: how a program compiles `.cpf` text, binds arrays, derives block masks and obtains what the CPU
-// and GPU runtimes run. No type of LLVM, MLIR, CUDA or MPI appears here.
+// The embedded compiler: how a program compiles `.cpf` text, binds arrays, derives block masks and runs attention on the
+// CPU or a GPU. No type of LLVM, MLIR, CUDA or MPI appears here. cpflex.c.h is the same in C.
+//
+// The way through it: compileText -> Program; Binding::create -> Binding; buildBlockMask -> BlockMask; Executable::load ->
+// Executable; forward and backward into the caller's arrays. Nothing is printed or thrown, and there is no global state.
 #pragma once
 
 #include "lib/Frontend/Diagnostic.h"
@@ -8,10 +11,13 @@
 #include "runtime/contract/Attention.h"
 #include "runtime/contract/DeviceFunctions.h"
 #include "runtime/contract/HostFunctions.h"
+#include "runtime/contract/Range.h"
 #include "runtime/contract/Residual.h"
 #include "runtime/contract/Status.h"
 #include "runtime/contract/Tape.h"
 
+#include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,10 +26,33 @@
 
 namespace cpflex {
 
+/// How much a log callback is told: its level and all above.
+enum class LogLevel {
+  None,
+  Warning, ///< results are right, but something is slower or missing: a cache that cannot be written
+  Info,    ///< what took time: compilations with their milliseconds
+  Debug,   ///< what was found in caches
+};
+
+/// Where messages of a program and of all that is made from it go. `function` gets one line without its line end; it may be
+/// called by any thread that is inside this API, by several at once, and must not call back.
+struct Log {
+  LogLevel level = LogLevel::None;
+  std::function<void(LogLevel level, const std::string &text)> function = {};
+
+  /// Says what `text()` returns, which is called only when somebody listens.
+  template <typename Text> void write(LogLevel messageLevel, Text text) const {
+    if (function && messageLevel <= level)
+      function(messageLevel, text());
+  }
+};
+
 /// How a program is compiled.
 struct CompileOptions {
-  std::vector<std::string> includeDirs;         ///< searched for imports after the file's own folder
-  std::map<std::string, std::string> constants; ///< values of `const` declarations; other names are left alone
+  std::vector<std::string> includeDirs = {};         ///< searched for imports after the file's own folder
+  std::map<std::string, std::string> constants = {}; ///< values of `const` declarations; other names are left alone
+  Log log = {};
+  std::optional<std::string> cacheDir = {}; ///< folder of compiled code; none: the user's cache; empty: no cache
 };
 
 /// Where `Program::emit` stops.
@@ -82,11 +111,32 @@ public:
   /// The functor that CUDA kernels call, ints chosen likewise.
   StatusOr<DeviceFunctions> deviceFunctions(const EntryPoint &entry, const Bindings &bindings) const;
 
+  /// Where messages about this program go.
+  const Log &log() const;
+
   struct State;
   explicit Program(std::unique_ptr<State> state);
+  State &state() const { return *state_; }
 
 private:
   std::unique_ptr<State> state_;
+};
+
+/// Where memory is; DLPack's numbers. Unknown is taken on trust.
+enum class DeviceType : int32_t { Unknown = 0, Cpu = 1, Cuda = 2 };
+struct DeviceId {
+  DeviceType type = DeviceType::Unknown;
+  int32_t index = 0;
+  friend bool operator==(const DeviceId &, const DeviceId &) = default;
+};
+
+/// An array in the memory of somebody else, to be bound without copying. Strides count elements and may be 0 or negative.
+struct ArrayView {
+  const void *data = nullptr; ///< the element at index 0 of every axis
+  ElementType type = ElementType::F32;
+  std::vector<int64_t> shape, strides;
+  DeviceId device;
+  std::shared_ptr<const void> owner; ///< keeps the memory alive; null: the caller does
 };
 
 /// The sizes of a call; -1 where not given.
@@ -94,43 +144,160 @@ struct CallSizes {
   int64_t batch = -1, heads = -1, kvHeads = -1, qLen = -1, kvLen = -1;
 };
 
-/// Arrays and values for what a program declares.
+/// Arrays and values for what a program declares. A capture is in `arrays` or in `views`.
 struct BindRequest {
-  std::map<std::string, Array> arrays;
-  std::map<std::string, std::string> params; ///< values as text; constants of the program may be among them
-  CallSizes sizes;
+  std::map<std::string, Array> arrays = {};       ///< copied
+  std::map<std::string, ArrayView> views = {};    ///< read in place where type and device allow it
+  std::map<std::string, std::string> params = {}; ///< values as text; constants of the program may be among them
+  CallSizes sizes = {};
 };
 
-/// Bound arrays, params and dimensions of one program: owns converted copies of the arrays. Immutable, shared freely
-/// between threads.
+/// The document ids of cumulative lengths [0, l0, l0 + l1, ...] (`cu_seqlens`), to be bound to `capture`: one for each of
+/// `length` tokens, or of the last cumulative length when `length` is negative. Leading axes of the capture have size 1.
+/// InvalidArgument unless the lengths begin with 0 and never decrease.
+StatusOr<Array> documentIdArray(const Program &program, const std::string &capture,
+                                const std::vector<int64_t> &cumulativeLengths, int64_t length = -1);
+
+/// Bound arrays, params and dimensions of one program. Shared freely between threads, except for setVersion.
 class Binding {
 public:
   /// Checks shapes, types and stated facts, unifies dimensions and fills in what was not given: batch and heads 1,
-  /// kvHeads as heads, kvLen as qLen. Errors name the capture or param.
-  static StatusOr<std::shared_ptr<const Binding>> create(const Program &program, const BindRequest &request);
+  /// kvHeads as heads, kvLen as qLen. Errors name the capture or param. Elements of another type, and elements in CUDA
+  /// memory, are copied to the host; others of `views` are read in place.
+  static StatusOr<std::shared_ptr<Binding>> create(const Program &program, const BindRequest &request);
 
   const Bindings &bindings() const { return bindings_; }
   const CallSizes &sizes() const { return sizes_; }
-  CaptureSummaries &summaries() const { return summaries_; }
-  const Array &array(int slot) const { return arrays_[slot]; }
+  CaptureSummaries &summaries() const { return *summaries_; }
+
+  /// The capture's own shape, before axes of size 1 are broadcast. An axis with stride 0 has size 1.
+  const std::vector<int64_t> &shape(int slot) const { return slots_[slot].shape; }
+  /// Where the capture was bound from: the caller's memory of `views`, or this object's.
+  const ArrayView &source(int slot) const { return slots_[slot].source; }
+  /// The capture's elements in host memory with the declared type, not broadcast. Keeps nothing alive.
+  ArrayView hostArray(int slot) const;
+  /// The value of a dimension; InvalidArgument when there is none of this name.
+  StatusOr<int64_t> dimension(const std::string &name) const;
+
+  /// The version of the contents of `views`, 0 at first.
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
+  /// Says that contents of `views` changed: copies them again where they were copied, verifies the stated facts and drops
+  /// summaries. Executables and masks of another version are refused then. Not beside other uses of the binding.
+  Status setVersion(uint64_t version);
 
 private:
-  Binding() = default;
-  std::vector<Array> arrays_;
+  struct Slot {
+    ArrayView source;
+    std::optional<Array> copy; ///< none where the source is read in place
+    std::vector<int64_t> shape;
+  };
+  Binding();
+  Status addSlot(const CaptureDeclaration &capture, ArrayView source);
+  Status refresh(int slot);
+
+  std::vector<CaptureDeclaration> declarations_;
+  std::vector<std::string> dimNames_;
+  std::vector<Slot> slots_;
   std::vector<CaptureView> views_;
   std::vector<ScalarSlot> params_;
   std::vector<int64_t> dims_;
   Bindings bindings_;
   CallSizes sizes_;
-  mutable CaptureSummaries summaries_;
+  std::unique_ptr<CaptureSummaries> summaries_;
+  std::atomic<uint64_t> version_ = 0;
 };
 
-/// The exact BlockMask of an entry point over a binding.
-StatusOr<BlockMaskResult> buildBlockMask(const Program &program, const EntryPoint &entry, const Binding &binding,
-                                         int64_t tileQ, int64_t tileKV, int threads);
+/// A part of the whole problem: captures, masks and scores see global indices. An axis whose end is 0 ends with the
+/// problem. Heads are query heads and cover whole groups of kv heads.
+struct CallPart {
+  Range batch, heads, q, kv;
+};
 
-/// The options that buildBlockMask above uses, for exact counting with countAllowed.
+/// The exact BlockMask of an entry point over a binding. `threads` 0: one per hardware thread.
+StatusOr<BlockMaskResult> buildBlockMask(const Program &program, const EntryPoint &entry, const Binding &binding,
+                                         int64_t tileQ, int64_t tileKV, int threads, const CallPart &part = {});
+
+/// The options that buildBlockMask above uses, for exact counting with countAllowed. `part` lies inside of the problem.
 BlockMaskOptions blockMaskOptions(const Program &program, const EntryPoint &entry, const Binding &binding,
-                                  int64_t tileQ, int64_t tileKV, int threads);
+                                  int64_t tileQ, int64_t tileKV, int threads, const CallPart &part = {});
+
+/// A tensor in the caller's memory, indexed [b, h, s, d] whatever its order there; strides count elements. LSE-like tensors
+/// have d = 1. Null data: not given.
+struct CallTensor {
+  void *data = nullptr;
+  ElementType type = ElementType::F32;
+  int64_t shape[4] = {};
+  int64_t strides[4] = {};
+  DeviceId device = {};
+};
+
+/// Tensors of a forward call.
+struct ForwardCallTensors {
+  CallTensor q;      ///< [batch, heads, qLen, headDim]
+  CallTensor k;      ///< [batch, kvHeads, kvLen, headDim]
+  CallTensor v;      ///< [batch, kvHeads, kvLen, vHeadDim]
+  CallTensor out;    ///< [batch, heads, qLen, vHeadDim]
+  CallTensor lse;    ///< optional, f32 [batch, heads, qLen, 1]: natural logarithm, sink included; -inf without keys
+  CallTensor rowMax; ///< optional, f32, CPU only: largest score of each row, sink excluded
+};
+
+/// Tensors of a backward call. Gradients are overwritten; one with null data is not computed.
+struct BackwardCallTensors {
+  CallTensor q, k, v, out, lse; ///< as in and from forward; without softmax out and lse are not read
+  CallTensor dOut;              ///< gradient of the loss in out
+  CallTensor dLse;              ///< optional, f32: gradient of the loss in lse
+  CallTensor dQ, dK, dV;        ///< optional on the CPU
+  /// One dense f32 array of Binding::shape(slot) per capture, null where not wanted; empty: none are.
+  std::vector<float *> captureGradients;
+  float *sinkGradient = nullptr; ///< optional, f32 per head of the whole problem; those of the part are written
+};
+
+/// What an Executable is loaded for.
+struct LoadOptions {
+  std::string device = "cpu";      ///< "cpu", "cuda" or "cuda:1"
+  std::optional<ElementType> type; ///< of q, k, v and out; none: f32 on the CPU, bf16 on CUDA
+  int64_t headDim = 64;
+  int64_t vHeadDim = -1;      ///< -1: headDim
+  std::optional<float> scale; ///< instead of the entry point's
+  enum class Passes { Forward, ForwardAndBackward } passes = Passes::Forward;
+  int numThreads = 0;     ///< of calls on the CPU, 0: one per hardware thread; results do not depend on it
+  CallPart part;          ///< as given to buildBlockMask
+  void *stream = nullptr; ///< CUDA: where tables are uploaded; calls on other streams must wait for it
+};
+
+/// A bound program on a device, ready to run. Immutable; several threads may call it at once, each with its own workspace.
+class Executable {
+public:
+  /// Compiles for the device, or takes code from a cache. `mask` may be null: then it is built. Keeps all that it is given
+  /// alive. InvalidArgument for a mask of other sizes; Unavailable without the device.
+  static StatusOr<std::shared_ptr<Executable>> load(std::shared_ptr<const Program> program, const EntryPoint &entry,
+                                                    std::shared_ptr<const Binding> binding,
+                                                    std::shared_ptr<const BlockMask> mask, const LoadOptions &options);
+  ~Executable();
+
+  enum class Pass { Forward, Backward };
+  /// Bytes of scratch memory that a pass needs on the executable's device: host memory of any alignment, or CUDA memory at
+  /// a multiple of 256. Contents need no preparation.
+  int64_t workspaceInBytes(Pass pass) const;
+
+  /// Computes attention. `workspace` is used by one call at a time; null on the CPU: allocated for the call. On CUDA the
+  /// work is queued on `stream` and nothing waits; on the CPU `stream` is null. InvalidArgument for wrong shapes, types,
+  /// strides or devices, overlapping outputs, a workspace that is too small or in use, a changed binding.
+  Status forward(const ForwardCallTensors &tensors, void *workspace, int64_t workspaceInBytes,
+                 void *stream = nullptr) const;
+  /// Computes gradients by recomputing the scores; otherwise as forward.
+  Status backward(const BackwardCallTensors &tensors, void *workspace, int64_t workspaceInBytes,
+                  void *stream = nullptr) const;
+
+  /// The problem that is solved: sizes, scale, mask. Pointers in it are valid as long as the Executable.
+  const AttentionProblem &problem() const;
+  ElementType type() const;
+
+  struct State;
+  explicit Executable(std::unique_ptr<State> state);
+
+private:
+  std::unique_ptr<State> state_;
+};
 
 } // namespace cpflex

@@ -127,7 +127,7 @@ void allocateGradients(AttentionCall &call) {
   for (size_t slot = 0; slot < captures.size(); ++slot) {
     if (!captures[slot].needsGradient || int(slot) == call.loaded.entry->sinkCapture)
       continue;
-    call.captureGradients[slot] = emptyArray(ElementType::F32, call.binding->array(int(slot)).shape);
+    call.captureGradients[slot] = emptyArray(ElementType::F32, call.binding->shape(int(slot)));
     call.captureGradientPointers[slot] = reinterpret_cast<float *>(call.captureGradients[slot].bytes.data());
   }
   if (call.problem.sink)
@@ -200,66 +200,62 @@ int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &c
     return code;
   if (Status status = readTensors(options, files, call); !status)
     return reportFailure(status);
-  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *call.loaded.program);
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *call.loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   call.binding = *binding;
-
-  const CallSizes &sizes = call.binding->sizes();
-  AttentionProblem &problem = call.problem;
-  problem.batch = sizes.batch;
-  problem.qHeads = sizes.heads;
-  problem.kvHeads = sizes.kvHeads;
-  problem.qLen = sizes.qLen;
-  problem.kvLen = sizes.kvLen;
-  problem.headDim = options.headDim >= 0 ? options.headDim : 64;
-  problem.vHeadDim = options.vHeadDim >= 0 ? options.vHeadDim : problem.headDim;
-  if (problem.headDim < 1 || problem.headDim > 4096 || problem.vHeadDim < 1 || problem.vHeadDim > 4096)
-    return reportFailure(Status::invalid(fmt::format("head sizes are {} and {}; expected 1 to 4096", problem.headDim, problem.vHeadDim)));
-  if (problem.qHeads % problem.kvHeads != 0)
-    return reportFailure(Status::invalid(fmt::format("{} query heads do not divide over {} kv heads", problem.qHeads, problem.kvHeads)));
-  constexpr int64_t kMostElements = int64_t(1) << 36;
-  if (double(problem.batch) * double(problem.qHeads) * double(std::max(problem.qLen, problem.kvLen)) *
-          double(std::max(problem.headDim, problem.vHeadDim)) > double(kMostElements))
-    return reportFailure({StatusCode::OutOfMemory, "the tensors have more than 2^36 elements"});
-  problem.scale = call.loaded.entry->scale.value_or(1.0f / std::sqrt(float(problem.headDim)));
-  problem.normalization = call.loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax
-                                                        : AttentionProblem::Normalization::None;
-  problem.bindings = &call.binding->bindings();
-  if (const int slot = call.loaded.entry->sinkCapture; slot >= 0)
-    problem.sink = reinterpret_cast<const float *>(call.binding->array(slot).bytes.data());
 
   const auto begin = std::chrono::steady_clock::now();
   auto mask = buildBlockMask(*call.loaded.program, *call.loaded.entry, *call.binding, 128, 128, threadCount(options));
   call.maskMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   if (!mask)
     return reportFailure(mask.status());
-  call.mask = std::move(*mask);
-  if (call.loaded.entry->hasMask)
-    problem.mask = &call.mask.mask;
-  StatusOr<HostFunctions> functions = call.loaded.program->hostFunctions(*call.loaded.entry, call.binding->bindings());
-  if (!functions)
-    return reportFailure(functions.status());
-  call.functions = *functions;
-  problem.functions = &call.functions;
+  LoadOptions load;
+  load.type = call.type;
+  load.headDim = options.headDim >= 0 ? options.headDim : 64;
+  load.vHeadDim = options.vHeadDim;
+  load.passes = call.isBackward ? LoadOptions::Passes::ForwardAndBackward : LoadOptions::Passes::Forward;
+  load.numThreads = threadCount(options);
+  auto executable = Executable::load(call.loaded.program, *call.loaded.entry, call.binding,
+                                     std::make_shared<const BlockMask>(std::move(mask->mask)), load);
+  if (!executable)
+    return reportFailure(executable.status());
+  call.executable = *executable;
+  call.problem = call.executable->problem();
+  const AttentionProblem &problem = call.problem;
+  constexpr int64_t kMostElements = int64_t(1) << 36;
+  if (double(problem.batch) * double(problem.qHeads) * double(std::max(problem.qLen, problem.kvLen)) *
+          double(std::max(problem.headDim, problem.vHeadDim)) > double(kMostElements))
+    return reportFailure({StatusCode::OutOfMemory, "the tensors have more than 2^36 elements"});
   Status status = prepareTensors(options, files, call);
   return status ? int(kDone) : reportFailure(status);
 }
 
+// The tensor of an array whose axes are b, h, s, d, or b, s, h, d, or b, h, s.
+static CallTensor tensorOf(const Array &array, const TensorView &view, bool isBshd) {
+  CallTensor tensor{.data = view.data, .type = view.type, .shape = {}, .strides = {}, .device = {DeviceType::Cpu, 0}};
+  for (int axis = 0; axis < 4; ++axis) {
+    const int source = isBshd && array.shape.size() == 4 && (axis == 1 || axis == 2) ? 3 - axis : axis;
+    tensor.shape[axis] = source < int(array.shape.size()) ? array.shape[source] : 1;
+    tensor.strides[axis] = view.strides[axis];
+  }
+  return tensor;
+}
+
 Status runOnHost(AttentionCall &call, const Options &options) {
-  HostAttentionOptions host;
-  host.numThreads = threadCount(options);
-  HostForwardTensors forward{.q = call.qView, .k = call.kView, .v = call.vView, .out = call.outView, .lse = call.lseView};
-  CPFLEX_RETURN_IF_ERROR(hostAttentionForward(call.problem, forward, host));
+  const auto tensor = [&](const Array &array, const TensorView &view) { return tensorOf(array, view, options.isBshd); };
+  ForwardCallTensors forward{.q = tensor(call.q, call.qView), .k = tensor(call.k, call.kView),
+                             .v = tensor(call.v, call.vView), .out = tensor(call.out, call.outView),
+                             .lse = tensor(call.lse, call.lseView), .rowMax = {}};
+  CPFLEX_RETURN_IF_ERROR(call.executable->forward(forward, /*workspace=*/nullptr, /*workspaceInBytes=*/0));
   if (!call.isBackward)
     return Status::ok();
-  HostBackwardTensors backward{.q = call.qView, .k = call.kView, .v = call.vView, .out = call.outView,
-                               .lse = call.lseView, .dOut = call.dOutView, .dQ = call.dQView, .dK = call.dKView,
-                               .dV = call.dVView};
-  backward.captureGradients = call.captureGradientPointers.data();
-  backward.numCaptures = int(call.captureGradientPointers.size());
-  backward.sinkGradient = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
-  return hostAttentionBackward(call.problem, backward, host);
+  BackwardCallTensors backward{.q = forward.q, .k = forward.k, .v = forward.v, .out = forward.out, .lse = forward.lse,
+                               .dOut = tensor(call.dOut, call.dOutView), .dLse = {},
+                               .dQ = tensor(call.dQ, call.dQView), .dK = tensor(call.dK, call.dKView),
+                               .dV = tensor(call.dV, call.dVView), .captureGradients = call.captureGradientPointers,
+                               .sinkGradient = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data()};
+  return call.executable->backward(backward, /*workspace=*/nullptr, /*workspaceInBytes=*/0);
 }
 
 RankCall rankCall(const AttentionCall &call) {
@@ -268,7 +264,7 @@ RankCall rankCall(const AttentionCall &call) {
   rank.normalization = call.problem.normalization;
   rank.tape = call.loaded.entry->hasMask ? &call.loaded.entry->tape : nullptr;
   rank.declarations = call.loaded.program->signature().captures;
-  rank.functions = &call.functions;
+  rank.functions = call.problem.functions;
   rank.bindings = &call.binding->bindings();
   rank.sink = call.problem.sink;
   return rank;

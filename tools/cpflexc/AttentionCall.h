@@ -22,9 +22,8 @@ struct TensorFiles {
 struct AttentionCall {
   LoadedProgram loaded;
   std::shared_ptr<const Binding> binding;
-  BlockMaskResult mask;
-  HostFunctions functions; ///< empty on a GPU
-  AttentionProblem problem;
+  std::shared_ptr<const Executable> executable; ///< on the CPU
+  AttentionProblem problem;                     ///< that of `executable`
   ElementType type = ElementType::F32;
   bool isBackward = false;
   Array q, k, v, out, lse, dOut, dQ, dK, dV;

@@ -71,7 +71,7 @@ int check(const CheckCommandOptions &options) {
   CompileResult result = compileFile(options.file, compileOptions);
   std::vector<Diagnostic> found = result.diagnostics;
   if (result.program && (options.sizes.qLen >= 0 || options.sizes.kvLen >= 0 || !options.binds.empty())) {
-    StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *result.program);
+    StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *result.program);
     if (!binding)
       return reportFailure(binding.status());
     for (const EntryPoint &entry : result.program->entries())

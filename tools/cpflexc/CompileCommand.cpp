@@ -27,7 +27,7 @@ const std::map<std::string, Stage> kStages = {
 int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loaded) {
   const std::string target = options.target.empty() || options.target == "cpu" ? "sm_90a" : options.target;
   const int capability = std::atoi(target.c_str() + 3);
-  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   StatusOr<DeviceFunctions> functions = loaded.program->deviceFunctions(*loaded.entry, (*binding)->bindings());
@@ -79,7 +79,7 @@ int compile(const CompileCommandOptions &options) {
   if (options.stage == "ptx" || options.stage == "cubin")
     return emitKernels(options, loaded);
   if (options.stage == "block-mask") {
-    StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+    StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
     if (!binding)
       return reportFailure(binding.status());
     auto result = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));

@@ -78,7 +78,7 @@ int explain(const ExplainCommandOptions &options) {
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded))
     return code;
-  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   const CallSizes &sizes = (*binding)->sizes();

@@ -143,7 +143,7 @@ StatusOr<BindRequest> readBindRequest(const Options &options) {
   return request;
 }
 
-StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program) {
+StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program) {
   StatusOr<BindRequest> request = readBindRequest(options);
   if (!request)
     return request.status();

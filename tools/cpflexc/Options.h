@@ -57,7 +57,7 @@ int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choic
 StatusOr<BindRequest> readBindRequest(const Options &options);
 
 /// The same, bound.
-StatusOr<std::shared_ptr<const Binding>> bindProgram(const Options &options, const Program &program);
+StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program);
 
 /// `name=value` in its two parts; InvalidArgument when there is no `=`.
 StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string &text, const std::string &option);

@@ -15,7 +15,7 @@ int plan(const PlanCommandOptions &options) {
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded))
     return code;
-  StatusOr<std::shared_ptr<const Binding>> binding = bindProgram(options, *loaded.program);
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   auto mask = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));

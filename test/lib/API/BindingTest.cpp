@@ -54,7 +54,7 @@ TEST_F(BindingTest, DimensionsComeFromArraysAndDefaults) {
   EXPECT_EQ((*binding)->sizes().heads, 4);
   EXPECT_EQ((*binding)->sizes().kvHeads, 4);
   EXPECT_EQ((*binding)->sizes().qLen, 8);
-  EXPECT_EQ((*binding)->array(0).type, ElementType::I32);
+  EXPECT_EQ((*binding)->bindings().captures[0].type, ElementType::I32);
   EXPECT_EQ((*binding)->bindings().params[0], 7);
 }
 

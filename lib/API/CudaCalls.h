@@ -1,0 +1,36 @@
+// An Executable's side on a GPU: captures in device memory and the kernels bound to one problem.
+#pragma once
+
+#include "lib/API/cpflex.h"
+#include "runtime/Cuda/CudaAttention.h"
+#include "runtime/Cuda/CudaExecutable.h"
+
+namespace cpflex {
+
+/// Immutable; calls from several threads are fine, each with its own workspace.
+class CudaCalls {
+public:
+  /// Compiles or finds the kernels, uploads what is on the host, and binds. `problem` has its sizes, mask and host pointers.
+  static StatusOr<std::unique_ptr<CudaCalls>> load(const Program &program, const EntryPoint &entry,
+                                                   const Binding &binding, const AttentionProblem &problem,
+                                                   ElementType type, const LoadOptions &options, int deviceIndex);
+
+  int64_t workspaceInBytes(Executable::Pass pass) const;
+  Status forward(const ForwardCallTensors &tensors, void *workspace, void *stream) const;
+  Status backward(const BackwardCallTensors &tensors, void *workspace, void *stream) const;
+
+private:
+  CudaCalls() = default;
+  Status addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine, int deviceIndex,
+                     cuda::Stream stream);
+  StatusOr<void *> upload(const CudaMachine &machine, const void *bytes, int64_t sizeInBytes, cuda::Stream stream);
+
+  std::vector<CudaBuffer> kept_;
+  std::vector<CaptureView> captures_;
+  std::shared_ptr<CudaExecutable> executable_;
+};
+
+/// A tensor as the runtime takes it.
+TensorView toTensorView(const CallTensor &tensor);
+
+} // namespace cpflex

@@ -1,0 +1,36 @@
+// What a Program keeps: its modules, its entry points and the code that was compiled from them.
+#pragma once
+
+#include "lib/API/CudaPrograms.h"
+#include "lib/API/cpflex.h"
+#include "runtime/contract/NarrowCode.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/IR/OwningOpRef.h"
+
+#include <mutex>
+
+namespace cpflex {
+
+struct Program::State {
+  State() : ctx(mlir::MLIRContext::Threading::DISABLED) {}
+
+  /// The variant of the code that these bindings may run: ints in 32 bits, or in 64.
+  mlir::ModuleOp codeModule(const Bindings &bindings) {
+    return mayRunNarrowCode(signature, bindings) ? *narrow : *differentiated;
+  }
+
+  /// Held by whoever uses the context, its modules or `hostFunctions`.
+  mutable std::mutex mutex;
+  mlir::MLIRContext ctx;
+  std::string astText;
+  mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
+  Signature signature;
+  std::vector<EntryPoint> entries;
+  std::map<std::pair<std::string, bool>, HostFunctions> hostFunctions;
+  CudaPrograms cudaPrograms;
+  Log log;
+};
+
+} // namespace cpflex
