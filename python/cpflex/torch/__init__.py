@@ -140,8 +140,8 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
     if (type(query) is type(key) is type(value) is torch.Tensor and not torch._C._is_any_autocast_enabled()
             and not torch._C._len_torch_dispatch_stack()):
         form = (query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride(), query.dtype,
-                key.dtype, value.dtype, query.device, key.device, value.device, id(score_mod), id(block_mask), scale, enable_gqa,
-                wants_row_max)
+                key.dtype, value.dtype, query.device, key.device, value.device, id(score_mod), id(block_mask), scale,
+                enable_gqa, wants_row_max)
         ready = _ready.get(form)
         if ready is not None and ready[0]() is score_mod and ready[1]() is block_mask and ready[2].fits():
             return ready[2](query, key, value)
