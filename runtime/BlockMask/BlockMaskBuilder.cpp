@@ -20,8 +20,12 @@ namespace {
 
 /// Tile rows per task: enough to share the coarse tiles, few enough to keep threads busy.
 constexpr int64_t kBandRows = 128;
-/// Tiles below which dropping decided arms from the program costs more than it saves.
-constexpr int64_t kMinTilesToPrune = 64;
+/// Tiles below which dropping decided arms from the program costs more than it saves: for programs
+/// of few nodes the memory for another program is most of the cost.
+int64_t minTilesToPrune(const TapeProgram &program) {
+  constexpr size_t kManyNodes = 32;
+  return program.nodes.size() >= kManyNodes ? 4 : 64;
+}
 
 /// The runs of some tile rows while they grow at their ends, as linked lists in one array.
 class GrowingRows {
@@ -119,7 +123,7 @@ private:
       return emit(tileRows, tileColumns, tileClass);
     if (tileRows.size() == 1 && tileColumns.size() == 1)
       return settle(settlement, tileRows, tileColumns, rows, columns);
-    if (tileRows.size() * tileColumns.size() >= kMinTilesToPrune)
+    if (tileRows.size() * tileColumns.size() >= minTilesToPrune(settlement.intervals().program()))
       if (std::optional<TapeProgram> shorter = settlement.intervals().pruned()) {
         TileSettlement inside(*shorter, positions_);
         visitParts(inside, tileRows, tileColumns, rows.size(), columns.size());

@@ -65,12 +65,19 @@ std::string describe(const TapeInstruction &instruction, const Signature &signat
   return text;
 }
 
-const char *classAt(const BlockMask &mask, const std::vector<int64_t> &at) {
+// The class of the pair's tile, and what is left of the mask there where a part of it is decided.
+std::string classAt(const BlockMask &mask, const std::vector<Residual> &residuals, const std::vector<int64_t> &at) {
   const TileRows &rows = mask.rows(at[0], at[1]);
   const int64_t row = at[2] / mask.tileQ, column = at[3] / mask.tileKV;
   for (int32_t i = rows.rowBegin[row]; i < rows.rowBegin[row + 1]; ++i)
-    if (rows.runs[i].begin <= column && column < rows.runs[i].end)
-      return rows.runs[i].tileClass == TileClass::Full ? "full" : "partial";
+    if (rows.runs[i].begin <= column && column < rows.runs[i].end) {
+      if (rows.runs[i].tileClass == TileClass::Full)
+        return "full";
+      // Number 0 is the whole mask.
+      const size_t residual = rows.runs[i].residual;
+      const bool isLess = residual > 0 && residual <= residuals.size();
+      return isLess ? fmt::format("partial, where '{}' is left to decide", residuals[residual - 1].text) : "partial";
+    }
   return "empty";
 }
 
@@ -108,7 +115,7 @@ int explain(const ExplainCommandOptions &options) {
       lines.clear();
   }
   std::string text = fmt::format("(b, h, q, kv) = ({}): {}; its tile of 128 x 128 is {}\n", fmt::join(options.at, ", "),
-                                 why.attends ? "attends" : "does not attend", classAt(mask->mask, options.at));
+                                 why.attends ? "attends" : "does not attend", classAt(mask->mask, loaded.entry->residuals, options.at));
   int32_t shownLine = 0;
   for (const ExplainedValue &value : why.values) {
     const TapeInstruction &instruction = tape.instructions[value.instruction];

@@ -95,6 +95,26 @@ TEST(Builder, BroadcastCapturesShareTheirRowSet) {
   EXPECT_EQ(result->mask.rowSets.size(), 1u);
 }
 
+TEST(Builder, SummariesAreBuiltOncePerArray) {
+  TapeBuilder builder;
+  std::vector<int32_t> ids(5000);
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>(i * 7 % 64 / 16);
+  int id = builder.ints(ids);
+  Value q = builder.load(id, {builder.q()});
+  builder.finish(q == builder.load(id, {builder.kv()}));
+  BlockMaskOptions options = square(5000);
+  CaptureSummaries summaries;
+  options.summaries = &summaries;
+  auto first = buildBlockMask(&builder.tape(), builder.bindings(), options);
+  int64_t bytes = summaries.sizeInBytes();
+  EXPECT_GT(bytes, 0);
+  // Another mask over the same array, such as that of another layer, finds them.
+  builder.finish(q < builder.load(id, {builder.kv()}));
+  ASSERT_TRUE(buildBlockMask(&builder.tape(), builder.bindings(), options).isOk());
+  EXPECT_EQ(summaries.sizeInBytes(), bytes);
+}
+
 TEST(Builder, ResultsAndCountsDoNotDependOnThreads) {
   TapeBuilder builder;
   std::vector<int32_t> ids(40000);
