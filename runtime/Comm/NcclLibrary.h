@@ -17,7 +17,7 @@ namespace nccl {
 
 using Comm = struct CommHandle *;
 enum Result : int { kSuccess = 0, kUnhandledCudaError = 1, kSystemError = 2, kInvalidUsage = 5, kRemoteError = 6, kInProgress = 7 };
-enum DataType : int { kUint8 = 1 };
+enum ElementKind : int { kUint8 = 1 };
 
 /// Names a group of ranks before it exists; made by one, known to all.
 struct UniqueId {
