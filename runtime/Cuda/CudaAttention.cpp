@@ -32,6 +32,14 @@ StatusOr<int64_t> spanInBytes(const TensorView &view, const int64_t (&sizes)[4],
   return extent * sizeInBytes(view.type);
 }
 
+/// Of the gradient of a capture: f32, axes that are broadcast having one element.
+int64_t denseSizeInBytes(const CaptureView &view) {
+  int64_t elements = 1;
+  for (int axis = 0; axis < view.rank; ++axis)
+    elements *= view.strides[axis] == 0 ? std::min<int64_t>(view.shape[axis], 1) : view.shape[axis];
+  return elements * static_cast<int64_t>(sizeof(float));
+}
+
 /// Everything that lives on the GPU during one run.
 class Run {
 public:
@@ -104,10 +112,14 @@ private:
   std::vector<CudaBuffer> kept_;
 };
 
-/// Runs `pass` as often as asked; gives the milliseconds of each timed run.
+double millisecondsSince(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// Runs `pass` as often as asked; gives the milliseconds of each timed run, and in `callUs` its microseconds on the host.
 template <typename Pass>
 StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRunOptions &run,
-                                   Pass pass) {
+                                   Pass pass, std::vector<float> &callUs) {
   StatusOr<CudaEvent> begin = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   StatusOr<CudaEvent> end = CudaEvent::create(machine.device, CudaEvent::Timing::On);
   if (!begin || !end)
@@ -115,14 +127,18 @@ StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream 
   std::vector<float> milliseconds;
   for (int i = 0; i < run.warmups + run.timed; ++i) {
     CPFLEX_RETURN_IF_ERROR(begin->record(stream.get()));
+    auto called = std::chrono::steady_clock::now();
     CPFLEX_RETURN_IF_ERROR(pass());
+    auto microseconds = static_cast<float>(1e3 * millisecondsSince(called));
     CPFLEX_RETURN_IF_ERROR(end->record(stream.get()));
     CPFLEX_RETURN_IF_ERROR(stream.synchronize());
     StatusOr<float> elapsed = end->millisecondsSince(*begin);
     if (!elapsed)
       return elapsed.status();
-    if (i >= run.warmups)
-      milliseconds.push_back(*elapsed);
+    if (i < run.warmups)
+      continue;
+    milliseconds.push_back(*elapsed);
+    callUs.push_back(microseconds);
   }
   return milliseconds;
 }
@@ -141,6 +157,8 @@ StatusOr<CudaProgramOptions> programOptions(const CudaMachine &machine, const De
     if (options.output == OutputForm::F32)
       return Status::invalid("'o' is f32 and 'dO' was given; backward reads 'o' in the type of 'q'");
     options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+    if (std::ranges::any_of(arrays.dCaptures, [](float *gradient) { return gradient != nullptr; }))
+      options.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
   }
   options.positions = positionMode(problem, functions, options, machine.device->description().computeCapability);
   return options;
@@ -173,7 +191,7 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
       CudaProgram::create(machine.device, machine.toolchain, functions, *compiled);
   if (!program)
     return program.status();
-  report.compileMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  report.compileMs = millisecondsSince(begin);
   report.warnings = (*program)->warnings();
   for (const LoadedKernel &kernel : (*program)->kernels())
     report.kernels.push_back(kernel.compiled().image);
@@ -234,6 +252,20 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
       CudaBuffer::allocate(machine.device, arrays.dSink ? p.qHeads * int64_t(sizeof(float)) : 0);
   if (!dSink)
     return dSink.status();
+  if (arrays.dCaptures.size() > captures->size())
+    return Status::invalid(fmt::format("{} gradients of captures were given; {} captures are bound",
+                                       arrays.dCaptures.size(), captures->size()));
+  std::vector<CudaBuffer> dCaptures(arrays.dCaptures.size());
+  std::vector<float *> dCapturesOnDevice(arrays.dCaptures.size(), nullptr);
+  for (size_t i = 0; i < arrays.dCaptures.size(); ++i) {
+    if (!arrays.dCaptures[i])
+      continue;
+    StatusOr<CudaBuffer> memory = CudaBuffer::allocate(machine.device, denseSizeInBytes((*captures)[i]));
+    if (!memory)
+      return memory.status();
+    dCaptures[i] = std::move(*memory);
+    dCapturesOnDevice[i] = static_cast<float *>(dCaptures[i].data());
+  }
 
   // 2. Bind and run.
   StatusOr<std::shared_ptr<CudaExecutable>> executable = CudaExecutable::bind(*program, onDevice, run.stream());
@@ -248,7 +280,7 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
     return workspace.status();
   CudaForwardTensors forward{q.device, k.device, v.device, o.device, lse.device};
   auto forwardMs = timed(machine, run.ownStream(), options,
-                         [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); });
+                         [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); }, report.forwardCallUs);
   if (!forwardMs)
     return forwardMs.status();
   report.forwardMs = *forwardMs;
@@ -263,12 +295,21 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
                                  dQ.device,
                                  dK.device,
                                  dV.device,
-                                 static_cast<float *>(dSink->data())};
-    auto backwardMs = timed(machine, run.ownStream(), options,
-                            [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); });
+                                 static_cast<float *>(dSink->data()),
+                                 dCapturesOnDevice};
+    std::vector<float> backwardCallUs;
+    auto backwardMs =
+        timed(machine, run.ownStream(), options,
+              [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); }, backwardCallUs);
     if (!backwardMs)
       return backwardMs.status();
     report.backwardMs = *backwardMs;
+  }
+
+  if (options.warmups > 0) {
+    auto updated = std::chrono::steady_clock::now();
+    CPFLEX_RETURN_IF_ERROR((*executable)->update(onDevice, run.stream()));
+    report.updateMs = millisecondsSince(updated);
   }
 
   // 3. Results to the host.
@@ -277,6 +318,10 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (arrays.dSink)
     CPFLEX_RETURN_IF_ERROR(
         copyToHost(*machine.device, arrays.dSink, dSink->address(), dSink->sizeInBytes(), run.stream()));
+  for (size_t i = 0; i < dCaptures.size(); ++i)
+    if (arrays.dCaptures[i])
+      CPFLEX_RETURN_IF_ERROR(copyToHost(*machine.device, arrays.dCaptures[i], dCaptures[i].address(),
+                                        dCaptures[i].sizeInBytes(), run.stream()));
   return report;
 }
 

@@ -18,7 +18,7 @@ enum Counter { kForwardCounter = 0, kBackwardKVCounter = 0, kBackwardQCounter = 
 
 /// Row arrays of backward's workspace: [batch, qHeads, rows rounded up].
 struct BackwardWorkspace {
-  int64_t rows, deltaOffset, lseOffset, sizeInBytes;
+  int64_t rows, deltaOffset, lseOffset, accumulatorOffset; ///< the exact sums of captures' gradients come last
 };
 BackwardWorkspace backwardWorkspace(const AttentionProblem &problem) {
   BackwardWorkspace layout;
@@ -26,7 +26,7 @@ BackwardWorkspace backwardWorkspace(const AttentionProblem &problem) {
   int64_t bytes = roundUp(problem.batch * problem.qHeads * layout.rows * int64_t(sizeof(float)), kWorkspaceAlignment);
   layout.deltaOffset = kWorkspaceAlignment;
   layout.lseOffset = layout.deltaOffset + bytes;
-  layout.sizeInBytes = layout.lseOffset + bytes;
+  layout.accumulatorOffset = layout.lseOffset + bytes;
   return layout;
 }
 
@@ -40,7 +40,10 @@ Status checkWorkspace(const void *workspace) {
 } // namespace
 
 int64_t CudaExecutable::workspaceInBytes(Pass pass) const {
-  return pass == Pass::Forward ? kWorkspaceAlignment : backwardWorkspace(problem_).sizeInBytes;
+  if (pass == Pass::Forward)
+    return kWorkspaceAlignment;
+  return backwardWorkspace(problem_).accumulatorOffset +
+         accumulatorElements() * kAccumulatorWords * static_cast<int64_t>(sizeof(long long));
 }
 
 const CudaExecutable::KernelTables *CudaExecutable::tablesOf(KernelRole role) const {
@@ -228,7 +231,9 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
   // 3. The gradient of the sinks.
   if (const LoadedKernel *sink = program_->kernel(KernelRole::BackwardSink); sink && tensors.dSink)
     CPFLEX_RETURN_IF_ERROR(launch(*sink, static_cast<unsigned>(p.qHeads), 1, 1, &arguments, nullptr, stream));
-  return Status::ok();
+  // 4. The gradients of captures.
+  bool wantsCaptures = std::ranges::any_of(tensors.dCaptures, [](float *gradient) { return gradient != nullptr; });
+  return wantsCaptures ? backwardCaptures(arguments, tensors, backwardWorkspace(p).accumulatorOffset, workspace, stream) : Status::ok();
 }
 
 } // namespace cpflex

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 namespace cpflex {
@@ -25,6 +26,9 @@ struct CudaBackwardTensors {
   TensorView q, k, v, o, lse, dO, dLse;
   TensorView dQ, dK, dV;
   float *dSink = nullptr;
+  /// Device memory for the gradient of each capture of the program, null where not wanted; empty: none. Dense f32 of the
+  /// capture's own sizes, an axis that is broadcast having one element; overwritten.
+  std::span<float *const> dCaptures = {};
 };
 
 /// One bound problem. forward() and backward() may be called from several threads at once, each with its own workspace.
@@ -37,8 +41,8 @@ public:
                                                         const AttentionProblem &problem, cuda::Stream stream);
 
   /// Binds another mask, other captures and parameters for the same sizes into the same memory, on `stream`: calls that
-  /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses of captures,
-  /// parameters and scale, which a graph holds by value. The host waits only until the last upload is through.
+  /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses and sizes of
+  /// captures and the scale, which a graph holds by value. The host waits only until the last upload is through.
   /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
   /// first mask needed): bind anew then. Not beside forward() or backward() on another thread.
   Status update(const AttentionProblem &problem, cuda::Stream stream);
@@ -83,11 +87,17 @@ private:
   Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps,
                      cuda::Stream stream) const;
   void fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors, void *workspace) const;
+  std::string captureName(int slot) const;
+  int64_t captureElements(int slot) const;
+  int64_t accumulatorElements() const;
+  Status backwardCaptures(const BackwardArguments &backward, const CudaBackwardTensors &tensors,
+                          int64_t accumulatorOffset, void *workspace, cuda::Stream stream) const;
 
   std::shared_ptr<const CudaProgram> program_;
   AttentionProblem
       problem_; ///< sizes, offsets, scale and sink; its pointers to mask, positions and bindings are not kept
   std::vector<long long> captures_;
+  std::vector<int32_t> captureRanks_;
   std::vector<KernelTables> tables_; ///< one per kernel that walks tiles
   std::vector<Section> sections_;
   CudaBuffer memory_;

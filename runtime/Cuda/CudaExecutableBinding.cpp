@@ -64,7 +64,7 @@ template <typename T> std::span<const std::byte> bytesOf(const std::vector<T> &v
 
 } // namespace
 
-/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, then the two row arrays.
+/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, then the two row arrays and params.
 struct CudaExecutable::HostTables {
   enum Section { RowBegin, Runs, RowSetOf, RowOrder, QTiles, KVTiles, NumPerKernel };
   struct Kernel {
@@ -74,9 +74,13 @@ struct CudaExecutable::HostTables {
   };
   std::vector<Kernel> kernels;
   std::vector<int32_t> qRows, kvRows;
+  std::vector<ScalarSlot> params;
 
-  size_t numSections() const { return kernels.size() * NumPerKernel + 2; }
+  size_t paramsSection() const { return kernels.size() * NumPerKernel + 2; }
+  size_t numSections() const { return paramsSection() + 1; }
   std::span<const std::byte> section(size_t index) const {
+    if (index == paramsSection())
+      return bytesOf(params);
     size_t kernel = index / NumPerKernel;
     if (kernel == kernels.size())
       return bytesOf(index % NumPerKernel == 0 ? qRows : kvRows);
@@ -138,7 +142,7 @@ Status CudaExecutable::checkProblem(const AttentionProblem &problem) const {
     const CaptureView &capture = problem.bindings->captures[i];
     bool isEmpty = std::ranges::count(capture.shape, capture.shape + capture.rank, 0) > 0;
     if (!isEmpty)
-      CPFLEX_RETURN_IF_ERROR(checkPlace(fmt::format("capture {}", i), capture.data, program_->device()));
+      CPFLEX_RETURN_IF_ERROR(checkPlace(captureName(i), capture.data, program_->device()));
   }
   if (problem.sink)
     CPFLEX_RETURN_IF_ERROR(checkPlace("the array of sinks", problem.sink, program_->device()));
@@ -163,12 +167,20 @@ Status CudaExecutable::checkProblem(const AttentionProblem &problem) const {
   return Status::ok();
 }
 
+std::string CudaExecutable::captureName(int slot) const {
+  const std::vector<std::string> &names = program_->functions().captureNames;
+  return static_cast<size_t>(slot) < names.size() ? fmt::format("array '{}'", names[slot])
+                                                  : fmt::format("capture {}", slot);
+}
+
 void CudaExecutable::packCaptures(const AttentionProblem &problem) {
   const DeviceFunctions &functions = program_->functions();
   captures_.assign(program_->capturesInBytes() / sizeof(long long), 0);
+  captureRanks_.clear();
   long long *next = captures_.data();
   for (int i = 0; i < functions.numCaptures; ++i) {
     const CaptureView &view = problem.bindings->captures[i];
+    captureRanks_.push_back(view.rank);
     CaptureArgument capture{.data = view.data, .shape = {}, .strides = {}};
     std::copy_n(view.shape, kMaxCaptureRank, capture.shape);
     std::copy_n(view.strides, kMaxCaptureRank, capture.strides);
@@ -176,7 +188,7 @@ void CudaExecutable::packCaptures(const AttentionProblem &problem) {
     next += sizeof(capture) / sizeof(long long);
   }
   if (functions.numParams > 0)
-    next = std::copy_n(problem.bindings->params, functions.numParams, next);
+    *next++ = static_cast<long long>(memory_.address()) + sections_.back().offset;
   if (problem.bindings && problem.bindings->dims) {
     std::copy_n(problem.bindings->dims, functions.numDims, next);
     return;
@@ -277,6 +289,9 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
     host.kvRows = rowPositions(problem.kvPositions, problem.kvLen);
   }
 
+  if (int numParams = program_->functions().numParams; numParams > 0)
+    host.params.assign(problem.bindings->params, problem.bindings->params + numParams);
+
   if (kind == Upload::First)
     CPFLEX_RETURN_IF_ERROR(reserve(host));
   for (size_t i = 0; i < host.numSections(); ++i)
@@ -318,15 +333,15 @@ StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<c
                                                                const AttentionProblem &problem, cuda::Stream stream) {
   auto executable = std::shared_ptr<CudaExecutable>(new CudaExecutable(std::move(program)));
   for (const LoadedKernel &kernel : executable->program_->kernels())
-    if (kernel.spec().role != KernelRole::BackwardDelta && kernel.spec().role != KernelRole::BackwardSink)
+    if (walksTiles(kernel.spec().role))
       executable->tables_.push_back({.kernel = &kernel});
   CPFLEX_RETURN_IF_ERROR(executable->checkProblem(problem));
   executable->problem_ = problem;
   executable->problem_.mask = nullptr;
   executable->problem_.bindings = nullptr;
   executable->problem_.functions = nullptr;
-  executable->packCaptures(problem);
   CPFLEX_RETURN_IF_ERROR(executable->upload(problem, stream, Upload::First));
+  executable->packCaptures(problem);
   return executable;
 }
 

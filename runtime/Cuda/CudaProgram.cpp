@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -57,8 +58,6 @@ std::vector<StatusOr<CompiledKernel>> compileAll(const std::vector<KernelSource>
   return results;
 }
 
-bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
-
 } // namespace
 
 std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options,
@@ -81,12 +80,16 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
     roles.push_back(KernelRole::BackwardQ);
     if (spec.hasSoftmax)
       roles.push_back(KernelRole::BackwardSink);
+    if (options.captureGradients == CudaProgramOptions::CaptureGradients::Computed && !functions.gradients.empty()) {
+      roles.push_back(KernelRole::BackwardCaptures);
+      roles.push_back(KernelRole::BackwardCaptureSums);
+    }
   }
   std::vector<KernelSpec> specs;
   for (KernelRole role : roles) {
     spec.role = role;
-    spec.family =
-        isRowKernel(role) ? KernelFamily::MmaSync : options.family.value_or(kernelFamily(spec, computeCapability));
+    spec.family = hasFamilies(role) ? options.family.value_or(kernelFamily(spec, computeCapability))
+                                    : KernelFamily::MmaSync;
     specs.push_back(spec);
   }
   return specs;
@@ -123,7 +126,7 @@ PositionMode positionMode(const AttentionProblem &problem, const DeviceFunctions
                           int computeCapability) {
   std::vector<TileConfig> tiles;
   for (const KernelSpec &spec : kernelSpecs(functions, options, computeCapability))
-    if (StatusOr<TileConfig> config = tileConfig(spec, computeCapability); config && !isRowKernel(spec.role))
+    if (StatusOr<TileConfig> config = tileConfig(spec, computeCapability); config && walksTiles(spec.role))
       tiles.push_back(*config);
   return positionMode(problem, tiles);
 }
@@ -164,13 +167,16 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
                                                                  const CudaProgramOptions &options) {
   auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, std::move(functions), options));
   int64_t parameters =
-      program->capturesInBytes() + static_cast<int64_t>(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps));
+      program->capturesInBytes() + static_cast<int64_t>(std::max(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps), sizeof(CaptureGradientArguments)));
   if (parameters > kParameterLimitInBytes)
     return Status::unsupported(
         fmt::format("the program has {} captures, {} parameters and {} dimensions, {} bytes of kernel "
                     "parameters; a GPU takes {}",
                     program->functions_.numCaptures, program->functions_.numParams, program->functions_.numDims,
                     parameters, kParameterLimitInBytes));
+  if (program->functions_.gradients.size() > kMaxCaptureGradients)
+    return Status::unsupported(fmt::format("the score function reads {} arrays that take gradients; on a GPU at most {} do",
+                                           program->functions_.gradients.size(), kMaxCaptureGradients));
   int capability = device->description().computeCapability;
   int driverVersion = device->driver().version(), nvrtcVersion = toolchain.nvrtc->version();
   if (driverVersion / 1000 < nvrtcVersion / 1000)
@@ -202,7 +208,7 @@ const LoadedKernel *CudaProgram::kernel(KernelRole role) const {
 
 int64_t CudaProgram::capturesInBytes() const {
   return static_cast<int64_t>(sizeof(CaptureArgument)) * functions_.numCaptures +
-         static_cast<int64_t>(sizeof(long long)) * (functions_.numParams + functions_.numDims);
+         static_cast<int64_t>(sizeof(long long)) * ((functions_.numParams > 0 ? 1 : 0) + functions_.numDims);
 }
 
 std::vector<std::string> CudaProgram::warnings() const {

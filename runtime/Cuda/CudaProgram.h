@@ -23,6 +23,8 @@ struct CudaProgramOptions {
   PositionMode positions = PositionMode::Identity;
   OutputForm output = OutputForm::Element;
   enum class Passes { Forward, ForwardAndBackward } passes = Passes::Forward;
+  /// Whether backward can give the gradients of captures; no kernel is added where the score reads none.
+  enum class CaptureGradients { None, Computed } captureGradients = CaptureGradients::None;
   std::optional<KernelFamily> family; ///< none: what the table of tiles prefers; for tests and comparisons
 };
 

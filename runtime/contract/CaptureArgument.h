@@ -2,9 +2,10 @@
 // host C++, which packs it, and by CUDA C++ under NVRTC, whose functor declares it.
 //
 // `Program::Captures` has these members and no others, in the order of the program's Signature, whatever their names:
-//   one CaptureArgument per capture, then one `long long` per param (a ScalarSlot), then one `long long` per dim
-//   (the built-in ones first). Its size is therefore
-//   numCaptures * sizeof(CaptureArgument) + (numParams + numDims) * 8, and it never contains padding.
+//   one CaptureArgument per capture; where the program has params a pointer to `Program::Params`, which holds one
+//   `long long` (a ScalarSlot) for each; one `long long` per dim (the built-in ones first).
+// Its size is therefore numCaptures * sizeof(CaptureArgument) + (numParams > 0 ? 8 : 0) + numDims * 8, and it never
+// contains padding. Params lie in device memory, so that a kernel launched again by a graph sees them change.
 #pragma once
 
 namespace cpflex {
@@ -23,6 +24,9 @@ struct CaptureArgument {
 #define CPFLEX_CAPTURE_FUNCTION static inline
 #define CPFLEX_CAPTURE_READ(address) *(address)
 #endif
+
+/// A param, from its place in `Program::Params`.
+CPFLEX_CAPTURE_FUNCTION long long paramAt(const long long *param) { return CPFLEX_CAPTURE_READ(param); }
 
 /// Whether `index` is in [0, size). A 32-bit index was proved to be one assuming sizes up to 2^30, which binding checks.
 CPFLEX_CAPTURE_FUNCTION bool isBelow(long long index, long long size) {
@@ -46,6 +50,21 @@ CPFLEX_CAPTURE_FUNCTION Element elementAt(const CaptureArgument &array, Indices.
   axis = 0;
   ((offset += (long long)indices * array.strides[axis], ++axis), ...);
   return CPFLEX_CAPTURE_READ((const Element *)array.data + offset);
+}
+
+/// Where the gradient of the element at the indices lies in a dense array of the capture's own sizes, in which an axis
+/// that is broadcast has one element; -1 outside of the array.
+template <typename... Indices>
+CPFLEX_CAPTURE_FUNCTION long long denseOffset(const CaptureArgument &array, Indices... indices) {
+  int axis = 0;
+  bool isInside = true;
+  ((isInside &= isBelow(indices, array.shape[axis]), ++axis), ...);
+  if (!isInside)
+    return -1;
+  long long offset = 0;
+  axis = 0;
+  ((offset = array.strides[axis] == 0 ? offset : offset * array.shape[axis] + (long long)indices, ++axis), ...);
+  return offset;
 }
 
 } // namespace cpflex

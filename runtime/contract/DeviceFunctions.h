@@ -6,8 +6,15 @@
 #include "runtime/contract/KernelArguments.h"
 
 #include <string>
+#include <vector>
 
 namespace cpflex {
+
+/// A captured array that takes a gradient, in the order of Program::scatterTarget.
+struct DeviceGradient {
+  int capture = 0;      ///< slot of the program's Signature
+  bool isDense = false; ///< its one scatter has ScatterWalk::Dense
+};
 
 /// The functor of one attention entry point. `text` is CUDA C++ that defines `struct Program` as KernelArguments.h
 /// demands, with `Program::Captures` laid out as CaptureArgument.h demands; it uses nothing but cpflex::ops and the
@@ -19,6 +26,8 @@ struct DeviceFunctions {
   int numCaptures = 0;              ///< of the program's Signature, as are the next two
   int numParams = 0;
   int numDims = kNumBuiltinDims;
+  std::vector<std::string> captureNames; ///< as the user wrote them, one per capture; may be empty in tests
+  std::vector<DeviceGradient> gradients; ///< of what the score reads
 };
 
 } // namespace cpflex

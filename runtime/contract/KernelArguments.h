@@ -14,15 +14,24 @@
 //     // The derivative of score() in s at `s`, times `gradient`; called for Scaled and General in backward only.
 //     static __device__ __forceinline__ float scoreGradient(const Captures &, float s, float gradient,
 //                                                           int b, int h, int q, int kv);
+//     // Only where the score reads arrays that take a gradient; each read is one scatter, called by the kernel of the
+//     // gradients of captures alone. scatter() calls add(offset, value) for what the pair adds to element `offset` of the
+//     // array's gradient (below 0: outside of the array); `gradient` is that of the loss in the value of score().
+//     static constexpr int kNumScatters = 1;
+//     static constexpr cpflex::ScatterWalk scatterWalk(int scatter);
+//     static constexpr int scatterTarget(int scatter); // index in CaptureGradientArguments::targets
+//     template <class Add>
+//     static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, float s, float gradient,
+//                                                    int b, int h, int q, int kv, const Add &add);
 //   };
 //
 // mask() and score() may be called for positions of rows beyond the end of a tensor: they are then given the position of
 // the last row, so loads need no other check than the language's own. Results for such pairs are discarded. The score of
 // a pair that the mask forbids is computed and discarded too: whatever it is, it never reaches an output.
 //
-// A kernel function has three parameters, each `const __grid_constant__`: the arguments (ForwardArguments or
-// BackwardArguments), Program::Captures, and for the wgmma family the tensor maps (ForwardTensorMaps or
-// BackwardTensorMaps). The mma_sync family and the row kernels of backward have no third parameter.
+// A kernel function has three parameters, each `const __grid_constant__`: the arguments (ForwardArguments,
+// BackwardArguments or CaptureGradientArguments), Program::Captures, and for the wgmma family the tensor maps (ForwardTensorMaps or
+// BackwardTensorMaps). The mma_sync family and the other kernels of backward have no third parameter.
 #pragma once
 
 namespace cpflex {
@@ -49,7 +58,20 @@ enum class KernelRole : unsigned char {
   BackwardKV,    ///< dK and dV
   BackwardQ,     ///< dQ
   BackwardSink,  ///< the gradient of the sinks
+  BackwardCaptures,    ///< what each pair adds to the gradients of captured arrays
+  BackwardCaptureSums, ///< those gradients from their exact sums; runs after BackwardCaptures
 };
+
+/// Which element of an array the pairs of one (b, h) add to, so over which pairs a tile is summed first.
+enum class ScatterWalk : unsigned char {
+  Constant, ///< the same for all pairs
+  Columns,  ///< depends on kv alone: sums over q
+  Rows,     ///< depends on q alone, or on anything: sums over neighbouring kv that add to one element
+  Dense,    ///< another one for each pair: f32, added without atomics
+};
+
+/// Selects an overload of Program::scatter.
+template <int kScatter> struct ScatterNumber {};
 
 /// Which instructions multiply matrices.
 enum class KernelFamily : unsigned char {
@@ -140,6 +162,31 @@ struct BackwardArguments {
   PositionArgument qPositions, kvPositions; ///< tiles are the tiles of the kernel launched
   MaskArgument mask; ///< BackwardQ: rows of tiles along q; BackwardKV: the transposed mask, rows along kv
   WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head and column part)
+};
+
+/// Exact sums: 32-bit digits of value * 2^96, lowest first, each in 64 bits so that carries wait until the end, then a
+/// word of bits for what is no number: 1 inf, 2 -inf, 4 NaN. Contributions from 2^112 on count as infinite.
+constexpr int kAccumulatorDigits = 7;
+constexpr int kAccumulatorWords = kAccumulatorDigits + 1;
+constexpr int kAccumulatorScale = 96;
+
+/// One array whose gradient is computed.
+struct CaptureGradientTarget {
+  float *gradient;     ///< dense, with the array's own sizes; null: not wanted
+  long long begin;     ///< of its elements in the accumulators; unused for Dense
+  long long numElements;
+  bool isDense;        ///< BackwardCaptures adds to `gradient`, zero before
+};
+
+/// How many arrays of one score function may take gradients on a GPU.
+constexpr int kMaxCaptureGradients = 32;
+
+/// Everything the kernels of captures' gradients read besides captures.
+struct CaptureGradientArguments {
+  BackwardArguments backward; ///< mask and positions by tiles of this kernel
+  CaptureGradientTarget targets[kMaxCaptureGradients];
+  long long *accumulators; ///< kAccumulatorWords per element, zero before BackwardCaptures
+  int numTargets;
 };
 
 /// Rows that one block of BackwardDelta fills; its grid is (paddedRows(qLen) / kRowPadding, qHeads, batch).

@@ -15,6 +15,14 @@ enum class OutputForm : uint8_t {
   F32,     ///< partials of context parallelism: f32 O (normalised, beside its LSE), dQ, dK or dV
 };
 
+/// Whether a kernel walks tiles of pairs, so that it has tables of its own.
+constexpr bool walksTiles(KernelRole role) {
+  return role != KernelRole::BackwardDelta && role != KernelRole::BackwardSink &&
+         role != KernelRole::BackwardCaptureSums;
+}
+/// Whether a role has kernels of both families.
+constexpr bool hasFamilies(KernelRole role) { return walksTiles(role) && role != KernelRole::BackwardCaptures; }
+
 /// One kernel to compile. Two equal specs with equal functor text give the same machine code.
 struct KernelSpec {
   KernelRole role = KernelRole::Forward;

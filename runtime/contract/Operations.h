@@ -107,6 +107,14 @@ CPFLEX_OPS_FUNCTION float sub(float a, float b) { return a - b; }
 CPFLEX_OPS_FUNCTION float mul(float a, float b) { return a * b; }
 CPFLEX_OPS_FUNCTION float div(float a, float b) { return b == 0.0f ? 0.0f : a / b; }
 #endif
+/// a / b within 1.5 units in the last place, 0 where b is 0, for scores: a compiler takes all but one product out of loops
+/// in which b stays the same.
+CPFLEX_OPS_FUNCTION float divideByUniform(float a, float b) {
+  constexpr float kLargest = 3.402823466e38f; // 1 / b overflows for the smallest subnormal b
+  float reciprocal = 1.0f / b;
+  reciprocal = reciprocal > kLargest ? kLargest : reciprocal < -kLargest ? -kLargest : reciprocal;
+  return b == 0.0f ? 0.0f : a * reciprocal;
+}
 CPFLEX_OPS_FUNCTION float neg(float a) { return -a; }
 CPFLEX_OPS_FUNCTION float abs(float a) { return a < 0.0f ? -a : (a == 0.0f ? 0.0f : a); }
 // A NaN operand wins, as in torch.minimum and numpy.minimum.

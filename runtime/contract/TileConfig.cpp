@@ -24,8 +24,6 @@ int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple 
 /// Bytes of `rows` rows of a tensor with `columns` columns in swizzled panels.
 int panelBytes(int rows, int columns) { return rows * roundUp(columns, kPanelColumns) * kElementBytes; }
 
-bool isRowKernel(KernelRole role) { return role == KernelRole::BackwardDelta || role == KernelRole::BackwardSink; }
-
 int widestHead(const KernelSpec &spec) { return std::max(spec.headDim, spec.vHeadDim); }
 
 /// Bytes of a tile of `rows` rows of both tensors that are as wide as Q and V.
@@ -110,6 +108,19 @@ TileConfig backwardMmaSync(const KernelSpec &spec, int sharedLimit) {
   return tiles;
 }
 
+TileConfig backwardCaptures(const KernelSpec &spec) {
+  TileConfig tiles;
+  tiles.tileQ = tiles.tileKV = 64;
+  tiles.threads = 128;
+  // Q and K, then dO and V in the same place; beside them a score and a gradient for each pair, a column more for banks.
+  int widest = roundUp(widestHead(spec), kPanelColumns), pairBytes = 2 * static_cast<int>(sizeof(float));
+  tiles.sharedBytes = panelBytes(tiles.tileQ + tiles.tileKV, widest) + tiles.tileQ * (tiles.tileKV + 1) * pairBytes +
+                      kAlignmentSlack;
+  tiles.blocksPerProcessor = widest <= 128 ? 3 : 2;
+  tiles.spillLimit = kSpillsOfFullRegisters;
+  return tiles;
+}
+
 } // namespace
 
 int sharedMemoryLimit(int computeCapability) {
@@ -130,7 +141,7 @@ int sharedMemoryLimit(int computeCapability) {
 KernelFamily kernelFamily(const KernelSpec &spec, int computeCapability) {
   KernelSpec wgmma = spec;
   wgmma.family = KernelFamily::Wgmma;
-  if (isRowKernel(spec.role))
+  if (!hasFamilies(spec.role))
     return KernelFamily::MmaSync;
   return tileConfig(wgmma, computeCapability).isOk() ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
@@ -146,12 +157,14 @@ StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
     if (dim < 8 || dim > kMaxHeadDim || dim % 8 != 0)
       return Status::unsupported(
           fmt::format("head size is {}; GPU kernels serve multiples of 8 up to {}", dim, kMaxHeadDim));
-  if (isRowKernel(spec.role)) {
+  if (!walksTiles(spec.role)) {
     TileConfig tiles;
     tiles.tileQ = kRowPadding;
     tiles.threads = 128;
     return tiles;
   }
+  if (spec.role == KernelRole::BackwardCaptures)
+    return backwardCaptures(spec);
   if (spec.family == KernelFamily::Wgmma) {
     if (computeCapability != 90)
       return Status::unsupported(fmt::format("the 'wgmma' kernels need compute capability 9.0; this is {}.{}",
@@ -182,6 +195,9 @@ std::string_view kernelFile(const KernelSpec &spec) {
   case KernelRole::BackwardDelta:
   case KernelRole::BackwardSink:
     return "attention_backward_rows.cuh";
+  case KernelRole::BackwardCaptures:
+  case KernelRole::BackwardCaptureSums:
+    return "attention_backward_captures.cuh";
   }
   return {};
 }
@@ -198,6 +214,10 @@ std::string_view kernelFunctionName(KernelRole role) {
     return "attention_backward_delta";
   case KernelRole::BackwardSink:
     return "attention_backward_sink";
+  case KernelRole::BackwardCaptures:
+    return "attention_backward_captures";
+  case KernelRole::BackwardCaptureSums:
+    return "attention_backward_capture_sums";
   }
   return {};
 }
@@ -218,6 +238,10 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
     return "attentionBackwardDelta";
   case KernelRole::BackwardSink:
     return "attentionBackwardSink";
+  case KernelRole::BackwardCaptures:
+    return "attentionBackwardCaptures";
+  case KernelRole::BackwardCaptureSums:
+    return "attentionBackwardCaptureSums";
   }
   return {};
 }
@@ -225,6 +249,7 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles) {
   static constexpr const char *kPositionModes[] = {"Identity", "AffinePerTile", "Array"};
   bool isForward = spec.role == KernelRole::Forward;
+  bool isOfCaptures = spec.role == KernelRole::BackwardCaptures || spec.role == KernelRole::BackwardCaptureSums;
   bool hasMaps = takesTensorMaps(spec);
   std::string text = "struct Config {\n";
   text += fmt::format("  using Element = cpflex::kernels::{};\n",
@@ -246,8 +271,10 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   text += "};\n";
   text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n",
                       tiles.blocksPerProcessor, kernelFunctionName(spec.role));
-  text +=
-      fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n", isForward ? "Forward" : "Backward");
+  text += fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n",
+                      isForward      ? "Forward"
+                      : isOfCaptures ? "CaptureGradient"
+                                     : "Backward");
   text += "    const __grid_constant__ Program::Captures captures";
   if (hasMaps)
     text += fmt::format(",\n    const __grid_constant__ cpflex::{}TensorMaps maps", isForward ? "Forward" : "Backward");

@@ -189,6 +189,12 @@ bool isCuda(const Options &options, int &index) {
   return options.device.starts_with("cuda");
 }
 
+std::optional<KernelFamily> kernelFamily(const Options &options) {
+  if (options.kernels.empty())
+    return {};
+  return options.kernels == "wgmma" ? KernelFamily::Wgmma : KernelFamily::MmaSync;
+}
+
 int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &call) {
   Options options = given;
   int index = 0;

@@ -6,8 +6,10 @@
 #include "runtime/Executor/ContextParallelRun.h"
 #include "runtime/Host/ReferenceAttention.h"
 #include "runtime/Plan/Planner.h"
+#include "runtime/contract/KernelArguments.h"
 
 #include <cstdint>
+#include <optional>
 
 namespace cpflex {
 
@@ -52,5 +54,8 @@ PlanRequest planRequest(const Options &options, const CallShape &shape, const Bl
 
 /// True when the device is a GPU; then `index` is its number.
 bool isCuda(const Options &options, int &index);
+
+/// The kernels that --kernels asks for; none: what the table of tiles prefers.
+std::optional<KernelFamily> kernelFamily(const Options &options);
 
 } // namespace cpflex

@@ -48,10 +48,13 @@ int bench(const BenchCommandOptions &options) {
     HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
                                .dO = call.dOutView, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
     StatusOr<CudaRunReport> report =
-        runAttentionCuda(*machine, *functions, call.problem, arrays, {.warmups = 2, .timed = kRepetitions});
+        runAttentionCuda(*machine, *functions, call.problem, arrays,
+                         {.warmups = 2, .timed = kRepetitions, .family = kernelFamily(options)});
     if (!report)
       return reportFailure(report.status());
     json["kernel_compile_ms"] = report->compileMs;
+    json["update_ms"] = report->updateMs;
+    json["forward_call_us"] = median(report->forwardCallUs);
     json["forward_ms"] = median(report->forwardMs);
     if (options.isBackward)
       json["backward_ms"] = median(report->backwardMs);
@@ -76,6 +79,7 @@ void addBenchCommand(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("bench", "time attention");
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
+  addKernelOption(*command, *options);
   command->add_flag("--backward", options->isBackward, "time backward too");
   command->callback([options, &exitCode] { exitCode = bench(*options); });
 }

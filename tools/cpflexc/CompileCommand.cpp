@@ -39,8 +39,10 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
   programOptions.vHeadDim = options.vHeadDim > 0 ? int(options.vHeadDim) : programOptions.headDim;
   programOptions.normalization =
       loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax : AttentionProblem::Normalization::None;
-  if (options.isBackward)
+  if (options.isBackward) {
     programOptions.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+    programOptions.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
+  }
   StatusOr<std::vector<KernelSource>> sources = kernelSources(*functions, programOptions, capability);
   if (!sources)
     return reportFailure(sources.status());

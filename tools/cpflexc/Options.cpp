@@ -43,6 +43,11 @@ void addCommonOptions(CLI::App &command, Options &options) {
   command.add_option("--threads", options.threads, "worker threads [all]")->check(CLI::Range(0, 1024));
 }
 
+void addKernelOption(CLI::App &command, Options &options) {
+  command.add_option("--kernels", options.kernels, "wgmma or mma_sync, on a GPU [by its architecture and shapes]")
+      ->check(CLI::IsMember({"wgmma", "mma_sync"}));
+}
+
 void addRankOptions(CLI::App &command, Options &options) {
   command.add_option("--ranks", options.ranks, "size of the group [1]")->check(CLI::Range(1, 4096));
   command.add_option("--layout", options.layout, "who owns which tokens [auto]")

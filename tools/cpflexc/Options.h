@@ -20,7 +20,7 @@ struct Options {
   std::vector<std::string> defines, binds, includeDirs;
   CallSizes sizes;
   int64_t headDim = -1, vHeadDim = -1;
-  std::string dtype, device = "cpu";
+  std::string dtype, device = "cpu", kernels;
   bool isBshd = false;
   int threads = 0; ///< 0: one per hardware thread
 
@@ -31,6 +31,8 @@ struct Options {
 
 /// Adds FILE and the options of design section `common`.
 void addCommonOptions(CLI::App &command, Options &options);
+/// Adds the choice of a GPU's kernels.
+void addKernelOption(CLI::App &command, Options &options);
 /// Adds the options of a group of ranks.
 void addRankOptions(CLI::App &command, Options &options);
 

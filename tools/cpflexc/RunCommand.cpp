@@ -63,7 +63,7 @@ Status runRanks(const RunCommandOptions &options, AttentionCall &call, bool &isW
   return options.trace.empty() ? Status::ok() : writeFile(options.trace, toTraceJson(reports));
 }
 
-Status runOnGpu(AttentionCall &call, int index) {
+Status runOnGpu(const RunCommandOptions &options, AttentionCall &call, int index) {
   StatusOr<CudaMachine> machine = CudaMachine::open(index);
   if (!machine)
     return machine.status();
@@ -73,7 +73,9 @@ Status runOnGpu(AttentionCall &call, int index) {
   HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
                              .dO = call.dOutView, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
   arrays.dSink = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
-  StatusOr<CudaRunReport> report = runAttentionCuda(*machine, *functions, call.problem, arrays);
+  if (!options.captureGradients.empty() || options.isChecked)
+    arrays.dCaptures = call.captureGradientPointers;
+  StatusOr<CudaRunReport> report = runAttentionCuda(*machine, *functions, call.problem, arrays, {.family = kernelFamily(options)});
   if (!report)
     return report.status();
   for (const std::string &warning : report->warnings)
@@ -163,14 +165,12 @@ int run(RunCommandOptions &options) {
     return reportFailure(Status::unsupported("several ranks on GPUs are not there yet; they will run a plan with one GPU per rank"));
   options.files.isBackward = options.isBackwardAsked || !options.files.dOut.empty() || !options.dQ.empty() ||
                              !options.dK.empty() || !options.dV.empty() || !options.captureGradients.empty();
-  if (onGpu && !options.captureGradients.empty())
-    return reportFailure(Status::unsupported("gradients of captured arrays on a GPU are not there yet; the cpu computes them"));
   AttentionCall call;
   if (int code = prepareCall(options, options.files, call))
     return code;
   const auto begin = std::chrono::steady_clock::now();
   bool isWriter = true;
-  Status status = onGpu ? runOnGpu(call, index) : isGrouped ? runRanks(options, call, isWriter) : runOnHost(call, options);
+  Status status = onGpu ? runOnGpu(options, call, index) : isGrouped ? runRanks(options, call, isWriter) : runOnHost(call, options);
   if (!status)
     return reportFailure(status);
   if (!isWriter)
@@ -190,6 +190,7 @@ void addRunCommand(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("run", "compute attention");
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
+  addKernelOption(*command, *options);
   command->add_option("--q", options->files.q, "queries (.npy)");
   command->add_option("--k", options->files.k, "keys");
   command->add_option("--v", options->files.v, "values");

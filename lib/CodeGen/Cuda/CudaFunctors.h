@@ -10,7 +10,7 @@ namespace cpflex {
 /// Which functions of an entry point are printed.
 enum class CudaFunctionSet {
   Forward,            ///< mask and score
-  ForwardAndBackward, ///< scoreGradient too
+  ForwardAndBackward, ///< scoreGradient and scatters too
 };
 
 struct CudaOptions {
@@ -21,7 +21,7 @@ struct CudaOptions {
 /// that were narrowed to i32 are computed in 32 bits. The text is CUDA C++ for NVRTC and, where `__device__` and
 /// `__forceinline__` are defined away, C++; it needs Operations.h, CaptureArgument.h and KernelArguments.h before it. The
 /// gradient of score function `@f` is the `mask.score_gradient` named `@f.gradient`; where it is missing, or not asked
-/// for, scoreGradient() is not printed. Errors are diagnostics of the module's context.
+/// for, scoreGradient() and the scatters are not printed. Errors are diagnostics of the module's context.
 mlir::FailureOr<DeviceFunctions> emitCudaFunctors(mlir::ModuleOp module, llvm::StringRef entry,
                                                   const CudaOptions &options = {});
 

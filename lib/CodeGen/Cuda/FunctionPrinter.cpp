@@ -76,10 +76,32 @@ void FunctionPrinter::printBody(Block &body, std::string &text) {
   text += fmt::format("    return {};{}\n", argumentText(result), lineComment(body.getTerminator()->getLoc()));
 }
 
+void FunctionPrinter::printScatter(mask::ScatterAddOp scatter, Block &body, std::string &text) {
+  needed.insert(scatter);
+  for (mlir::Value operand : scatter->getOperands())
+    markNeeded(operand);
+  for (mlir::Operation *op = scatter->getParentOp(); op != body.getParentOp(); op = op->getParentOp())
+    markNeeded(op->getResult(0));
+  printBlock(body, text);
+}
+
+void FunctionPrinter::printAdd(mask::ScatterAddOp scatter, std::string &text) {
+  std::string indices;
+  for (mlir::Value index : scatter.getIndices())
+    indices += ", " + argumentText(index);
+  text += fmt::format("{:{}}add(cpflex::denseOffset(captures.{}{}), {});{}\n", "", 2 * depth,
+                      members.captures.lookup(scatter.getCapture()), indices, argumentText(scatter.getValue()),
+                      lineComment(scatter.getLoc()));
+}
+
 void FunctionPrinter::printBlock(Block &block, std::string &text) {
   for (mlir::Operation &op : block.without_terminator()) {
     if (!needed.contains(&op))
       continue;
+    if (auto scatter = dyn_cast<mask::ScatterAddOp>(op)) {
+      printAdd(scatter, text);
+      continue;
+    }
     assert(!cudaType(op.getResult(0).getType()).empty() && "predicates and scores hold single values");
     if (auto reduce = dyn_cast<mask::ReduceOp>(op)) {
       printReduce(reduce, text);
@@ -161,8 +183,7 @@ void FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
 // Expressions
 //===----------------------------------------------------------------------===//
 
-FunctionPrinter::Expression FunctionPrinter::slotExpression(const std::string &member, mlir::Type type) {
-  std::string slot = "captures." + member;
+FunctionPrinter::Expression FunctionPrinter::slotExpression(std::string slot, mlir::Type type) {
   if (type.isInteger(1))
     return {slot + " != 0", /*isAtom=*/false};
   if (type.isF32())
@@ -248,6 +269,14 @@ template <typename AttributeType> static AttributeType constantOf(mlir::Value va
   return constant ? dyn_cast<AttributeType>(constant.getValue()) : AttributeType();
 }
 
+/// Whether a value is made of constants, params and dimensions alone, so that it is the same for a whole call.
+static bool isCallConstant(mlir::Value value) {
+  mlir::Operation *op = value.getDefiningOp();
+  if (!op || !isa<mask::ConstantOp, mask::ParamValueOp, mask::DimOp, mask::TableOpInterface>(op))
+    return false;
+  return llvm::all_of(op->getOperands(), isCallConstant);
+}
+
 FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op) {
   Operation operation = cast<mask::TableOpInterface>(op).getTableOperation();
   mlir::Type type = op->getOperand(0).getType(), resultType = op->getResult(0).getType();
@@ -283,7 +312,12 @@ FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op
   }
   case Operation::Div: {
     auto divisor = constantOf<FloatAttr>(op->getOperand(1));
-    if (arithmetic == CudaArithmetic::Exact || !divisor)
+    if (arithmetic == CudaArithmetic::Exact)
+      break;
+    if (!divisor && isCallConstant(op->getOperand(1)))
+      return Expression{fmt::format("ops::divideByUniform({}, {})", argumentText(op->getOperand(0)),
+                                    argumentText(op->getOperand(1)))};
+    if (!divisor)
       break;
     float reciprocal = 1.0f / divisor.getValue().convertToFloat();
     // x * (1 / c) is within 1.5 ulp of x / c while neither is subnormal.
@@ -308,9 +342,10 @@ FunctionPrinter::Expression FunctionPrinter::expression(mlir::Operation *op) {
   if (auto load = dyn_cast<mask::LoadOp>(op))
     return loadExpression(load);
   if (auto param = dyn_cast<mask::ParamValueOp>(op))
-    return slotExpression(members.params.lookup(param.getParam()), param.getType());
+    return slotExpression(fmt::format("cpflex::paramAt(&captures.{})", members.params.lookup(param.getParam())),
+                          param.getType());
   auto dim = cast<mask::DimOp>(op);
-  return slotExpression(members.dims.lookup(dim.getName()), dim.getType());
+  return slotExpression("captures." + members.dims.lookup(dim.getName()), dim.getType());
 }
 
 } // namespace cpflex

@@ -11,7 +11,7 @@
 
 namespace cpflex {
 
-/// Names of the members of Program::Captures.
+/// How to reach the members of Program::Captures, params by way of a pointer.
 struct CaptureMembers {
   llvm::StringMap<std::string> captures, params, dims;
 };
@@ -19,7 +19,7 @@ struct CaptureMembers {
 /// How floats are computed.
 enum class CudaArithmetic {
   Exact,    ///< every operation rounds by itself, as in a mask
-  Contract, ///< the compiler may contract and divisions by constants become products, as in a score
+  Contract, ///< the compiler may contract; divisions by constants and params become products, as in a score
 };
 
 /// Prints the statements of one function, with the user's names and lines.
@@ -36,6 +36,10 @@ public:
   /// need are left out.
   void printBody(mlir::Block &body, std::string &text);
 
+  /// Appends what calls `add(offset, value)` for each contribution of `scatter`, which stands in `body` or in a reduction
+  /// of it.
+  void printScatter(mask::ScatterAddOp scatter, mlir::Block &body, std::string &text);
+
 private:
   /// An expression, and whether it may be an operand as it is.
   struct Expression {
@@ -45,11 +49,12 @@ private:
 
   void printBlock(mlir::Block &block, std::string &text);
   void printReduce(mask::ReduceOp reduce, std::string &text);
+  void printAdd(mask::ScatterAddOp scatter, std::string &text);
   Expression expression(mlir::Operation *op);
   Expression tableExpression(mlir::Operation *op);
   Expression loadExpression(mask::LoadOp load);
   Expression castExpression(Operation operation, mlir::Type from, mlir::Type to, mlir::Value operand);
-  Expression slotExpression(const std::string &member, mlir::Type type);
+  Expression slotExpression(std::string slot, mlir::Type type);
   std::string operand(mlir::Value value);
   std::string argumentText(mlir::Value value);
   bool isInlined(mlir::Operation *op, const Expression &expression);

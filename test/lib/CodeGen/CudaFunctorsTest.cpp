@@ -64,10 +64,10 @@ mask.attention @main mask(@main.mask)
             "  static __device__ __forceinline__ bool mask(const Captures &captures, int b, int h, int q_idx, int kv_idx) {\n"
             "    const int mine = cpflex::elementAt<int>(captures.doc, b, q_idx); // pack.cpf:3\n"
             "    const bool same = mine == cpflex::elementAt<int>(captures.doc, b, kv_idx);\n"
-            "    return same && ((long long)(q_idx - kv_idx) < captures.W); // pack.cpf:4\n"
+            "    return same && ((long long)(q_idx - kv_idx) < cpflex::paramAt(&captures.params->W)); // pack.cpf:4\n"
             "  }\n");
   EXPECT_NE(functions.text.find("    cpflex::CaptureArgument doc; // i32 [B, KV_LEN]\n"
-                                "    long long W; // param\n"
+                                "    const Params *params;\n"
                                 "    long long B, H, HKV, Q_LEN, KV_LEN; // dimensions\n"),
             std::string::npos)
       << functions.text;
@@ -134,7 +134,75 @@ mask.attention @main mask(@f)
 )");
   EXPECT_NE(functions.text.find("long long user_double;"), std::string::npos) << functions.text;
   EXPECT_NE(functions.text.find("long long user_captures;"), std::string::npos) << functions.text;
+  EXPECT_NE(functions.text.find("paramAt(&captures.params->user_double)"), std::string::npos) << functions.text;
   EXPECT_NE(functions.text.find("int user_int, int user_int_2)"), std::string::npos) << functions.text;
+}
+
+TEST_F(CudaFunctors, divisionsByParamsOfAScoreAreByAUniformValue) {
+  DeviceFunctions functions = print(R"(
+mask.param @cap : f32
+mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
+  %0 = mask.param_value @cap : f32
+  %1 = mask.div %s, %0 : f32
+  %2 = mask.div %1, %s : f32
+  mask.yield %2 : f32
+}
+mask.attention @main score(@f)
+)");
+  EXPECT_EQ(functionIn(functions.text, "float score("),
+            "  static __device__ __forceinline__ float score(const Captures &captures, float s, int b, int h, int q, int kv) {\n"
+            "    const float t = ops::divideByUniform(s, "
+            "ops::floatFromBits((unsigned)cpflex::paramAt(&captures.params->cap))); // -:5\n"
+            "    return ops::div(t, s); // -:7\n  }\n");
+}
+
+TEST_F(CudaFunctors, scattersSayHowTheirElementDependsOnThePair) {
+  DeviceFunctions functions = print(R"(
+mask.capture @one : f32 ["H"] {grad}
+mask.capture @key : f32 ["KV_LEN"] {grad}
+mask.capture @bias : f32 ["Q_LEN", "KV_LEN"] {grad}
+mask.capture @both : f32 ["KV_LEN"] {grad}
+mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
+  %0 = mask.load @one[%h] : (i32) -> f32
+  mask.yield %0 : f32
+}
+mask.score_gradient @f.gradient(%g: f32, %s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
+  %wide = mask.to_int %q : i32 -> i64
+  mask.scatter_add %g, @one[%h] : f32[i32]
+  mask.scatter_add %s, @key[%kv] : f32[i32]
+  mask.scatter_add %g, @bias[%wide, %kv] : f32[i64, i32]
+  mask.scatter_add %g, @both[%q] : f32[i32]
+  %n = mask.constant 3 : i32
+  %sum = mask.reduce sum %n : i32 -> f32 {
+  ^bb0(%i: i32):
+    mask.scatter_add %g, @both[%i] : f32[i32]
+    mask.yield %g : f32
+  }
+  mask.yield %g : f32
+}
+mask.attention @main score(@f)
+)");
+  EXPECT_NE(functions.text.find("kWalks[] = {cpflex::ScatterWalk::Constant, cpflex::ScatterWalk::Columns, "
+                                "cpflex::ScatterWalk::Dense, cpflex::ScatterWalk::Rows, cpflex::ScatterWalk::Rows};"),
+            std::string::npos)
+      << functions.text << message;
+  EXPECT_NE(functions.text.find("kTargets[] = {0, 1, 2, 3, 3};"), std::string::npos) << functions.text;
+  EXPECT_EQ(functionIn(functions.text, "void scatter(cpflex::ScatterNumber<1>"),
+            "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<1>, const Captures &captures, float s, "
+            "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
+            "    add(cpflex::denseOffset(captures.key, kv), s); // -:13\n  }\n");
+  EXPECT_EQ(functionIn(functions.text, "void scatter(cpflex::ScatterNumber<4>"),
+            "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<4>, const Captures &captures, float s, "
+            "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
+            "    float sum = 0; // -:17\n"
+            "    for (int i = 0; i < 3; ++i) {\n"
+            "      add(cpflex::denseOffset(captures.both, i), gradient); // -:19\n"
+            "      sum = sum + gradient;\n    }\n  }\n");
+  ASSERT_EQ(functions.gradients.size(), 4u);
+  EXPECT_EQ(functions.gradients[2].capture, 2);
+  EXPECT_TRUE(functions.gradients[2].isDense);
+  EXPECT_FALSE(functions.gradients[3].isDense);
+  EXPECT_EQ(functions.captureNames, (std::vector<std::string>{"one", "key", "bias", "both"}));
 }
 
 TEST_F(CudaFunctors, anEntryPointMustExist) {

@@ -37,7 +37,8 @@ std::vector<char> packCaptures(const BoundArrays &arrays) {
     }
     append(&argument, sizeof(argument));
   }
-  append(arrays.bindings.params, arrays.signature.params.size() * sizeof(ScalarSlot));
+  if (!arrays.signature.params.empty())
+    append(&arrays.bindings.params, sizeof(arrays.bindings.params));
   append(arrays.bindings.dims, arrays.signature.dims.size() * sizeof(int64_t));
   return bytes;
 }

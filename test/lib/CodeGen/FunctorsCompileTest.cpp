@@ -2,6 +2,7 @@
 #include "lib/CodeGen/Cuda/CudaFunctors.h"
 #include "lib/Transforms/Passes.h"
 #include "runtime/Cuda/CompileKernel.h"
+#include "runtime/Cuda/KernelAssembly.h"
 #include "test/lib/Transforms/RandomProgram.h"
 
 #include "mlir/IR/MLIRContext.h"
@@ -97,6 +98,46 @@ TEST_F(FunctorsCompile, everyFunctionOnFloatsAndEveryElementType) {
   ASSERT_TRUE(module);
   DeviceFunctions functions = *emitCudaFunctors(*module, "main");
   expectCompiles(functions.text, "  out[0] = Program::score(*(const Program::Captures *)captures, out[1], b, h, q, kv);\n");
+}
+
+TEST_F(FunctorsCompile, everyWalkOfScattersInItsKernel) {
+  auto module = mlir::parseSourceString<mlir::ModuleOp>(R"(
+mask.capture @one : f32 ["H"] {grad}
+mask.capture @key : bf16 ["KV_LEN"] {grad}
+mask.capture @bias : f32 ["B", "Q_LEN", "KV_LEN"] {grad}
+mask.capture @both : f32 ["N"] {grad}
+mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
+  mask.yield %s : f32
+}
+mask.score_gradient @f.gradient(%g: f32, %s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
+  mask.scatter_add %g, @one[%h] : f32[i32]
+  mask.scatter_add %s, @key[%kv] : f32[i32]
+  mask.scatter_add %g, @bias[%b, %q, %kv] : f32[i32, i32, i32]
+  mask.scatter_add %g, @both[%q] : f32[i32]
+  %n = mask.dim "N" : i64
+  %sum = mask.reduce sum %n : i64 -> f32 {
+  ^bb0(%i: i64):
+    mask.scatter_add %g, @both[%i] : f32[i64]
+    mask.yield %g : f32
+  }
+  mask.yield %g : f32
+}
+mask.attention @main score(@f)
+)", &ctx);
+  ASSERT_TRUE(module);
+  DeviceFunctions functions = *emitCudaFunctors(*module, "main");
+  for (int headDim : {40, 64, 256})
+    for (KernelRole role : {KernelRole::BackwardCaptures, KernelRole::BackwardCaptureSums}) {
+      KernelSpec spec;
+      spec.role = role;
+      spec.headDim = headDim;
+      spec.scoreForm = functions.scoreForm;
+      StatusOr<KernelSource> source = assembleKernel(spec, /*computeCapability=*/80, functions);
+      ASSERT_TRUE(source) << source.status().message();
+      StatusOr<KernelImage> image = compileKernel(*source, *nvrtc);
+      ASSERT_TRUE(image) << image.status().message();
+      EXPECT_LE(image->spillBytes, source->tiles.spillLimit) << image->log;
+    }
 }
 
 } // namespace

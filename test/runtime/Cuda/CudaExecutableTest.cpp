@@ -195,7 +195,7 @@ TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
   functions.numParams = 3;
   compile(functions);
   gpu.captureBytes = program->capturesInBytes();
-  EXPECT_EQ(gpu.captureBytes, 3 * sizeof(CaptureArgument) + 8 * 8);
+  EXPECT_EQ(gpu.captureBytes, 3 * sizeof(CaptureArgument) + 6 * 8);
   int doc = 0;
   CaptureView views[3] = {};
   views[1].rank = views[2].rank = 1; // without elements
@@ -210,20 +210,124 @@ TEST_F(CudaExecutableTest, CapturesFollowTheirLayout) {
   ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
   struct Captures {
     CaptureArgument doc, bias, slope;
-    long long W, sinks, cap, B, H, HKV, Q_LEN, KV_LEN;
+    const long long *params;
+    long long B, H, HKV, Q_LEN, KV_LEN;
   } captures;
   ASSERT_EQ(sizeof(captures), gpu.captureBytes);
   std::memcpy(&captures, gpu.launches[0].captures.data(), sizeof(captures));
   EXPECT_EQ(captures.doc.data, &doc);
   EXPECT_EQ(captures.doc.shape[1], 200);
   EXPECT_EQ(captures.doc.strides[0], 200);
-  EXPECT_EQ(captures.W, 11);
-  EXPECT_EQ(captures.cap, 33);
+  EXPECT_THAT(std::vector<long long>(captures.params, captures.params + 3), ElementsAre(11, 22, 33));
   EXPECT_EQ(captures.B, 2);
   EXPECT_EQ(captures.H, 4);
   EXPECT_EQ(captures.HKV, 2);
   EXPECT_EQ(captures.Q_LEN, 300);
   EXPECT_EQ(captures.KV_LEN, 200);
+
+  // Other params come to the same place, where the kernels of a graph look.
+  ASSERT_TRUE((*executable)->update(problem, kStream));
+  EXPECT_EQ(captures.params[0], 99);
+}
+
+/// A score that reads a table by q and by kv, and a bias of its own for every pair.
+DeviceFunctions withGradients() {
+  DeviceFunctions functions =
+      test::functor("    cpflex::CaptureArgument table, bias;\n", "", "", ScoreForm::Additive, "return s;");
+  functions.numCaptures = 2;
+  functions.captureNames = {"table", "bias"};
+  functions.gradients = {{.capture = 1, .isDense = true}, {.capture = 0, .isDense = false}};
+  return functions;
+}
+
+class CaptureGradientTest : public CudaExecutableTest {
+protected:
+  CaptureView views[2] = {};
+  Bindings bindings{.captures = views, .params = nullptr, .dims = nullptr};
+  Workspace workspace;
+  float table[30], bias[4 * 300 * 200];
+
+  void SetUp() override {
+    CudaExecutableTest::SetUp();
+    // The table is broadcast over a first axis of 2.
+    views[0] = {.data = table, .shape = {2, 30}, .strides = {0, 1}, .type = ElementType::F32, .rank = 2};
+    views[1] = {.data = bias, .shape = {4, 300, 200}, .strides = {60000, 200, 1}, .type = ElementType::F32, .rank = 3};
+    problem.bindings = &bindings;
+  }
+  CudaBackwardTensors tensors(std::span<float *const> dCaptures) {
+    used = 0;
+    CudaBackwardTensors tensors{dense(2, 4, 300, 128),
+                                dense(2, 2, 200, 128),
+                                dense(2, 2, 200, 128),
+                                dense(2, 4, 300, 128),
+                                dense(2, 4, 300, 1, ElementType::F32),
+                                dense(2, 4, 300, 128),
+                                {},
+                                dense(2, 4, 300, 128),
+                                dense(2, 2, 200, 128),
+                                dense(2, 2, 200, 128)};
+    tensors.dCaptures = dCaptures;
+    return tensors;
+  }
+  static CudaProgramOptions options(CudaProgramOptions::CaptureGradients gradients) {
+    CudaProgramOptions options = wide();
+    options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+    options.captureGradients = gradients;
+    return options;
+  }
+};
+
+TEST_F(CaptureGradientTest, KernelsOfTheirOwnComputeThem) {
+  compile(withGradients(), options(CudaProgramOptions::CaptureGradients::Computed));
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  constexpr int64_t kRowBytes = 2 * 2 * 4 * 512 * 4, kTableBytes = 30 * kAccumulatorWords * 8;
+  EXPECT_EQ((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward), 256 + kRowBytes + kTableBytes)
+      << "delta, LSE and the exact sums of the table's own 30 elements";
+  std::vector<std::byte> memory(256 + 256 + kRowBytes + kTableBytes, std::byte(77));
+  auto *aligned = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
+
+  std::vector<float> dTable(30, 5.0f), dBias(4 * 300 * 200, 5.0f);
+  float *all[2] = {dTable.data(), dBias.data()}, *tableOnly[2] = {dTable.data(), nullptr}, *none[2] = {};
+  ASSERT_TRUE((*executable)->backward(tensors(none), aligned, kStream));
+  EXPECT_EQ(gpu.launches.back().function, "attention_backward_q") << "nothing more where no gradient is wanted";
+
+  ASSERT_TRUE((*executable)->backward(tensors(all), aligned, kStream));
+  ASSERT_EQ(gpu.launches.back().function, "attention_backward_capture_sums");
+  const test::Launch &launch = gpu.launches[gpu.launches.size() - 2];
+  EXPECT_EQ(launch.function, "attention_backward_captures");
+  EXPECT_THAT((std::vector{launch.gridX, launch.gridY, launch.gridZ}), ElementsAre(4u, 5u, 1u))
+      << "tiles of 64; one block adds up a dense array over batch and heads";
+  auto arguments = launch.argumentsAs<CaptureGradientArguments>();
+  EXPECT_EQ(arguments.numTargets, 2);
+  EXPECT_EQ(arguments.targets[0].gradient, dBias.data());
+  EXPECT_TRUE(arguments.targets[0].isDense);
+  EXPECT_EQ(arguments.targets[1].gradient, dTable.data());
+  EXPECT_EQ(arguments.targets[1].numElements, 30);
+  EXPECT_EQ(std::ranges::count(std::span(arguments.accumulators, 30 * kAccumulatorWords), 0), 30 * kAccumulatorWords);
+  EXPECT_EQ(std::ranges::count(dBias, 0.0f), 4 * 300 * 200) << "a dense gradient begins at 0";
+
+  ASSERT_TRUE((*executable)->backward(tensors(tableOnly), aligned, kStream));
+  EXPECT_EQ(gpu.launches[gpu.launches.size() - 2].gridZ, 8u) << "every batch row and head at once";
+}
+
+TEST_F(CaptureGradientTest, WrongRequestsAreNamed) {
+  compile(withGradients(), options(CudaProgramOptions::CaptureGradients::None));
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  float gradient[30], *given[2] = {gradient, nullptr};
+  EXPECT_EQ((*executable)->backward(tensors(given), workspace.data(), kStream).message(),
+            "gradients of captures were asked for; the program was created without their kernels");
+  compile(withGradients(), options(CudaProgramOptions::CaptureGradients::Computed));
+  executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  EXPECT_EQ((*executable)->backward(tensors(std::span<float *const>(given, 1)), workspace.data(), kStream).message(),
+            "1 gradients of captures were given; the program has 2 captures");
+  gpu.pointersAreOnHost = true;
+  EXPECT_THAT(whyNotBound(problem), HasSubstr("array 'table' is not in GPU memory"));
+  DeviceFunctions many = withGradients();
+  many.gradients.resize(kMaxCaptureGradients + 1);
+  EXPECT_THAT(create(many).status().message(), HasSubstr("reads 33 arrays that take gradients; on a GPU at most 32 do"));
 }
 
 TEST_F(CudaExecutableTest, PositionsBecomeTiles) {

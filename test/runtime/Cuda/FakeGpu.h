@@ -18,7 +18,7 @@ namespace cpflex::test {
 struct Launch {
   std::string function;
   unsigned gridX, gridY, gridZ, blockX, sharedBytes;
-  std::vector<char> arguments; ///< the first 1024 bytes, as far as a struct of arguments reaches
+  std::vector<char> arguments; ///< as many bytes as the kernel's struct of arguments has
   std::vector<char> captures;
   template <typename T> T argumentsAs() const {
     T value;
@@ -150,7 +150,10 @@ struct FakeGpu {
                     sharedBytes,
                     {},
                     {}};
-      size_t bytes = launch.function == "attention_forward" ? sizeof(ForwardArguments) : sizeof(BackwardArguments);
+      bool isOfCaptures = launch.function.find("capture") != std::string::npos;
+      size_t bytes = launch.function == "attention_forward" ? sizeof(ForwardArguments)
+                     : isOfCaptures                         ? sizeof(CaptureGradientArguments)
+                                                            : sizeof(BackwardArguments);
       auto *arguments = static_cast<const char *>(parameters[0]), *captures = static_cast<const char *>(parameters[1]);
       launch.arguments.assign(arguments, arguments + bytes);
       launch.captures.assign(captures, captures + current()->captureBytes);
