@@ -71,6 +71,7 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   compiled.normalization = problem.normalization;
   if (options.passes == LoadOptions::Passes::ForwardAndBackward)
     compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
   compiled.positions =
       positionMode(problem, *functions, compiled, machine->device->description().computeCapability);
   auto kernels = programs.program(*machine, *functions, compiled, program.log());
@@ -112,15 +113,13 @@ Status CudaCalls::forward(const ForwardCallTensors &tensors, void *workspace, vo
 }
 
 Status CudaCalls::backward(const BackwardCallTensors &tensors, void *workspace, void *stream) const {
-  for (const float *gradient : tensors.captureGradients)
-    if (gradient)
-      return Status::unsupported("'captureGradients' are given on cuda; expected null, since only the cpu computes them");
   CudaBackwardTensors views{toTensorView(tensors.q),    toTensorView(tensors.k),    toTensorView(tensors.v),
                             toTensorView(tensors.out),  toTensorView(tensors.lse),  toTensorView(tensors.dOut),
                             toTensorView(tensors.dLse), toTensorView(tensors.dQ),   toTensorView(tensors.dK),
                             toTensorView(tensors.dV),   nullptr};
   if (tensors.sinkGradient)
     views.dSink = tensors.sinkGradient + executable_->problem().headOffset;
+  views.dCaptures = tensors.captureGradients;
   return executable_->backward(views, workspace, static_cast<cuda::Stream>(stream));
 }
 
