@@ -63,16 +63,16 @@ def rotated(x, angles):
 
 
 def packed_batch(length, vocabulary, generator):
-    """Documents of random lengths one after the other: (tokens, targets, document of each token, position in it). Each
-    token follows from the two before it by a fixed rule, so there is something to learn."""
+    """Documents of random lengths one after the other: (tokens, targets, document of each token, position in it). Two of
+    three tokens follow from the one before by a fixed rule, so there is something to learn."""
     lengths, left = [], length
     while left:
         lengths.append(min(left, int(torch.randint(16, max(length // 4, 17), (), generator=generator))))
         left -= lengths[-1]
     tokens = torch.randint(vocabulary, (length + 1,), generator=generator)
-    for i in range(2, length + 1):
+    for i in range(1, length + 1):
         if i % 3:
-            tokens[i] = (tokens[i - 1] * 5 + tokens[i - 2] * 3 + 1) % vocabulary
+            tokens[i] = (tokens[i - 1] * 5 + 1) % vocabulary
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     positions = torch.cat([torch.arange(count) for count in lengths])
     return tokens[None, :-1], tokens[None, 1:], ids, positions
