@@ -63,8 +63,8 @@ def rotated(x, angles):
 
 
 def packed_batch(length, vocabulary, generator):
-    """Documents of random lengths one after the other: (tokens, targets, document of each token, position in it). Two of
-    three tokens follow from the one before by a fixed rule, so there is something to learn."""
+    """Documents of random lengths one after the other: (tokens, targets, document of each token, position in it). Two
+    of three tokens follow from the one before by a fixed rule, so there is something to learn."""
     lengths, left = [], length
     while left:
         lengths.append(min(left, int(torch.randint(16, max(length // 4, 17), (), generator=generator))))

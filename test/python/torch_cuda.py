@@ -1,5 +1,5 @@
-# cpflex.torch on a CUDA device against PyTorch's compiled flex_attention: outputs, log-sum-exp, gradients, streams, CUDA
-# graphs, operators and compiled code. Says what it skips where there is no device.
+# cpflex.torch on a CUDA device against PyTorch's compiled flex_attention: outputs, log-sum-exp, gradients, streams,
+# CUDA graphs, operators and compiled code. Says what it skips where there is no device.
 import unittest
 
 import torch
@@ -45,7 +45,8 @@ class Cuda(unittest.TestCase):
         actual = results(ours.flex_attention, q, k, v, score_mod=score_mod, block_mask=mine)
         for name, one, other in zip(NAMES, actual, expected):
             tolerance = 2e-3 if name == "lse" else 0.03 * float(other.float().abs().max().clamp(min=1))
-            torch.testing.assert_close(one.float(), other.float(), atol=tolerance, rtol=0, msg=lambda text: f"{name}: {text}")
+            torch.testing.assert_close(one.float(), other.float(), atol=tolerance, rtol=0,
+                                       msg=lambda text: f"{name}: {text}")
 
     def test_causal(self):
         """Covers: forward, backward, bf16, f16, fewer key heads, head sizes 64 and 128."""

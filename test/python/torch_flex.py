@@ -64,23 +64,28 @@ class AgainstPyTorch(unittest.TestCase):
                 torch.testing.assert_close(one, other, atol=atol, rtol=atol * 5, msg=lambda text: f"{name}: {text}")
 
     def test_everything_attends(self):
+        """Covers: forward, backward, fewer key heads."""
         self.check(None, None, random_tensors())
 
     def test_causal(self):
         self.check(causal, None, random_tensors())
 
     def test_scale_and_value_columns(self):
+        """Covers: scale, values of another size."""
         self.check(causal, None, random_tensors(v_columns=24), scale=0.3)
 
     def test_lengths_that_fill_no_tile(self):
+        """Covers: lengths that fill no tile."""
         self.check(lambda b, h, q, kv: q + 40 >= kv, None, random_tensors(q_len=100, kv_len=171))
 
     def test_key_batch_of_one(self):
+        """Covers: one batch of keys for all queries."""
         q, _, _ = random_tensors()
         _, k, v = random_tensors(batch=1)
         self.check(causal, None, (q, k, v), shape=(BATCH, None))
 
     def test_rows_without_keys(self):
+        """Covers: rows without keys."""
         mask = ours.create_block_mask(lambda b, h, q, kv: kv > q, None, None, LENGTH, LENGTH)
         q, k, v = random_tensors()
         out, lse, *gradients = results(ours.flex_attention, q, k, v, block_mask=mask, enable_gqa=True)
@@ -89,6 +94,7 @@ class AgainstPyTorch(unittest.TestCase):
         self.assertTrue(all(torch.isfinite(gradient).all() for gradient in gradients))
 
     def test_captured_documents_windows_and_heads(self):
+        """Covers: captured tensors in masks, captured numbers, and_masks, or_masks."""
         documents = torch.repeat_interleave(torch.arange(4), 64).repeat(BATCH, 1)
         documents[1] = torch.repeat_interleave(torch.arange(2), 128)
         per_head = torch.tensor([10, 50, 100, 200], dtype=torch.int32)
@@ -104,6 +110,7 @@ class AgainstPyTorch(unittest.TestCase):
         self.check(mask_mod, None, random_tensors(), shape=(BATCH, HEADS))
 
     def test_score_functions(self):
+        """Covers: captured tensors in scores."""
         cap, slopes = 5.0, torch.exp2(-torch.arange(1, HEADS + 1).float())
 
         def soft_cap(score, b, h, q, kv):
@@ -127,6 +134,7 @@ class AgainstPyTorch(unittest.TestCase):
                 self.check(causal if score_mod is not masked else None, score_mod, random_tensors())
 
     def test_gradients_of_captured_tensors(self):
+        """Covers: gradients of captured tensors, gradient of the log-sum-exp."""
         relative = torch.randn(HEADS, 65, requires_grad=True)
         per_query = torch.randn(BATCH, HEADS, LENGTH, requires_grad=True)
         factor = torch.tensor(0.7, requires_grad=True)
@@ -158,6 +166,7 @@ class AgainstPyTorch(unittest.TestCase):
                    (bias,), atol=1e-4)
 
     def test_half_precision(self):
+        """Covers: bf16, f16."""
         q, k, v = random_tensors()
         mask = ours.create_block_mask(causal, None, None, LENGTH, LENGTH)
         expected = results(ours.flex_attention, q, k, v, block_mask=mask, enable_gqa=True)
@@ -169,6 +178,7 @@ class AgainstPyTorch(unittest.TestCase):
                 torch.testing.assert_close(one.float(), other, atol=tolerance, rtol=tolerance)
 
     def test_memory_orders(self):
+        """Covers: [B, S, H, D] memory and other strides."""
         q, k, v = (tensor.detach() for tensor in random_tensors())
         expected = ours.flex_attention(q, k, v, enable_gqa=True)
         strided = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (q, k, v)]
@@ -179,6 +189,7 @@ class AgainstPyTorch(unittest.TestCase):
         torch.testing.assert_close(ours.flex_attention(columns_first, k, v, enable_gqa=True), expected)
 
     def test_largest_scores(self):
+        """Covers: return_aux with max_scores."""
         q, k, v = (tensor.detach() for tensor in random_tensors())
         request = ours.AuxRequest(lse=True, max_scores=True)
         out, aux = ours.flex_attention(q, k, v, enable_gqa=True, return_aux=request)
@@ -189,6 +200,7 @@ class AgainstPyTorch(unittest.TestCase):
         self.assertIsNone(only.lse)
 
     def test_empty_tensors(self):
+        """Covers: empty tensors."""
         q, k, v = random_tensors(q_len=0)
         self.assertEqual(ours.flex_attention(q, k, v, enable_gqa=True).shape, (BATCH, HEADS, 0, COLUMNS))
 
@@ -225,6 +237,7 @@ class Captures(unittest.TestCase):
             torch.testing.assert_close(ours.flex_attention(q, k, v, score_mod=score_mod), expected)
 
     def test_are_found_in_modules(self):
+        """Covers: parameters of modules in scores."""
         class Biased(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -254,6 +267,7 @@ class Captures(unittest.TestCase):
             torch.testing.assert_close(module.bias.grad, bias.grad, atol=1e-3, rtol=1e-3)
 
     def test_of_inference_mode(self):
+        """Covers: inference mode."""
         with torch.inference_mode():
             ids = torch.arange(LENGTH) // 32
             mask = ours.create_block_mask(lambda b, h, q, kv: ids[q] == ids[kv], None, None, LENGTH, LENGTH)
@@ -281,6 +295,7 @@ class Operators(unittest.TestCase):
                                    return_lse=True)
 
     def test_opcheck(self):
+        """Covers: torch.library.opcheck."""
         q, k, v = random_tensors()
         score, captured = ours._translate.score_of(self.score_mod, None)
         for token in (self.mask.token, ours._ops.NO_MASK):
@@ -306,6 +321,7 @@ class Operators(unittest.TestCase):
             torch.testing.assert_close(one, other)
 
     def test_compiled_code_has_no_breaks(self):
+        """Covers: torch.compile(fullgraph=True)."""
         call = self.compiled()
         self.check_compiled(call)
         with torch.no_grad():
@@ -313,6 +329,7 @@ class Operators(unittest.TestCase):
         self.check_compiled(call)
 
     def test_compiled_code_takes_other_masks(self):
+        """Covers: another block mask without compiling again."""
         call = self.compiled()
         self.check_compiled(call, self.mask)
         with torch._dynamo.config.patch(error_on_recompile=True):
@@ -321,6 +338,7 @@ class Operators(unittest.TestCase):
                     lambda b, h, q, kv: (q >= kv) & (q - kv <= width), None, None, LENGTH, LENGTH))
 
     def test_inductor(self):
+        """Covers: torch.compile with Inductor."""
         try:
             torch.compile(lambda x: x + 1)(torch.ones(2))
         except Exception as error:
@@ -336,6 +354,7 @@ class Operators(unittest.TestCase):
             torch.compile(call, fullgraph=True, backend="eager")(*random_tensors(), self.bias)
 
     def test_fake_tensors(self):
+        """Covers: fake tensors."""
         from torch._subclasses.fake_tensor import FakeTensorMode
         with FakeTensorMode(allow_non_fake_inputs=True):
             q, k, v = random_tensors()
@@ -343,6 +362,7 @@ class Operators(unittest.TestCase):
         self.assertEqual((out.shape, lse.shape), ((BATCH, HEADS, LENGTH, COLUMNS), (BATCH, HEADS, LENGTH)))
 
     def test_autocast(self):
+        """Covers: autocast."""
         q, k, v = random_tensors()
         with torch.autocast("cpu", torch.bfloat16):
             out, lse = self.attention(q, k, v)
@@ -353,6 +373,7 @@ class Operators(unittest.TestCase):
         self.assertEqual(q.grad.dtype, torch.float32)
 
     def test_checkpointed(self):
+        """Covers: activation checkpointing."""
         from torch.utils.checkpoint import checkpoint
         q, k, v = random_tensors()
         self.attention(q, k, v)[0].sum().backward()
@@ -377,6 +398,7 @@ attention("near", mask=near, sink=sinks)
 """
 
     def test_run_like_closures(self):
+        """Covers: .cpf programs, sinks."""
         doc, sinks = torch.arange(LENGTH) // 50, torch.randn(HEADS, requires_grad=True)
         near = ours.program(self.TEXT, doc=doc, W=20, sinks=sinks)
         q, k, v = random_tensors()

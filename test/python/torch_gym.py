@@ -226,6 +226,7 @@ class Gym(unittest.TestCase):
         self.tensors = [torch.randn(2, HEADS, LENGTH, 16) for _ in range(3)]
 
     def test_block_masks(self):
+        """Covers: BlockMask equal to PyTorch's tile by tile."""
         for name, (mask_mod, batch, heads) in MASKS.items():
             for block_size in (128, (64, 128)):
                 with self.subTest(name, block_size=block_size):
@@ -259,6 +260,7 @@ class Gym(unittest.TestCase):
                 torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
     def test_our_mask_runs_in_pytorch(self):
+        """Covers: BlockMask to and from PyTorch's."""
         mask_mod = MASKS["windows in documents"][0]
         mine = ours.create_block_mask(mask_mod, None, None, LENGTH, LENGTH)
         expected = ours.flex_attention(*self.tensors, block_mask=mine)
@@ -266,6 +268,7 @@ class Gym(unittest.TestCase):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
     def test_tiles_that_no_function_gives_are_kept(self):
+        """Covers: BlockMask.from_kv_blocks with tiles of the user's own."""
         chosen = torch.tensor([[0, 2, 0, 0], [1, 0, 0, 0], [3, 2, 1, 0], [0, 0, 0, 0]], dtype=torch.int32)[None, None]
         counts = torch.tensor([2, 1, 3, 0], dtype=torch.int32)[None, None]
         theirs = pytorch.BlockMask.from_kv_blocks(counts, chosen, mask_mod=causal, seq_lengths=(LENGTH, LENGTH))

@@ -160,12 +160,15 @@ class Ranks(unittest.TestCase):
         self.run_ranks(2, check_grid)
 
     def test_three_ranks(self):
+        """Covers: context parallelism, scores and masks at global positions, lengths that ranks do not divide."""
         self.run_ranks(3, check_grid)
 
     def test_sub_groups_of_a_mesh(self):
+        """Covers: sub-groups of a mesh."""
         self.run_ranks(4, check_subgroups)
 
     def test_parallel_style_and_refusals(self):
+        """Covers: ParallelStyle for parallelize_module."""
         self.run_ranks(2, check_style_and_refusals)
 
 
