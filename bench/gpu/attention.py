@@ -58,7 +58,7 @@ class Spec:
         self.patches, self.options = tuple(patches), options
         self.tiles = tiles or text.tile_config(role, family, d, dv)
         functor = text.PROGRAMS[program] if isinstance(program, str) else program
-        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, **options))
+        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, **options), d, dv)
         self.arch = "sm_90a" if family == "wgmma" else "sm_90"
         self.key = hashlib.sha256((self.text + repr(self.patches) + self.arch).encode()).hexdigest()
 
@@ -305,9 +305,13 @@ def backward_specs(case, family):
             "backward_kv": case.spec("backward_kv", family), "backward_q": case.spec("backward_q", family)}
 
 
-BACKWARD_CASES = [c for c in FORWARD_CASES if not c.mask_tile] + [
+BACKWARD_CASES = FORWARD_CASES + [
     Case("causal", 128, sq=300, d_lse=True), Case("window", 64, sq=500, sink=True, d_lse=True, h=6, hkv=2), Case("softcap_causal", 64, sq=300),
-    Case("softcap_causal", 128, sq=300, softmax=False), Case("causal", 256, sq=1000, h=8, hkv=2), Case("doc_causal", 192, 128, sq=700)]
+    Case("softcap_causal", 128, sq=300, softmax=False), Case("causal", 256, sq=1000, h=8, hkv=2), Case("doc_causal", 192, 128, sq=700),
+    # More rows of tiles than a GPU has processors, so that blocks that sum dQ wait for each other; both directions of their walk.
+    Case("causal", 128, h=8, sq=2100), Case("dense", 64, h=8, sq=1000, sk=2000), Case("doc_causal", 64, h=8, hkv=2, sq=2900, count=20),
+    Case("sink_window", 128, h=8, sq=2300), Case("sink_window", 64, h=8, hkv=4, sq=2300, sink=True), Case("window", 64, h=8, sq=2500),
+    Case("per_head", 64, sq=700, h=6), Case("prefix_lm", 128, 64, sq=900), Case("prefix_lm", 64, 128, sq=500), Case("softcap_causal", 64, sq=500, softmax=False)]
 
 
 def check_backward(torch, families):
@@ -353,8 +357,9 @@ def check_backward(torch, families):
             mask_q = mask_kv = None
             if dense is not None:
                 tq, tkv = kernels["backward_q"].tiles, kernels["backward_kv"].tiles
-                mask_q = launch.Mask(dense, tq.tile_q, tq.tile_kv, row_set_of)
-                mask_kv = launch.Mask(dense.transpose(1, 2), tkv.tile_kv, tkv.tile_q, row_set_of)
+                (rq, rkv), (kq, kkv) = case.mask_tile or (tq.tile_q, tq.tile_kv), case.mask_tile or (tkv.tile_q, tkv.tile_kv)
+                mask_q = launch.Mask(dense, rq, rkv, row_set_of, (rq // tq.tile_q, rkv // tq.tile_kv))
+                mask_kv = launch.Mask(dense.transpose(1, 2), kkv, kq, row_set_of, (kkv // tkv.tile_kv, kq // tkv.tile_q))
             out_type = torch.float32 if case.f32 else q.dtype
             outs = [torch.full(t.shape, math.nan, device="cuda", dtype=out_type) for t in (q, k, v)]
             d_sink = torch.full((case.h,), math.nan, device="cuda") if sink is not None else None
@@ -495,8 +500,7 @@ def time_backward(torch, variants, shapes, results, peers=True):
         specs["forward", program, d] = Spec("forward", "wgmma", program, d, d)
         for name, (families, patches, tiles) in variants.items():
             for role in ("backward_kv", "backward_q"):
-                specs[name, role, program, d] = Spec(role, families[role], program, d, d, tiles=(tiles or {}).get((role, d)),
-                                                     patches=[p for p in patches if p[0].startswith("attention_" + role) or not p[0].startswith("attention_")])
+                specs[name, role, program, d] = Spec(role, families[role], program, d, d, tiles=(tiles or {}).get((role, d)), patches=patches)
         specs["delta", d] = row_spec("backward_delta", None, d, d)
     compile_all(specs.values())
     for arguments in shapes:

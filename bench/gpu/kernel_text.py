@@ -23,17 +23,28 @@ class Tiles:
         self.shared_bytes, self.blocks_per_processor = shared_bytes, blocks_per_processor
 
 
+def sums_dq(d, dv):
+    """sumsDQ() of KernelArguments.h."""
+    return dv <= 64 if d <= 64 else d <= 128 and dv <= 128
+
+
 def tile_config(role, family, d, dv):
     """The table of TileConfig.cpp for compute capability 9.0."""
     widest = max(d, dv)
     if role in ("backward_delta", "backward_sink"):
         return Tiles(128, 0, 1, 128, 0)
     if family == "wgmma":
-        rest = 1024 + 384
+        rest = 1024 + 768
         if role == "forward":
             kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
             q = 192 if widest <= 64 else 128
             return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
+        if role == "backward_q" and sums_dq(d, dv):
+            return Tiles(tile_config("backward_kv", family, d, dv).tile_q, 128, 1, 256, 0, 8)
+        if role == "backward_kv" and sums_dq(d, dv):
+            q, stages = (96, 3) if widest <= 64 else (64, 2)
+            return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q)
+                         + 2 * 128 * 128 * (2 if d <= 64 else 1) + 2 * q * round_up(d, 64) * 4)
         if role == "backward_kv":
             if widest > 128:
                 return Tiles(64, 64, 2, 384, panel_bytes(64, d) + panel_bytes(64, dv) + rest + 2 * (panel_bytes(64, d) + panel_bytes(64, dv) + 8 * 64) + 2 * 64 * 64 * 4)
@@ -67,15 +78,19 @@ ROLES = {
 }
 
 
-def kernel_role(role, family, widest):
-    if role == "backward_kv" and family == "wgmma" and widest > 128:
+def kernel_role(role, family, d, dv):
+    if role == "backward_kv" and family == "wgmma" and max(d, dv) > 128:
         return "attention_backward_kv_wide_wgmma.cuh", "attention_backward_kv", "attentionBackwardKVWideWgmma"
+    if role == "backward_kv" and family == "wgmma" and sums_dq(d, dv):
+        return "attention_backward_fused_wgmma.cuh", "attention_backward_kv", "attentionBackwardFusedWgmma"
+    if role == "backward_q" and family == "wgmma" and sums_dq(d, dv):
+        return "attention_backward_q_sums.cuh", "attention_backward_q", "attentionBackwardQSums"
     return ROLES[role, family]
 
 
 def instantiation(role, family, d, dv, tiles, element="BFloat16", softmax=True, f32=False, positions="Identity"):
-    _, function, template = kernel_role(role, family, max(d, dv))
-    maps = family == "wgmma" and role in ("forward", "backward_kv", "backward_q")
+    _, function, template = kernel_role(role, family, d, dv)
+    maps = family == "wgmma" and (role in ("forward", "backward_kv") or role == "backward_q" and not sums_dq(d, dv))
     prefix = "Forward" if role == "forward" else "Backward"
     text = "struct Config {\n"
     text += f"  using Element = cpflex::kernels::{element};\n"
@@ -129,10 +144,9 @@ PROGRAMS = {
 }
 
 
-def kernel_text(role, family, functor, config):
-    wide = "WideWgmma" in config
+def kernel_text(role, family, functor, config, d, dv):
     return ('#include "runtime/contract/Operations.h"\n'
-            f'#include "runtime/kernels/{kernel_role(role, family, 256 if wide else 0)[0]}"\n{functor}{config}')
+            f'#include "runtime/kernels/{kernel_role(role, family, d, dv)[0]}"\n{functor}{config}')
 
 
 _nvrtc = None

@@ -3,6 +3,7 @@ runtime/contract/KernelArguments.h."""
 import ctypes as C
 import math
 
+import kernel_text
 import torch
 
 driver = C.CDLL("libcuda.so.1")
@@ -31,9 +32,10 @@ TAIL = [("scale", F), ("q_positions", PositionArgument), ("kv_positions", Positi
         ("work", WorkArgument)]
 ForwardArguments = structure("ForwardArguments", *[(n, TensorArgument) for n in "qkvo"], ("lse", RowArgument), ("sink", P),
                              *SIZES, *TAIL)
+QuerySumsArgument = structure("QuerySumsArgument", ("sums", P), ("turns", P), ("mask", MaskArgument), ("walks_down", I))
 BackwardArguments = structure("BackwardArguments", *[(n, TensorArgument) for n in ("q", "k", "v", "o", "d_o", "dq", "dk", "dv")],
                               *[(n, RowArgument) for n in ("lse", "d_lse", "delta", "lse_log2")], ("sink", P), ("d_sink", P),
-                              *SIZES, *TAIL)
+                              *SIZES, *TAIL, ("query_sums", QuerySumsArgument))
 
 
 def tensor_argument(t):
@@ -95,6 +97,8 @@ class Mask:
         nr, nc = -(-rows // tile_row), -(-cols // tile_col)
         row_begin, out = [], []
         self.counts = [0] * nr
+        self.extents = []
+        self.longest = self.total = 0  # kernel tiles of the longest row, and of all rows on average over the sets
         for s in range(sets):
             padded = torch.zeros(nr * tile_row, nc * tile_col, dtype=torch.bool, device=dense.device)
             padded[:rows, :cols] = dense[s]
@@ -105,6 +109,10 @@ class Mask:
             width[-1] = cols - (nc - 1) * tile_col
             classes = torch.where(hits == 0, 0, torch.where(hits == height[:, None] * width[None], 1, 2)).cpu().tolist()
             for r, row in enumerate(classes):
+                visited = [c for c in range(nc) if row[c]]
+                self.longest = max(self.longest, len(visited) * ratio[1])
+                self.total += len(visited) * ratio[0] * ratio[1] / sets
+                self.extents.append((visited[0], visited[-1] + 1) if visited else (0, 0))
                 row_begin.append(len(out))
                 c = 0
                 while c < nc:
@@ -124,6 +132,14 @@ class Mask:
     def argument(self):
         return MaskArgument(self.row_begin.data_ptr(), self.runs.data_ptr(),
                             self.row_set_of.data_ptr() if self.row_set_of is not None else None, self.num_rows, *self.ratio)
+
+    def walks_down(self):
+        """QuerySumsArgument::walksDown: whichever direction makes a row wait least for the row before it."""
+        up = down = 0
+        for (begin, end), (next_begin, next_end) in zip(self.extents, self.extents[1:]):
+            if next_begin < end and begin < next_end:
+                up, down = max(up, next_begin - begin), max(down, end - next_end)
+        return int(down <= up)
 
     def row_order(self, num_rows):
         """Kernel rows, longest first."""
@@ -198,10 +214,14 @@ class Backward:
         hkv, sk, dv = k.shape[1], k.shape[2], v.shape[3]
         padded = (sq + 255) // 128 * 128
         self.kernels, self.sink = kernels, sink
-        self.counters = torch.zeros(2, dtype=torch.int32, device="cuda")
+        t = kernels["backward_kv"].tiles
+        sums = families["backward_kv"] == "wgmma" and kernel_text.sums_dq(d, dv)
+        num_tiles = b * hq * -(-sq // t.tile_q) if sums else 0
+        self.counters = torch.zeros(2 + num_tiles, dtype=torch.int32, device="cuda")
+        query_sums = torch.full((num_tiles * t.tile_q * ((d + 63) // 64 * 64),), math.nan, device="cuda")
         delta = torch.full((b, hq, padded), math.nan, device="cuda")
         lse_log2 = torch.full((b, hq, padded), math.nan, device="cuda")
-        self.keep = [q, k, v, o, lse, d_o, dq, dk, dv_, mask_q, mask_kv, sink, d_sink, d_lse, delta, lse_log2, q_positions, kv_positions]
+        self.keep = [query_sums, q, k, v, o, lse, d_o, dq, dk, dv_, mask_q, mask_kv, sink, d_sink, d_lse, delta, lse_log2, q_positions, kv_positions]
         self.empty = captures_struct([])
 
         def arguments(role):
@@ -214,6 +234,12 @@ class Backward:
             a.batch_offset, a.head_offset = offsets
             a.scale = scale
             a.mask.row_ratio = a.mask.col_ratio = 1
+            a.query_sums.mask.row_ratio = a.query_sums.mask.col_ratio = a.query_sums.walks_down = 1
+            if sums:
+                a.query_sums.sums, a.query_sums.turns = query_sums.data_ptr(), self.counters.data_ptr() + 8
+                if mask_q:
+                    a.query_sums.mask = mask_q.argument()
+                    a.query_sums.walks_down = mask_kv.walks_down()
             if role not in ("backward_kv", "backward_q"):
                 return a
             index = 0 if role == "backward_kv" else 1
@@ -231,6 +257,11 @@ class Backward:
             parts = parts_of(d, dv) if role == "backward_kv" and families[role] == "mma_sync" else 1
             a.work = WorkArgument(order.data_ptr() if mask else None, self.counters.data_ptr() + 4 * index, rows,
                                   group_heads(streamed * (hq // hkv if index == 0 else 1), parts if index == 0 else hq // hkv))
+            if sums and role == "backward_kv":
+                tiles_q = -(-sq // t.tile_q)
+                longest, total = (mask.longest, mask.total) if mask else (tiles_q, tiles_q * rows)
+                enough = max(math.ceil(3 * longest * processors() / max(total, 1)), a.work.group_heads)
+                a.work.group_heads = -(-b * hkv // max(b * hkv // enough, 1))
             return a
 
         self.calls = []

@@ -16,20 +16,6 @@ int64_t roundUp(int64_t value, int64_t multiple) { return ceilDivide(value, mult
 /// The counters that the kernels of one pass take work from, at the start of the workspace.
 enum Counter { kForwardCounter = 0, kBackwardKVCounter = 0, kBackwardQCounter = 1, kNumCounters = 2 };
 
-/// Row arrays of backward's workspace: [batch, qHeads, rows rounded up].
-struct BackwardWorkspace {
-  int64_t rows, deltaOffset, lseOffset, accumulatorOffset; ///< the exact sums of captures' gradients come last
-};
-BackwardWorkspace backwardWorkspace(const AttentionProblem &problem) {
-  BackwardWorkspace layout;
-  layout.rows = paddedRows(static_cast<int>(problem.qLen));
-  int64_t bytes = roundUp(problem.batch * problem.qHeads * layout.rows * int64_t(sizeof(float)), kWorkspaceAlignment);
-  layout.deltaOffset = kWorkspaceAlignment;
-  layout.lseOffset = layout.deltaOffset + bytes;
-  layout.accumulatorOffset = layout.lseOffset + bytes;
-  return layout;
-}
-
 Status checkWorkspace(const void *workspace) {
   if (!workspace || reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0)
     return Status::invalid(fmt::format("the workspace is at {}; expected device memory at a multiple of {} bytes",
@@ -39,10 +25,36 @@ Status checkWorkspace(const void *workspace) {
 
 } // namespace
 
+/// Backward's workspace: the counters and after them the turns in which dQ is added up, so that one call clears them,
+/// then arrays of rows [batch, qHeads, rows rounded up] and the sums of dQ.
+struct CudaExecutable::BackwardWorkspace {
+  int64_t rows, numTurns, deltaOffset, lseOffset, sumsOffset;
+  int64_t accumulatorOffset; ///< the exact sums of captures' gradients come last
+};
+
+CudaExecutable::BackwardWorkspace CudaExecutable::backwardWorkspace() const {
+  constexpr int64_t kFloatBytes = sizeof(float), kIntBytes = sizeof(int);
+  const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV);
+  BackwardWorkspace layout{};
+  layout.rows = paddedRows(static_cast<int>(problem_.qLen));
+  int64_t sumsBytes = 0;
+  if (kvTables && sharesSums(kvTables->kernel->spec())) {
+    int tileQ = kvTables->kernel->tiles().tileQ;
+    layout.numTurns = problem_.batch * problem_.qHeads * ceilDivide(problem_.qLen, tileQ);
+    sumsBytes = layout.numTurns * sumsPerTile(tileQ, kvTables->kernel->spec().headDim) * kFloatBytes;
+  }
+  int64_t rowBytes = roundUp(problem_.batch * problem_.qHeads * layout.rows * kFloatBytes, kWorkspaceAlignment);
+  layout.deltaOffset = roundUp((kNumCounters + layout.numTurns) * kIntBytes, kWorkspaceAlignment);
+  layout.lseOffset = layout.deltaOffset + rowBytes;
+  layout.sumsOffset = layout.lseOffset + rowBytes;
+  layout.accumulatorOffset = layout.sumsOffset + sumsBytes;
+  return layout;
+}
+
 int64_t CudaExecutable::workspaceInBytes(Pass pass) const {
   if (pass == Pass::Forward)
     return kWorkspaceAlignment;
-  return backwardWorkspace(problem_).accumulatorOffset +
+  return backwardWorkspace().accumulatorOffset +
          accumulatorElements() * kAccumulatorWords * static_cast<int64_t>(sizeof(long long));
 }
 
@@ -136,7 +148,7 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
 void CudaExecutable::fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors,
                                   void *workspace) const {
   const AttentionProblem &p = problem_;
-  BackwardWorkspace layout = backwardWorkspace(p);
+  BackwardWorkspace layout = backwardWorkspace();
   auto *bytes = static_cast<std::byte *>(workspace);
   arguments.q = toTensorArgument(tensors.q);
   arguments.k = toTensorArgument(tensors.k);
@@ -157,6 +169,12 @@ void CudaExecutable::fillBackward(BackwardArguments &arguments, const CudaBackwa
   arguments.qLen = static_cast<int>(p.qLen), arguments.kvLen = static_cast<int>(p.kvLen);
   arguments.batchOffset = static_cast<int>(p.batchOffset), arguments.headOffset = static_cast<int>(p.headOffset);
   arguments.scale = p.scale;
+  arguments.querySums.turns = static_cast<int *>(workspace) + kNumCounters;
+  arguments.querySums.sums = reinterpret_cast<float *>(bytes + layout.sumsOffset);
+  if (const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV)) {
+    arguments.querySums.mask = tablesOf(KernelRole::BackwardQ)->mask;
+    arguments.querySums.walksDown = kvTables->walksDown;
+  }
 }
 
 Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *workspace, cuda::Stream stream) const {
@@ -199,16 +217,16 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
   BackwardArguments arguments{};
   fillBackward(arguments, tensors, workspace);
   auto *counters = static_cast<int *>(workspace);
-  CPFLEX_RETURN_IF_ERROR(
-      driver.status(driver.memsetD32Async(reinterpret_cast<cuda::DeviceAddress>(counters), 0, kNumCounters, stream),
-                    "cuMemsetD32Async"));
+  auto numWords = static_cast<size_t>(kNumCounters + backwardWorkspace().numTurns);
+  CPFLEX_RETURN_IF_ERROR(driver.status(
+      driver.memsetD32Async(reinterpret_cast<cuda::DeviceAddress>(counters), 0, numWords, stream), "cuMemsetD32Async"));
 
   // 1. delta and LSE in base 2.
   if (const LoadedKernel *delta = program_->kernel(KernelRole::BackwardDelta); delta && p.qLen > 0)
     CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(paddedRows(static_cast<int>(p.qLen)) / kRowPadding),
                                   static_cast<unsigned>(p.qHeads), static_cast<unsigned>(p.batch), &arguments, nullptr,
                                   stream));
-  // 2. dK and dV, dQ.
+  // 2. dK and dV, dQ. Where they share sums, the first adds dQ up and the second converts it.
   for (const KernelTables *tables : {kvTables, qTables}) {
     const KernelSpec &spec = tables->kernel->spec();
     bool isKV = spec.role == KernelRole::BackwardKV;
@@ -233,7 +251,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
     CPFLEX_RETURN_IF_ERROR(launch(*sink, static_cast<unsigned>(p.qHeads), 1, 1, &arguments, nullptr, stream));
   // 4. The gradients of captures.
   bool wantsCaptures = std::ranges::any_of(tensors.dCaptures, [](float *gradient) { return gradient != nullptr; });
-  return wantsCaptures ? backwardCaptures(arguments, tensors, backwardWorkspace(p).accumulatorOffset, workspace, stream) : Status::ok();
+  return wantsCaptures ? backwardCaptures(arguments, tensors, backwardWorkspace().accumulatorOffset, workspace, stream) : Status::ok();
 }
 
 } // namespace cpflex

@@ -65,6 +65,7 @@ private:
     const LoadedKernel *kernel = nullptr;
     MaskArgument mask{};
     WorkArgument work{};
+    bool walksDown = true; ///< see MaskTables
     PositionArgument qPositions{}, kvPositions{};
   };
   /// One array of the tables: where it lies and how much room it has.
@@ -86,6 +87,8 @@ private:
                 cuda::Stream stream) const;
   Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps,
                      cuda::Stream stream) const;
+  struct BackwardWorkspace;
+  BackwardWorkspace backwardWorkspace() const;
   void fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors, void *workspace) const;
   std::string captureName(int slot) const;
   int64_t captureElements(int slot) const;

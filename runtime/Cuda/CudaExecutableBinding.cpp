@@ -259,6 +259,18 @@ void CudaExecutable::setTables(KernelTables &tables, size_t kernelIndex, const H
   int64_t groupBytes = std::max<int64_t>(rowBytes * (isAlongQ ? problem.kvLen : problem.qLen * headsPerKV), 1);
   int64_t keyHeads = std::clamp<int64_t>(program_->device().description().l2CacheInBytes / 2 / groupBytes, 1,
                                          problem.batch * problem.kvHeads);
+  if (spec.role == KernelRole::BackwardKV && sharesSums(spec)) {
+    // Rows wait for each other: the others of a group should take a few times as long as its longest.
+    constexpr int64_t kLongestRows = 3;
+    int64_t numTiles = ceilDivide(problem.qLen, config.tileQ), numPairs = problem.batch * problem.kvHeads;
+    int64_t longest = kernel.hasMask ? kernel.mask.longestRow : numTiles;
+    int64_t perHead = kernel.hasMask ? kernel.mask.tilesPerHead : numTiles * tables.work.numRows;
+    int64_t processors = program_->device().description().numProcessors;
+    int64_t enough = ceilDivide(kLongestRows * longest * processors, std::max<int64_t>(perHead, 1));
+    int64_t numGroups = std::max<int64_t>(numPairs / std::max(enough, keyHeads), 1);
+    keyHeads = ceilDivide(numPairs, numGroups);
+    tables.walksDown = !kernel.hasMask || kernel.mask.walksDown;
+  }
   tables.work.groupHeads = static_cast<int>(keyHeads * (isAlongQ ? headsPerKV : workItemsPerRow(spec)));
 
   tables.qPositions = {reinterpret_cast<AffineTile *>(array(first + HostTables::QTiles)),

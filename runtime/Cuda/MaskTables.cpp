@@ -153,6 +153,26 @@ int64_t numTilesOfRow(const TileRows &rows, int64_t row) {
   return tiles;
 }
 
+/// Rows that follow each other are walked at the same time, one a little behind the other, and a row adds to a column
+/// after the row before it. Walking up, it waits for as many tiles as it begins later; walking down, as it ends
+/// earlier.
+bool walksDownBest(const BlockMask &mask) {
+  int32_t up = 0, down = 0;
+  for (const TileRows &rows : mask.rowSets)
+    for (int64_t row = 1; row < mask.numQTiles(); ++row) {
+      int32_t before = rows.rowBegin[row - 1], begin = rows.rowBegin[row], end = rows.rowBegin[row + 1];
+      if (before == begin || begin == end)
+        continue;
+      const TileRun &firstBefore = rows.runs[before], &lastBefore = rows.runs[begin - 1], &first = rows.runs[begin],
+                    &last = rows.runs[end - 1];
+      if (first.begin >= lastBefore.end || firstBefore.begin >= last.end)
+        continue;
+      up = std::max(up, first.begin - firstBefore.begin);
+      down = std::max(down, lastBefore.end - last.end);
+    }
+  return down <= up;
+}
+
 } // namespace
 
 BlockMask transposed(const BlockMask &mask) {
@@ -217,8 +237,14 @@ MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int til
   // Longest first, by the tiles of all (b, h) together; among equals the later row, which causal masks make the longer.
   std::vector<int64_t> work(tables.numRows, 0);
   for (size_t set = 0; set < cut.rowSets.size(); ++set)
-    for (int32_t row = 0; row < tables.numRows; ++row)
-      work[row] += uses[set] * numTilesOfRow(cut.rowSets[set], row);
+    for (int32_t row = 0; row < tables.numRows; ++row) {
+      int64_t tiles = numTilesOfRow(cut.rowSets[set], row) * tables.colTilesPerMaskTile;
+      work[row] += uses[set] * tiles;
+      tables.longestRow = std::max(tables.longestRow, tiles);
+    }
+  tables.tilesPerHead = std::accumulate(work.begin(), work.end(), int64_t(0)) * tables.rowTilesPerMaskTile /
+                        std::max<int64_t>(1, batch * heads);
+  tables.walksDown = walksDownBest(cut);
   tables.rowOrder.resize(ceilDivide(cut.qLen, rowTile));
   std::iota(tables.rowOrder.begin(), tables.rowOrder.end(), 0);
   std::ranges::sort(tables.rowOrder, [&](int32_t a, int32_t b) {

@@ -28,6 +28,9 @@ struct MaskTables {
   int32_t numRows = 0;
   int32_t rowTilesPerMaskTile = 1;
   int32_t colTilesPerMaskTile = 1;
+  int64_t longestRow = 0;   ///< kernel tiles of the longest row
+  int64_t tilesPerHead = 0; ///< kernel tiles of all rows, on average over batch and heads
+  bool walksDown = true;    ///< QuerySumsArgument::walksDown: which walk lets rows wait least for the row before them
 };
 
 /// Which dimension the rows of tiles of a kernel run along.

@@ -145,6 +145,16 @@ struct ForwardArguments {
   WorkArgument work; ///< rows of tiles along q, pairs (b, query head)
 };
 
+/// How the wgmma kernel for BackwardKV adds up dQ where sumsDQ() says that it does: blocks add their parts of a query
+/// tile in ascending order of kv, each waiting for its turn, so that the same bits come out in every run. Elsewhere
+/// unused.
+struct QuerySumsArgument {
+  float *sums;       ///< workspace: [batch * qHeads, tiles of q] tiles of sumsPerTile(); need not be cleared
+  int *turns;        ///< workspace: [batch * qHeads, tiles of q] additions done; zero when BackwardKV starts
+  MaskArgument mask; ///< the mask that BackwardKV walks, rows of tiles along q
+  int walksDown;     ///< nonzero: query tiles are visited last first; a choice of speed
+};
+
 /// Everything the backward kernels read besides captures. The row kernel BackwardDelta runs before the others and fills
 /// the two row arrays of workspace, each [batch, qHeads, paddedRows(qLen)].
 struct BackwardArguments {
@@ -162,7 +172,16 @@ struct BackwardArguments {
   PositionArgument qPositions, kvPositions; ///< tiles are the tiles of the kernel launched
   MaskArgument mask; ///< BackwardQ: rows of tiles along q; BackwardKV: the transposed mask, rows along kv
   WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head and column part)
+  QuerySumsArgument querySums;
 };
+
+/// Whether one wgmma kernel computes dK, dV and the sums of dQ, which BackwardQ then only scales and converts. Its
+/// BackwardKV has items in ascending order of rows (rowOrder is not read), BackwardQ items are those of the same tiles.
+constexpr bool sumsDQ(int headDim, int vHeadDim) {
+  return headDim <= 64 ? vHeadDim <= 64 : headDim <= 128 && vHeadDim <= 128;
+}
+/// f32 values of one tile of QuerySumsArgument::sums.
+constexpr long long sumsPerTile(int tileQ, int headDim) { return (long long)tileQ * ((headDim + 63) / 64 * 64); }
 
 /// Exact sums: 32-bit digits of value * 2^96, lowest first, each in 64 bits so that carries wait until the end, then a
 /// word of bits for what is no number: 1 inf, 2 -inf, 4 NaN. Contributions from 2^112 on count as infinite.

@@ -11,7 +11,7 @@ namespace {
 constexpr int kElementBytes = 2;
 constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
-constexpr int kBarrierBytes = 384;    // barriers, messages and the work queue of the wgmma kernels
+constexpr int kBarrierBytes = 768;    // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
 // Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers.
 constexpr int kSpillsInRareCode = 512;
@@ -42,6 +42,37 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
   tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
                       kBarrierBytes + kAlignmentSlack;
+  return tiles;
+}
+
+/// dK, dV and sums of dQ in one kernel.
+TileConfig backwardFusedWgmma(const KernelSpec &spec) {
+  bool isNarrow = widestHead(spec) <= kPanelColumns;
+  TileConfig tiles;
+  tiles.tileQ = isNarrow ? 96 : 64;
+  tiles.tileKV = 128;
+  tiles.stages = isNarrow ? 3 : 2;
+  tiles.threads = 3 * kWarpgroup;
+  constexpr int kFloatBytes = static_cast<int>(sizeof(float)), kExchangeSlots = 2;
+  int rowBytes = tiles.tileQ * 2 * kFloatBytes;
+  // dS in panels of which each consumer reads all or, of a narrow head, one; dQ on its way out.
+  int dSPanels = spec.headDim <= kPanelColumns ? 2 : 1;
+  int dSBytes = dSPanels * panelBytes(tiles.tileKV, kPanelColumns);
+  int dQBytes = static_cast<int>(sumsPerTile(tiles.tileQ, spec.headDim)) * kFloatBytes;
+  tiles.spillLimit = kSpillsInRareCode;
+  tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) +
+                      kExchangeSlots * (dSBytes + dQBytes) + kBarrierBytes + kAlignmentSlack;
+  return tiles;
+}
+
+/// The conversion of the sums of dQ: no tiles of its own, those of the kernel that added them up.
+TileConfig backwardQSums(const KernelSpec &spec) {
+  TileConfig tiles = backwardFusedWgmma(spec);
+  tiles.stages = 1;
+  tiles.threads = 256;
+  tiles.sharedBytes = 0;
+  tiles.blocksPerProcessor = 8;
+  tiles.spillLimit = 0;
   return tiles;
 }
 
@@ -169,9 +200,11 @@ StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
     if (computeCapability != 90)
       return Status::unsupported(fmt::format("the 'wgmma' kernels need compute capability 9.0; this is {}.{}",
                                              computeCapability / 10, computeCapability % 10));
-    return spec.role == KernelRole::Forward      ? forwardWgmma(spec)
-           : spec.role == KernelRole::BackwardKV ? backwardKVWgmma(spec)
-                                                 : backwardQWgmma(spec);
+    if (spec.role == KernelRole::Forward)
+      return forwardWgmma(spec);
+    if (spec.role == KernelRole::BackwardKV)
+      return sharesSums(spec) ? backwardFusedWgmma(spec) : backwardKVWgmma(spec);
+    return sharesSums(spec) ? backwardQSums(spec) : backwardQWgmma(spec);
   }
   int sharedLimit = sharedMemoryLimit(computeCapability);
   return spec.role == KernelRole::Forward ? forwardMmaSync(spec, sharedLimit) : backwardMmaSync(spec, sharedLimit);
@@ -188,10 +221,13 @@ std::string_view kernelFile(const KernelSpec &spec) {
     return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attention_backward_kv_mma_sync.cuh"
+           : sharesSums(spec)        ? "attention_backward_fused_wgmma.cuh"
            : widestHead(spec) <= 128 ? "attention_backward_kv_wgmma.cuh"
                                      : "attention_backward_kv_wide_wgmma.cuh";
   case KernelRole::BackwardQ:
-    return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
+    return !isWgmma           ? "attention_backward_q_mma_sync.cuh"
+           : sharesSums(spec) ? "attention_backward_q_sums.cuh"
+                              : "attention_backward_q_wgmma.cuh";
   case KernelRole::BackwardDelta:
   case KernelRole::BackwardSink:
     return "attention_backward_rows.cuh";
@@ -230,10 +266,13 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
     return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attentionBackwardKVMmaSync"
+           : sharesSums(spec)        ? "attentionBackwardFusedWgmma"
            : widestHead(spec) <= 128 ? "attentionBackwardKVWgmma"
                                      : "attentionBackwardKVWideWgmma";
   case KernelRole::BackwardQ:
-    return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
+    return !isWgmma           ? "attentionBackwardQMmaSync"
+           : sharesSums(spec) ? "attentionBackwardQSums"
+                              : "attentionBackwardQWgmma";
   case KernelRole::BackwardDelta:
     return "attentionBackwardDelta";
   case KernelRole::BackwardSink:

@@ -47,11 +47,19 @@ std::string_view kernelFunctionName(KernelRole role);
 /// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel function.
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles);
 
+/// Whether the spec is one of the pair of kernels that QuerySumsArgument describes: BackwardKV adds dQ up, BackwardQ
+/// converts the sums.
+constexpr bool sharesSums(const KernelSpec &spec) {
+  return spec.family == KernelFamily::Wgmma &&
+         (spec.role == KernelRole::BackwardKV || spec.role == KernelRole::BackwardQ) &&
+         sumsDQ(spec.headDim, spec.vHeadDim);
+}
+
 /// Whether the kernel takes tensor maps as its third parameter.
 constexpr bool takesTensorMaps(const KernelSpec &spec) {
   return spec.family == KernelFamily::Wgmma &&
          (spec.role == KernelRole::Forward || spec.role == KernelRole::BackwardKV ||
-          spec.role == KernelRole::BackwardQ);
+          (spec.role == KernelRole::BackwardQ && !sharesSums(spec)));
 }
 
 } // namespace cpflex

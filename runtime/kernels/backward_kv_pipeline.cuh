@@ -1,4 +1,4 @@
-// Shared memory and producer of the two wgmma kernels for dK and dV: tiles of Q and dO with their rows of LSE and delta
+// Shared memory and producer of the wgmma kernels for dK and dV: tiles of Q and dO with their rows of LSE and delta
 // stream past one tile of K and V.
 #pragma once
 
@@ -8,6 +8,41 @@
 
 namespace cpflex::kernels {
 
+/// The item with number `item`. Where dQ is summed, rows ascend, so that an item waits for earlier ones only.
+template <bool kSumsDQ> __device__ __forceinline__ WorkItem keyItem(const BackwardArguments &arguments, int item) {
+  return kSumsDQ ? ascendingWorkItem(arguments.work, item, arguments.batch, arguments.kvHeads)
+                 : workItem(arguments.work, item, arguments.batch, arguments.kvHeads);
+}
+
+/// The query tiles of one item, one query head after the other. Lives in shared memory: its users have few registers.
+template <bool kSumsDQ> struct QueryTileWalk {
+  WorkItem item;
+  int head, endHead;
+  DirectedTileWalk<kSumsDQ> walk;
+
+  __device__ __forceinline__ void start(const BackwardArguments &arguments, int itemNumber, int tileQ, bool hasMask) {
+    int headsPerKV = arguments.qHeads / arguments.kvHeads;
+    item = keyItem<kSumsDQ>(arguments, itemNumber);
+    head = item.h * headsPerKV;
+    endHead = head + headsPerKV;
+    startHead(arguments, tileQ, hasMask);
+  }
+  /// Steps to the next tile of this head or of a later one; false after the last.
+  __device__ __forceinline__ bool next(const BackwardArguments &arguments, int tileQ, bool hasMask) {
+    while (!walk.next()) {
+      if (head + 1 == endHead)
+        return false;
+      ++head;
+      startHead(arguments, tileQ, hasMask);
+    }
+    return true;
+  }
+  __device__ __forceinline__ void startHead(const BackwardArguments &arguments, int tileQ, bool hasMask) {
+    walk.start(arguments.mask, item.row, item.b * arguments.qHeads + head, ceilDivide(arguments.qLen, tileQ), hasMask,
+               kSumsDQ && arguments.querySums.walksDown);
+  }
+};
+
 template <class Config> struct BackwardKVShared {
   static constexpr int kColumns = roundUp(Config::kHeadDim, 16), kVColumns = roundUp(Config::kVHeadDim, 16);
   static constexpr int kRowBytes = Config::kHasSoftmax ? Config::kTileQ * (int)sizeof(float) : 0;
@@ -16,9 +51,21 @@ template <class Config> struct BackwardKVShared {
   static constexpr int kConsumers = 2;
   /// Whether the consumers divide the products of 64 keys among them instead of 128 keys.
   static constexpr bool kIsWide = kColumns > 128 || kVColumns > 128;
+  static constexpr bool kSumsDQ = sumsDQ(Config::kHeadDim, Config::kVHeadDim);
   static constexpr int kExchangeSlots = 2;
-  static constexpr int kExchangeBytes =
-      kIsWide ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float) : 0;
+  static constexpr int kSumsAhead = 16; ///< tiles whose turns are looked up at once
+  static constexpr int kSumSlots = 2;   ///< parts of dQ on their way out, each in the care of one warp
+  /// Each consumer computes dQ of half of the tile: 64 columns of all queries or, where there are no more columns, all
+  /// columns of half of the queries, transposed, since products have 64 rows.
+  static constexpr bool kTransposesDQ = kPanels == 1;
+  static constexpr int kDQRows = Config::kTileQ, kDQColumns = kTransposesDQ ? Config::kTileQ / kConsumers : 64;
+  static constexpr int kDSColumns = kTransposesDQ ? kDQColumns : kDQRows; ///< of a panel of 64 that are used
+  static constexpr int kDSBytes = Config::kTileQ / kDSColumns * Config::kTileKV * 128;
+  static constexpr int kDQBytes = (int)sumsPerTile(Config::kTileQ, Config::kHeadDim) * (int)sizeof(float);
+  static constexpr int kExchangeBytes = kIsWide
+                                            ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float)
+                                        : kSumsDQ ? kExchangeSlots * kDSBytes + kSumSlots * kDQBytes
+                                                  : 0;
   static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
   static constexpr int kKBytes = kPanels * kKVPanelBytes, kVBytes = kVPanels * kKVPanelBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes, kDOBytes = kVPanels * kQPanelBytes;
@@ -33,9 +80,11 @@ template <class Config> struct BackwardKVShared {
     TileMessage message[Config::kStages];
     int head[Config::kStages];                                                 ///< query head of the tile
     SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
-    TileWalk walk; ///< the producer's, which has few registers, like the next three
-    WorkItem item;
-    int walkHead, endHead;
+    SharedBarrier dQFull[kSumSlots], dQEmpty[kSumSlots];                       ///< where dQ is summed
+    QueryTileWalk<kSumsDQ> walk;                                               ///< the producer's
+    /// Of the warps that add dQ up: their walks, and the tiles and (b, h) that come next.
+    QueryTileWalk<kSumsDQ> sumsWalk[kSumSlots];
+    int sumsTile[kSumSlots][kSumsAhead], sumsPair[kSumSlots][kSumsAhead];
     WorkQueue::Shared work;
   };
   static_assert(Config::kTileKV == (kIsWide ? kRowsPerConsumer : kConsumers * kRowsPerConsumer));
@@ -61,6 +110,10 @@ template <class Config> struct BackwardKVShared {
     return reinterpret_cast<float *>(v() + kVBytes) + slot * kRowsPerConsumer * Config::kTileQ;
   }
 
+  /// Where dQ is summed: dS^T of a step in panels of 64 queries, and the part of dQ that goes out.
+  __device__ __forceinline__ unsigned char *dS(int slot) const { return v() + kVBytes + slot * kDSBytes; }
+  __device__ __forceinline__ unsigned char *dQ(int slot) const { return dS(kExchangeSlots) + slot * kDQBytes; }
+
   /// Sets up the barriers; the whole block calls it.
   __device__ __forceinline__ void initialize() const {
     constexpr int kWarpsPerConsumer = kWarpgroupSize / kWarpSize, kConsumerWarps = kConsumers * kWarpsPerConsumer;
@@ -77,7 +130,11 @@ template <class Config> struct BackwardKVShared {
         rest->exchangeFull[slot].initialize(kWarpsPerConsumer);
         rest->exchangeEmpty[slot].initialize(kWarpsPerConsumer);
       }
-      WorkQueue::initialize(rest->work, kConsumerWarps);
+      for (int slot = 0; slot < kSumSlots; ++slot) {
+        rest->dQFull[slot].initialize(kConsumerWarps);
+        rest->dQEmpty[slot].initialize(1);
+      }
+      WorkQueue::initialize(rest->work, kConsumerWarps + (kSumsDQ ? kSumSlots : 0));
       fenceBarrierInit();
     }
     __syncthreads();
@@ -93,28 +150,15 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
   RingPosition<Config::kStages> ring;
   uint32 kvParity = 0;
   int numItems = numWorkItems(arguments.work, arguments.batch * arguments.kvHeads);
-  int numTiles = ceilDivide(arguments.qLen, Config::kTileQ), headsPerKV = arguments.qHeads / arguments.kvHeads;
+  QueryTileWalk<Shared::kSumsDQ> &walk = rest.walk;
+  const WorkItem &work = walk.item;
   WorkQueue queue;
   while (true) {
     int item = atomicAdd(arguments.work.counter, 1);
     if (item >= numItems)
       return queue.publish(rest.work, WorkQueue::kEnd);
-    WorkItem &work = rest.item;
-    work = workItem(arguments.work, item, arguments.batch, arguments.kvHeads);
-    int &head = rest.walkHead;
-    head = work.h * headsPerKV;
-    rest.endHead = head + headsPerKV;
-    TileWalk &walk = rest.walk;
-    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
-    // Steps to the next tile of this head or of a later one.
-    auto next = [&] {
-      while (!walk.next()) {
-        if (++head == rest.endHead)
-          return false;
-        walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
-      }
-      return true;
-    };
+    walk.start(arguments, item, Config::kTileQ, Program::kHasMask);
+    auto next = [&] { return walk.next(arguments, Config::kTileQ, Program::kHasMask); };
     bool hasTile = next();
     queue.publish(rest.work, item * 2 + hasTile);
     if (hasTile) {
@@ -132,9 +176,9 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
       TileMessage &message = rest.message[ring.slot];
       int &tileHead = rest.head[ring.slot];
       rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
-      tileHead = head;
-      int tile = walk.tile;
-      bool isPartial = walk.isPartial;
+      tileHead = walk.head;
+      int tile = walk.walk.tile;
+      bool isPartial = walk.walk.isPartial;
       hasTile = next();
       message = TileMessage::of(tile, isPartial, !hasTile);
       qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);

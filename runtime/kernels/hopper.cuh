@@ -70,6 +70,45 @@ __device__ __forceinline__ void copyBytes(void *destination, const void *source,
                : "memory");
 }
 
+/// Writes `bytes` (a multiple of 16, both ends 16-byte aligned) of shared memory to global memory, or adds them to f32
+/// values there; bulkCommit() closes a group of such calls of one thread.
+__device__ __forceinline__ void writeBytes(void *destination, const void *source, int bytes, CacheHint hint) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(destination),
+               "r"(sharedAddress(source)), "r"(bytes), "l"(static_cast<uint64>(hint))
+               : "memory");
+}
+__device__ __forceinline__ void addFloats(float *destination, const void *source, int bytes, CacheHint hint) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.L2::cache_hint.add.f32 [%0], [%1], %2, %3;" ::"l"(
+                   destination),
+               "r"(sharedAddress(source)), "r"(bytes), "l"(static_cast<uint64>(hint))
+               : "memory");
+}
+__device__ __forceinline__ void bulkCommit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until the sources of all groups have been read.
+__device__ __forceinline__ void bulkWaitRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+/// Waits until all groups have reached global memory.
+__device__ __forceinline__ void bulkWait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/// Orders what this thread has seen of global memory before its copies that follow.
+__device__ __forceinline__ void fenceGlobalForAsync() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+/// A word that other blocks write or read meanwhile; orders nothing else.
+__device__ __forceinline__ int loadRelaxed(const int *address) {
+  int value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void storeRelease(int *address, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+/// Stores four 8 x 8 matrices of 2-byte elements: lane l gives the address of row l % 8 of matrix l / 8, and its words
+/// are columns 2(l%4) + {0, 1} of row l/4 of each.
+__device__ __forceinline__ void storeMatrices(void *row, uint32 a, uint32 b, uint32 c, uint32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(sharedAddress(row)), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
 /// Registers per thread of the calling warpgroup from here on.
 template <int kRegisters> __device__ __forceinline__ void takeRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

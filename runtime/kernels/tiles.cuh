@@ -47,17 +47,27 @@ __device__ __forceinline__ WorkItem workItem(const WorkArgument &work, int item,
   return {row, pair / heads, pair % heads};
 }
 
-/// Walks the tiles of one row in ascending order. The next run is loaded while the current one is walked. Plain data,
-/// so that a thread short of registers can keep it in shared memory.
-struct TileWalk {
+/// The same with rows in ascending order, whatever rowOrder says.
+__device__ __forceinline__ WorkItem ascendingWorkItem(WorkArgument work, int item, int batch, int heads) {
+  work.rowOrder = nullptr;
+  WorkItem result = workItem(work, item, batch, heads);
+  result.row = work.numRows - 1 - result.row;
+  return result;
+}
+
+/// Walks the tiles of one row, ascending unless asked. The next run is loaded while the current one is walked. Plain
+/// data, so that a thread short of registers can keep it in shared memory.
+template <bool kMayDescend> struct DirectedTileWalk {
   int tile;       ///< current tile, in kernel tiles
   bool isPartial; ///< whether the mask decides pair by pair
 
   /// Stands before the first tile of row `row` of a (b, h). `numTiles` kernel tiles exist in the direction of the walk.
-  __device__ __forceinline__ void start(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask) {
+  __device__ __forceinline__ void start(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask,
+                                        bool descends = false) {
     numTiles_ = numTiles;
     ratio_ = mask.colTilesPerMaskTile;
-    tile = -1;
+    descends_ = kMayDescend && descends;
+    tile = descends_ ? 0 : -1;
     end_ = 0;
     if (mask.runs) {
       int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
@@ -75,31 +85,33 @@ struct TileWalk {
 
   /// Steps to the next tile; false after the last.
   __device__ __forceinline__ bool next() {
-    if (++tile < end_)
+    if (kMayDescend && descends_ ? --tile >= end_ : ++tile < end_)
       return true;
     if (pendingBegin_ >= pendingEnd_)
       return false;
-    tile = pendingBegin_;
-    end_ = pendingEnd_;
+    tile = kMayDescend && descends_ ? pendingEnd_ - 1 : pendingBegin_;
+    end_ = kMayDescend && descends_ ? pendingBegin_ : pendingEnd_;
     isPartial = pendingIsPartial_;
     fetch();
     return true;
   }
 
   const RunArgument *next_, *last_;
-  int end_, pendingBegin_, pendingEnd_, numTiles_, ratio_;
-  bool pendingIsPartial_;
+  int end_; ///< where the current run ends; its first tile in a descending walk
+  int pendingBegin_, pendingEnd_, numTiles_, ratio_;
+  bool pendingIsPartial_, descends_;
 
   __device__ __forceinline__ void fetch() {
     pendingBegin_ = pendingEnd_ = 0;
     if (next_ == last_)
       return;
-    pendingBegin_ = __ldg(&next_->begin) * ratio_;
-    pendingEnd_ = min(__ldg(&next_->end) * ratio_, numTiles_);
-    pendingIsPartial_ = __ldg(&next_->tileClass) == kPartialTile;
-    ++next_;
+    const RunArgument *run = kMayDescend && descends_ ? --last_ : next_++;
+    pendingBegin_ = __ldg(&run->begin) * ratio_;
+    pendingEnd_ = min(__ldg(&run->end) * ratio_, numTiles_);
+    pendingIsPartial_ = __ldg(&run->tileClass) == kPartialTile;
   }
 };
+using TileWalk = DirectedTileWalk<false>;
 
 /// The global positions of the rows of one tile.
 template <PositionMode kMode, int kTileSize> struct TilePositions {

@@ -282,9 +282,10 @@ TEST_F(CaptureGradientTest, KernelsOfTheirOwnComputeThem) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   constexpr int64_t kRowBytes = 2 * 2 * 4 * 512 * 4, kTableBytes = 30 * kAccumulatorWords * 8;
-  EXPECT_EQ((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward), 256 + kRowBytes + kTableBytes)
-      << "delta, LSE and the exact sums of the table's own 30 elements";
-  std::vector<std::byte> memory(256 + 256 + kRowBytes + kTableBytes, std::byte(77));
+  constexpr int64_t kSumsBytes = 2 * 4 * 5 * sumsPerTile(/*tileQ=*/64, /*headDim=*/128) * 4;
+  EXPECT_EQ((*executable)->workspaceInBytes(CudaExecutable::Pass::Backward), 256 + kRowBytes + kSumsBytes + kTableBytes)
+      << "delta, LSE, the sums of dQ and the exact sums of the table's own 30 elements";
+  std::vector<std::byte> memory(256 + 256 + kRowBytes + kSumsBytes + kTableBytes, std::byte(77));
   auto *aligned = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
 
   std::vector<float> dTable(30, 5.0f), dBias(4 * 300 * 200, 5.0f);
@@ -606,6 +607,13 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
       true);
   EXPECT_EQ(kv.lseLog2.data, kv.delta.data + 2 * 4 * paddedRows(300));
   EXPECT_EQ(kv.delta.strideB, 4 * paddedRows(300));
+  ASSERT_TRUE(sharesSums(program->kernel(KernelRole::BackwardKV)->spec()));
+  EXPECT_EQ(kv.querySums.mask.runs, q.mask.runs);
+  EXPECT_EQ(kv.querySums.sums, q.querySums.sums);
+  int numTurns = 2 * 4 * ceilDivide(300, program->kernel(KernelRole::BackwardKV)->tiles().tileQ);
+  EXPECT_TRUE(std::all_of(kv.querySums.turns, kv.querySums.turns + numTurns, [](int turn) { return turn == 0; }));
+  EXPECT_GE(reinterpret_cast<std::byte *>(kv.delta.data),
+            reinterpret_cast<std::byte *>(kv.querySums.turns + numTurns));
   EXPECT_EQ(gpu.launches[3].gridX, 4u);
   tensors.dK.data = tensors.dV.data;
   EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "output 'dK' overlaps 'dV'");

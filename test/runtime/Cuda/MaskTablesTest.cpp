@@ -143,5 +143,29 @@ TEST(MaskTables, RowSetsFollowEachOther) {
   EXPECT_EQ(tables.runs[2].end, 2);
 }
 
+/// The tables of the kernel for dK and dV, whose rows of tiles run along kv, of a mask written out by q and kv tiles.
+MaskTables keyTables(const Written &kinds) {
+  auto qLen = static_cast<int64_t>(kinds.size()) * 64, kvLen = static_cast<int64_t>(kinds[0].size()) * 128;
+  return maskTables(blockMask(kinds, qLen, kvLen, 64, 128), KernelRows::KV, 64, 128, 1, 1);
+}
+
+TEST(MaskTables, CausalRowsWalkDown) {
+  MaskTables tables = keyTables({{2, 0, 0}, {2, 0, 0}, {1, 2, 0}, {1, 2, 0}, {1, 1, 2}, {1, 1, 2}});
+  EXPECT_TRUE(tables.walksDown);
+  EXPECT_EQ(tables.longestRow, 6);
+  EXPECT_EQ(tables.tilesPerHead, 6 + 4 + 2);
+}
+
+TEST(MaskTables, LongFirstRowBeforeAWindowWalksUp) {
+  EXPECT_FALSE(
+      keyTables({{2, 0, 0, 0}, {2, 2, 0, 0}, {2, 2, 2, 0}, {2, 0, 2, 2}, {2, 0, 0, 2}, {2, 0, 0, 2}}).walksDown);
+}
+
+TEST(MaskTables, RowsOfSeparateDocumentsDoNotWaitForEachOther) {
+  // The second document begins four tiles down, which walking up would have to wait for were the rows to share a tile.
+  EXPECT_TRUE(keyTables({{1, 0}, {1, 0}, {0, 1}, {0, 1}}).walksDown);
+  EXPECT_FALSE(keyTables({{1, 1, 0}, {1, 1, 0}, {1, 0, 0}, {0, 0, 1}}).walksDown);
+}
+
 } // namespace
 } // namespace cpflex

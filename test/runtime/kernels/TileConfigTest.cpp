@@ -48,9 +48,13 @@ TEST(TileConfigTest, ArchitectureNamesTheFeatureSetThatWgmmaNeeds) {
   EXPECT_EQ(kernelArchitecture(specOf(KernelRole::Forward, KernelFamily::MmaSync, 64, 64), 90), "sm_90");
 }
 
-TEST(TileConfigTest, WideHeadsHaveTheirOwnBackwardKernel) {
+TEST(TileConfigTest, BackwardKernelsByHeadSize) {
   EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128)),
+            "attention_backward_fused_wgmma.cuh");
+  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardQ, KernelFamily::Wgmma, 128, 128)), "attention_backward_q_sums.cuh");
+  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 64, 128)),
             "attention_backward_kv_wgmma.cuh");
+  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardQ, KernelFamily::Wgmma, 64, 128)), "attention_backward_q_wgmma.cuh");
   EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 192, 128)),
             "attention_backward_kv_wide_wgmma.cuh");
 }
@@ -75,6 +79,23 @@ TEST(TileConfigTest, MmaSyncKernelsTakeNoTensorMaps) {
   StatusOr<TileConfig> tiles = tileConfig(spec, 80);
   ASSERT_TRUE(tiles);
   EXPECT_EQ(kernelInstantiation(spec, *tiles).find("TensorMaps"), std::string::npos);
+}
+
+TEST(TileConfigTest, KernelsThatShareSumsHaveOneTile) {
+  for (int headDim = 8; headDim <= 128; headDim += 8)
+    for (int vHeadDim = 8; vHeadDim <= 128; vHeadDim += 8) {
+      KernelSpec kv = specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, headDim, vHeadDim), q = kv;
+      q.role = KernelRole::BackwardQ;
+      ASSERT_EQ(sharesSums(kv), sharesSums(q));
+      if (!sharesSums(kv))
+        continue;
+      StatusOr<TileConfig> kvTiles = tileConfig(kv, 90), qTiles = tileConfig(q, 90);
+      ASSERT_TRUE(kvTiles && qTiles);
+      EXPECT_EQ(kvTiles->tileQ, qTiles->tileQ);
+      EXPECT_EQ(kvTiles->tileKV, qTiles->tileKV);
+      EXPECT_TRUE(takesTensorMaps(kv));
+      EXPECT_FALSE(takesTensorMaps(q));
+    }
 }
 
 TEST(TileConfigTest, SaysWhatNoKernelServes) {
