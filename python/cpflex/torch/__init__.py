@@ -136,12 +136,13 @@ MAX_READY = 1024
 
 
 def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_row_max):
-    form = None
+    form, is_recording = None, torch.is_grad_enabled()
     if (type(query) is type(key) is type(value) is torch.Tensor and not torch._C._is_any_autocast_enabled()
             and not torch._C._len_torch_dispatch_stack()):
+        requires_gradient = is_recording and (query.requires_grad or key.requires_grad or value.requires_grad)
         form = (query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride(), query.dtype,
                 key.dtype, value.dtype, query.device, key.device, value.device, id(score_mod), id(block_mask), scale,
-                enable_gqa, wants_row_max)
+                enable_gqa, wants_row_max, is_recording, requires_gradient)
         ready = _ready.get(form)
         if ready is not None and ready[0]() is score_mod and ready[1]() is block_mask and ready[2].fits():
             return ready[2](query, key, value)
@@ -159,8 +160,9 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
     if not _ops.is_plain(q, k, v):
         return _ops.attend(q, k, v, captures, index, block_mask, wants_row_max)
     score = _translate.scores[index]
-    launch, call, bound = _calls.launch(q, k, v, captures, score, block_mask, wants_row_max, True)
-    ready = _ops.Ready(launch, score, block_mask, score.trace, call, bound, captures)
+    needs_gradient = is_recording and any(tensor.requires_grad for tensor in (q, k, v, *captures))
+    launch, call, bound = _calls.launch(q, k, v, captures, score, block_mask, wants_row_max, needs_gradient)
+    ready = _ops.Ready(launch, score, block_mask, call, bound, captures, needs_gradient)
     if form is not None and q is query and k is key and v is value and all(
             trace.is_repeatable for trace in ready.traces):
         if len(_ready) >= MAX_READY:

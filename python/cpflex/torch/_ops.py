@@ -93,9 +93,9 @@ def is_plain(q, k, v):
 class Ready:
     """A call that was checked and prepared once, for the same functions and for tensors of the same form."""
 
-    def __init__(self, launch, score, block_mask, score_trace, call, captures, tensors):
-        self.launch, self.score, self.block_mask = launch, score, block_mask
-        self.traces = [trace for trace in (score_trace, block_mask and block_mask.trace()) if trace is not None]
+    def __init__(self, launch, score, block_mask, call, captures, tensors, needs_gradient):
+        self.launch, self.score, self.block_mask, self.needs_gradient = launch, score, block_mask, needs_gradient
+        self.traces = [trace for trace in (score.trace, block_mask and block_mask.trace()) if trace is not None]
         self.tensors = tensors  # that the score captures
         self.flags = [tensor.requires_grad for tensor in tensors]
         self.captures = [(tensor, tensor.data_ptr()) for tensor in captures]
@@ -115,7 +115,7 @@ class Ready:
         return not self.tensors or self.flags == [tensor.requires_grad for tensor in self.tensors]
 
     def __call__(self, q, k, v):
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or True in self.flags):
+        if self.needs_gradient:
             return EagerAttention.apply(q, k, v, self.launch, self.score, self.block_mask, *self.tensors)
         return self.launch(q, k, v)
 
