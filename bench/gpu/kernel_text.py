@@ -40,7 +40,7 @@ def tile_config(role, family, d, dv):
             q = 192 if widest <= 64 else 128
             return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
         if role == "backward_q" and sums_dq(d, dv):
-            return Tiles(tile_config("backward_kv", family, d, dv).tile_q, 128, 1, 256, 0, 8)
+            return Tiles(tile_config("backward_kv", family, d, dv).tile_q, 128, 1, 256, 0, 6)
         if role == "backward_kv" and sums_dq(d, dv):
             q, stages = (96, 3) if widest <= 64 else (64, 2)
             return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q)

@@ -253,14 +253,14 @@ class Backward:
                 a.mask = mask.argument()
                 order = mask.row_order(rows)
                 self.keep.append(order)
-            streamed = (sq if role == "backward_kv" else sk) * (d + dv) * 2
+            streamed = (sq if role == "backward_kv" else sk) * ((d + dv) * 2 + (4 * d if sums and role == "backward_kv" else 0))
             parts = parts_of(d, dv) if role == "backward_kv" and families[role] == "mma_sync" else 1
             a.work = WorkArgument(order.data_ptr() if mask else None, self.counters.data_ptr() + 4 * index, rows,
                                   group_heads(streamed * (hq // hkv if index == 0 else 1), parts if index == 0 else hq // hkv))
             if sums and role == "backward_kv":
                 tiles_q = -(-sq // t.tile_q)
                 longest, total = (mask.longest, mask.total) if mask else (tiles_q, tiles_q * rows)
-                enough = max(math.ceil(3 * longest * processors() / max(total, 1)), a.work.group_heads)
+                enough = max(math.ceil(2 * longest * processors() / max(total, 1)), a.work.group_heads)
                 a.work.group_heads = -(-b * hkv // max(b * hkv // enough, 1))
             return a
 

@@ -256,12 +256,15 @@ void CudaExecutable::setTables(KernelTables &tables, size_t kernelIndex, const H
   // What one key head's group of items reads again and again should fit half of the L2 cache.
   int64_t headsPerKV = problem.qHeads / problem.kvHeads;
   int64_t rowBytes = 2 * (problem.headDim + problem.vHeadDim);
+  bool addsSums = spec.role == KernelRole::BackwardKV && sharesSums(spec);
+  if (addsSums)
+    rowBytes += static_cast<int64_t>(sizeof(float)) * problem.headDim;
   int64_t groupBytes = std::max<int64_t>(rowBytes * (isAlongQ ? problem.kvLen : problem.qLen * headsPerKV), 1);
   int64_t keyHeads = std::clamp<int64_t>(program_->device().description().l2CacheInBytes / 2 / groupBytes, 1,
                                          problem.batch * problem.kvHeads);
-  if (spec.role == KernelRole::BackwardKV && sharesSums(spec)) {
+  if (addsSums) {
     // Rows wait for each other: the others of a group should take a few times as long as its longest.
-    constexpr int64_t kLongestRows = 3;
+    constexpr int64_t kLongestRows = 2;
     int64_t numTiles = ceilDivide(problem.qLen, config.tileQ), numPairs = problem.batch * problem.kvHeads;
     int64_t longest = kernel.hasMask ? kernel.mask.longestRow : numTiles;
     int64_t perHead = kernel.hasMask ? kernel.mask.tilesPerHead : numTiles * tables.work.numRows;

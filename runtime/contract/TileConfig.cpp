@@ -71,7 +71,7 @@ TileConfig backwardQSums(const KernelSpec &spec) {
   tiles.stages = 1;
   tiles.threads = 256;
   tiles.sharedBytes = 0;
-  tiles.blocksPerProcessor = 8;
+  tiles.blocksPerProcessor = 6;
   tiles.spillLimit = 0;
   return tiles;
 }
