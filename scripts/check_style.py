@@ -1,5 +1,5 @@
 # Checks what a script can check of the project's style: which way includes point, names of passes and types, forbidden
-# calls, first comments, file lengths, paths of one machine. Standard library only. Prints 'pass: NAME' or
+# calls, first comments, file lengths, paths of one machine, messages without a test. Standard library only. Prints 'pass: NAME' or
 # 'fail: NAME: reason' for each check and ends with 1 when one failed. Looks at tracked files.
 import pathlib
 import re
@@ -203,6 +203,57 @@ def check_machine_paths(files):
             yield f"{path}:{line_of(text, match.start())} has '{match.group(0)}'"
 
 
+# Messages that only a mistake in the compiler itself can print.
+OUR_BUGS = ("the program cannot be transformed: ", "this stage cannot be printed: ", "the classifier cannot be derived: ",
+            "a lint has no tape: ")
+
+# Calls whose texts a user can read.
+REPORT = re.compile(r"\b(?:error|errorIn|fail|failAt|warning|warn|lint|emitOpError|emitError|invalid|unsupported|unavailable"
+                    r"|failed|reportFailure|messageOf|wrong|push_back)\s*\(")
+LITERALS = re.compile(r'"((?:\\.|[^"\\\n])*)"(?:\s*"((?:\\.|[^"\\\n])*)")*')
+
+
+def arguments_at(text, begin):
+    """The text between the parenthesis at `begin` and its partner."""
+    depth, at = 0, begin
+    for match in re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|[()]').finditer(text, begin):
+        if match.group(0) in "()":
+            depth += 1 if match.group(0) == "(" else -1
+            if depth == 0:
+                at = match.end()
+                break
+    return text[begin:at]
+
+
+def messages_of(text):
+    """(position, message) of each text in a reporting call; `{}` marks what is filled in."""
+    for call in REPORT.finditer(text):
+        arguments = arguments_at(text, call.end() - 1)
+        for literal in LITERALS.finditer(arguments):
+            parts = re.findall(r'"((?:\\.|[^"\\\n])*)"', literal.group(0))
+            message = "".join(parts).replace('\\"', '"').replace("\\n", " ")
+            if len(re.findall(r"[A-Za-z]{2,}", message)) >= 3:
+                yield call.end() + literal.start(), message
+
+
+def check_messages(files):
+    """Every message is in a test: three words of it in a row."""
+    tested = " ".join(" ".join(read(path).replace('" "', " ").replace('"', " ").split())
+                      for path in files if below(path, "test") or path == "docs/language.md")
+    for path in files:
+        if not below(path, "lib", "dialect", "tools", "runtime") or not path.endswith((".cpp", ".h")):
+            continue
+        text, seen = read(path), set()
+        for position, message in messages_of(text):
+            runs = []
+            for piece in re.split(r"\{[^{}]*\}", message):
+                words = piece.split()
+                runs += [" ".join(words[i:i + 3]) for i in range(max(1, len(words) - 2)) if len(words) > 1]
+            if runs and message not in seen and message not in OUR_BUGS and not any(run in tested for run in runs):
+                seen.add(message)
+                yield f"{path}:{line_of(text, position)} says '{message[:70]}', which no test has"
+
+
 CHECKS = {
     "runtime includes no compiler": check_runtime_includes,
     "compiler includes contracts only": check_compiler_includes,
@@ -215,6 +266,7 @@ CHECKS = {
     "documents say what they answer": check_documents,
     "file lengths": check_lengths,
     "no paths of one machine": check_machine_paths,
+    "every message has a test": check_messages,
 }
 
 

@@ -115,6 +115,7 @@ static std::optional<std::string> fillEntries(Program::State &state) {
       entry.hasMask = true;
       entry.tape = std::move(tape->tape);
       entry.residuals = std::move(tape->residuals);
+      entry.files = std::move(tape->files);
     }
     state.entries.push_back(std::move(entry));
   }
@@ -127,11 +128,14 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
   auto state = std::make_unique<Program::State>();
   state->log = options.log;
   DiagnosticList diagnostics;
+  state->path = path;
+  state->text = text;
   ast::File file = parseFile(path, text, diagnostics);
   state->astText = ast::print(file);
   ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants};
   state->imported = importProgram(file, state->ctx, importOptions, diagnostics);
   result.diagnostics = diagnostics.all();
+  state->syntaxLints = diagnostics.lints();
   if (!state->imported || diagnostics.hasErrors())
     return result;
 

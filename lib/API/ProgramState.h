@@ -24,6 +24,8 @@ struct Program::State {
   /// Held by whoever uses the context, its modules or `hostFunctions`.
   mutable std::mutex mutex;
   mlir::MLIRContext ctx;
+  std::string path, text;              ///< the main file
+  std::vector<Diagnostic> syntaxLints; ///< found while importing
   std::string astText;
   mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
   Signature signature;

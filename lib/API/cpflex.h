@@ -68,6 +68,7 @@ struct EntryPoint {
   bool hasSoftmax = true;
   Tape tape;                  ///< of the mask; meaningful when hasMask
   std::vector<Residual> residuals;
+  std::vector<std::string> files; ///< per instruction of the tape, the source that its line is of; empty when unknown
 };
 
 class Program;

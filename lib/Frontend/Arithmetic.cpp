@@ -264,10 +264,15 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
         fmt::format(
             "{} between {} and {}; it binds tighter than comparisons, put parentheses around them",
             what, withArticle(lhs.type), withArticle(rhs.type)));
-  if (!isBitwise && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
-    return fail(range,
-                fmt::format("{} works on numbers; {} is a bool, write int(...) around it", what,
-                            lhs.type == ValueType::Bool ? "the left side" : "the right side"));
+  if (!isBitwise && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool)) {
+    const bool isLeft = lhs.type == ValueType::Bool;
+    const SourceRange &side = isLeft ? lhsRange : rhsRange;
+    const SourceRef &source = frame().module->file.source;
+    setFixIt(error(range, fmt::format("{} works on numbers; {} is a bool, write int(...) around it", what,
+                                      isLeft ? "the left side" : "the right side")),
+             source, side, fmt::format("int({})", source->slice(side)));
+    return {};
+  }
   if ((isBitwise || isShift) && (lhs.type == ValueType::Float || rhs.type == ValueType::Float))
     return fail(range,
                 fmt::format("{} works on {}ints; {} is a float", what, isShift ? "" : "bools and ",

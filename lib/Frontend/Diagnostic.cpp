@@ -83,6 +83,12 @@ void render(const Diagnostic &diagnostic, std::string &out) {
     render(note, out);
 }
 
+// The same message at the same place.
+std::string keyOf(const Diagnostic &diagnostic) {
+  return fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column,
+                     diagnostic.message);
+}
+
 } // namespace
 
 Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range,
@@ -117,8 +123,7 @@ void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range
 }
 
 Diagnostic &DiagnosticList::add(Diagnostic diagnostic) {
-  std::string key = fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column,
-                                diagnostic.message);
+  std::string key = keyOf(diagnostic);
   bool isError = diagnostic.severity == Severity::Error;
   bool isNew = seen_.insert(std::move(key)).second;
   if (!isNew || isFull()) {
@@ -133,6 +138,13 @@ Diagnostic &DiagnosticList::add(Diagnostic diagnostic) {
 Diagnostic &DiagnosticList::report(Severity severity, const SourceRef &source, SourceRange range,
                                    std::string message) {
   return add(makeDiagnostic(severity, source, range, std::move(message)));
+}
+
+Diagnostic &DiagnosticList::lint(const SourceRef &source, SourceRange range, std::string message) {
+  Diagnostic diagnostic = makeDiagnostic(Severity::Warning, source, range, std::move(message));
+  if (!seen_.insert(keyOf(diagnostic)).second)
+    return discarded_ = std::move(diagnostic);
+  return lints_.emplace_back(std::move(diagnostic));
 }
 
 Diagnostic &DiagnosticList::error(std::string message) {

@@ -51,6 +51,9 @@ public:
     return report(Severity::Warning, source, range, std::move(message));
   }
 
+  /// Adds a remark on what has a meaning but is probably a mistake: for `cpflexc check` only.
+  Diagnostic &lint(const SourceRef &source, SourceRange range, std::string message);
+
   /// Adds a message that has no place in a file.
   Diagnostic &error(std::string message);
 
@@ -58,11 +61,12 @@ public:
   size_t numErrors() const { return numErrors_; }
   bool isFull() const { return numErrors_ >= maxErrors_; }
   const std::vector<Diagnostic> &all() const { return diagnostics_; }
+  const std::vector<Diagnostic> &lints() const { return lints_; }
 
 private:
   Diagnostic &add(Diagnostic diagnostic);
 
-  std::vector<Diagnostic> diagnostics_;
+  std::vector<Diagnostic> diagnostics_, lints_;
   std::set<std::string> seen_;
   Diagnostic discarded_;
   size_t numErrors_ = 0;

@@ -224,7 +224,10 @@ bool Parser::acceptComparison(OpKind &op) {
     return true;
   }
   if (isAtKeyword("is")) {
-    error(token().range, "'is' is not part of the language; write '==' or '!='");
+    const bool isNegated = source_->slice(tokens_[at_ + 1].range) == "not";
+    const SourceRange range{token().range.begin, tokens_[at_ + (isNegated ? 1 : 0)].range.end};
+    if (Diagnostic *diagnostic = error(range, "'is' is not part of the language; write '==' or '!='"))
+      setFixIt(*diagnostic, source_, range, isNegated ? "!=" : "==");
     return false;
   }
   if (isAtKeyword("not") && source_->slice(tokens_[at_ + 1].range) == "in") {

@@ -120,12 +120,8 @@ Entity Importer::evaluateName(const Expr &expr) {
   // The name may be defined by a line that was left out after an error.
   if (current.module->file.isIncomplete && diagnostics_.hasErrors())
     return {};
-  std::string advice = suggestion(expr.name, visibleNames());
-  Diagnostic &diagnostic = error(expr.range, fmt::format("unknown name '{}'{}", expr.name, advice));
-  if (size_t quote = advice.find('\''); quote != std::string::npos)
-    setFixIt(diagnostic, current.module->file.source, expr.range,
-             advice.substr(quote + 1, advice.rfind('\'') - quote - 1));
-  return {};
+  return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name,
+                                      suggestion(expr.name, visibleNames())));
 }
 
 std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {
@@ -166,6 +162,7 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
     resolveScalar(module, symbol);
   if (symbol.isBroken)
     return entity;
+  usedSymbols_.insert(&symbol);
   switch (symbol.kind) {
   case SymbolKind::Function:
     entity.kind = EntityKind::Function;
@@ -251,8 +248,11 @@ Entity Importer::evaluateUnary(const Expr &expr) {
   if (operand.isError())
     return {};
   if (hasMaskKind(operand) && (expr.op == OpKind::Invert || expr.op == OpKind::Not)) {
-    if (expr.op == OpKind::Not)
-      return fail(expr.range, "'not' works on bools; write '~' before a mask");
+    if (expr.op == OpKind::Not) {
+      setFixIt(error(expr.range, "'not' works on bools; write '~' before a mask"),
+               frame().module->file.source, {expr.range.begin, expr.operands[0]->range.begin}, "~");
+      return {};
+    }
     MaskValue value;
     value.kind = MaskValueKind::Not;
     value.operands = {asMask(operand)};
@@ -308,13 +308,24 @@ Entity Importer::evaluateCompare(const Expr &expr) {
     const Expr &rhsExpr = *expr.operands[i + 1];
     for (const ExprRef &side : {std::cref(expr.operands[i]), std::cref(expr.operands[i + 1])})
       if (side->kind == ExprKind::Binary && !side->isParenthesized &&
-          (side->op == OpKind::BitAnd || side->op == OpKind::BitOr))
-        warning(
+          (side->op == OpKind::BitAnd || side->op == OpKind::BitOr)) {
+        Diagnostic &diagnostic = warning(
             side->opRange,
             fmt::format(
                 "'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
                 toString(side->op), toString(expr.ops[i]),
                 side->op == OpKind::BitAnd ? "and" : "or"));
+        // `a < b & c < d`: what was meant is plain.
+        if (expr.ops.size() == 2 && side == expr.operands[1]) {
+          const SourceRef &source = frame().module->file.source;
+          setFixIt(diagnostic, source, expr.range,
+                   fmt::format("({}) {} ({})",
+                               source->slice({expr.range.begin, side->operands[0]->range.end}),
+                               toString(side->op),
+                               source->slice({side->operands[1]->range.begin, expr.range.end})));
+        }
+      }
+    lintWindow(expr.ops[i], *expr.operands[i], rhsExpr);
     SourceRange range{expr.operands[i]->range.begin, rhsExpr.range.end};
     Entity one;
     if (expr.ops[i] == OpKind::In || expr.ops[i] == OpKind::NotIn) {

@@ -169,6 +169,7 @@ void Importer::emitDeclarations() {
 // Type-checks what no entry point uses, so that its mistakes are found all the same.
 void Importer::checkUnusedFunctions(Module &module) {
   auto saved = std::pair(usedScalars_, usedTensors_);
+  const std::set<const Stmt *> inlinedByEntries = inlined_;
   mlir::Block *block = result_->getBody();
   mlir::Operation *last = block->empty() ? nullptr : &block->back();
   for (const StmtRef &statement : module.file.statements) {
@@ -190,6 +191,7 @@ void Importer::checkUnusedFunctions(Module &module) {
     else
       emitScore(statement->name + ".unused", entry);
   }
+  lintUnused(module, inlinedByEntries);
   while (!block->empty() && &block->back() != last)
     block->back().erase();
   std::tie(usedScalars_, usedTensors_) = saved;

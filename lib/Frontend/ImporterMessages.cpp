@@ -2,11 +2,17 @@
 // about a mistake.
 #include "lib/Frontend/ImporterState.h"
 
+#include "llvm/ADT/StringExtras.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 
 namespace cpflex {
+
+static bool isIdentifier(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return llvm::isAlnum(c) || c == '_'; });
+}
 
 mlir::Location Importer::location(Module &module, SourceRange range) const {
   const SourceText &source = *module.file.source;
@@ -38,7 +44,17 @@ void Importer::nameValue(const Entity &entity, const std::string &name) {
 Diagnostic &Importer::errorIn(Module &module, SourceRange range, std::string message) {
   if (quiet_ > 0)
     return discarded_ = {};
-  return diagnostics_.error(module.file.source, range, std::move(message));
+  // The suggestion replaces the name that the message points at.
+  constexpr std::string_view kSuggestion = "; did you mean '";
+  const size_t begin = message.find(kSuggestion);
+  std::string suggested;
+  if (begin != std::string::npos && isIdentifier(module.file.source->slice(range)))
+    suggested = message.substr(begin + kSuggestion.size(),
+                               message.find('\'', begin + kSuggestion.size()) - begin - kSuggestion.size());
+  Diagnostic &diagnostic = diagnostics_.error(module.file.source, range, std::move(message));
+  if (!suggested.empty())
+    setFixIt(diagnostic, module.file.source, range, suggested);
+  return diagnostic;
 }
 
 Diagnostic &Importer::error(SourceRange range, std::string message) {

@@ -187,6 +187,10 @@ private:
   void emitDeclarations();
   void checkUnusedFunctions(Module &module);
 
+  // Lints (ImporterLints.cpp).
+  void lintUnused(Module &module, const std::set<const ast::Stmt *> &inlinedByEntries);
+  void lintWindow(ast::OpKind op, const ast::Expr &lhs, const ast::Expr &rhs);
+
   // Locations and messages (ImporterMessages.cpp).
   mlir::Location location(SourceRange range) const;
   mlir::Location location(Module &module, SourceRange range) const;
@@ -228,6 +232,7 @@ private:
   std::vector<const TensorDeclaration *> usedTensors_;
   std::vector<Frame *> frames_;
   std::set<const ast::Stmt *> inlined_;  ///< functions that were type-checked by use
+  std::set<const Symbol *> usedSymbols_; ///< of any kind, evaluated at least once
   std::map<Symbol *, bool> openAliases_; ///< aliases being evaluated, to find cycles
   int depth_ = 0;
   int numOperations_ = 0;

@@ -305,7 +305,9 @@ private:
                             ? fmt::format("\\x{:02x}", text_[begin])
                             : std::string(text_.substr(begin, at_ - begin));
     if (text_[begin] == '!')
-      error(begin, at_, "unexpected '!'; write 'not' before a condition");
+      setFixIt(diagnostics_.error(source_, {uint32_t(begin), uint32_t(at_)},
+                                  "unexpected '!'; write 'not' before a condition"),
+               source_, {uint32_t(begin), uint32_t(at_)}, "not ");
     else if (text_[begin] == '\\')
       error(begin, at_, "unexpected '\\'; a line is continued when '\\' is its last character");
     else

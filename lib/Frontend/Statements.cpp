@@ -103,7 +103,9 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
         break;
       Entity value = evaluate(*statement.value);
       if (!value.isError())
-        warning(statement.range, "this value is not used; did you mean 'return'?");
+        setFixIt(warning(statement.range, "this value is not used; did you mean 'return'?"),
+                 frame().module->file.source,
+                 {statement.range.begin, statement.range.begin}, "return ");
       break;
     }
     case StmtKind::Pass:

@@ -69,6 +69,9 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
     Diagnostic &diagnostic =
         error(at, fmt::format("index {} is outside dimension '{}' of '{}'{}", index, dimension.text,
                               base.tensor->name, wanted));
+    if (index < 0 && i + 1 < expr.operands.size())
+      setFixIt(diagnostic, frame().module->file.source, at,
+               fmt::format("{} - {}", dimension.text, -uint64_t(index)));
     addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
     return {};
   }

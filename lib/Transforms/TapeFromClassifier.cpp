@@ -17,6 +17,9 @@ class TapeWriter {
 public:
   TapeWriter(Tape &tape, const Signature &signature) : tape(tape), signature(signature) {}
 
+  /// Per instruction the source that its line is of.
+  std::vector<std::string> files;
+
   LogicalResult write(FunctionOpInterface function) {
     Block &body = function.getFunctionBody().front();
     markLive(body);
@@ -60,10 +63,12 @@ private:
     instruction.operation = operation;
     instruction.resultType = instruction.operandType = mask::toValueType(value.getType());
     instruction.immediate = immediate;
-    if (auto position = loc->findInstanceOf<FileLineColRange>()) {
+    auto position = loc->findInstanceOf<FileLineColRange>();
+    if (position) {
       instruction.line = static_cast<int32_t>(position.getStartLine());
       instruction.column = static_cast<int32_t>(position.getStartColumn());
     }
+    files.push_back(position ? position.getFilename().str() : std::string());
     values[value] = static_cast<int32_t>(tape.instructions.size());
     return tape.instructions.emplace_back(instruction);
   }
@@ -147,6 +152,7 @@ FailureOr<TapeWithResiduals> tapeWithResiduals(mask::PredicateOp predicate, cons
   TapeWriter writer(result.tape, signature);
   if (failed(writer.write(predicate)))
     return failure();
+  result.files = std::move(writer.files);
   for (const ResidualExpression &expression : residualsOf(predicate)) {
     Residual residual;
     for (auto [value, assumed] : expression.assumptions)

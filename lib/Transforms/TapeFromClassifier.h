@@ -18,6 +18,7 @@ mlir::FailureOr<Tape> tapeFromPredicate(mask::ClassifierOp classifier, const Sig
 /// A tape and the residuals of its predicate, by number - 1.
 struct TapeWithResiduals {
   Tape tape;
+  std::vector<std::string> files; ///< per instruction the source that its line is of, empty when unknown
   std::vector<Residual> residuals;
 };
 

@@ -20,8 +20,16 @@ import numpy as np
 STANDARD_LIBRARY = pathlib.Path(__file__).resolve().parents[2] / "lib" / "Std"
 TYPES = {"int": np.int64, "i32": np.int64, "i64": np.int64, "float": np.float32, "f32": np.float32, "bool": np.bool_,
          "u32": np.uint32, "float32": np.float32, "int32": np.int64, "int64": np.int64, "long": np.int64}
+
+
+def angle(x):
+    """From 2**29 on neighbouring f32 are further apart than a period, and sin and cos see 0."""
+    return np.where(np.abs(x) < 2.0**29, x, x - x)
+
+
 FLOAT_FUNCTIONS = {"exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "tanh": np.tanh, "sqrt": np.sqrt,
-                   "sin": np.sin, "cos": np.cos, "floor": np.floor}
+                   "sin": lambda x: np.sin(angle(x)), "cos": lambda x: np.cos(angle(x)), "floor": np.floor, "rsqrt": lambda x: 1 / np.sqrt(x),
+                   "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 
 
 def is_float(x):
@@ -87,7 +95,7 @@ def shift(a, n, is_left):
 def power(a, b):
     a, b = np.asarray(a), np.asarray(b)
     if is_float(a) or is_float(b):
-        return np.power(a.astype(np.float32), b.astype(np.float32))
+        return np.power(a.astype(np.float32).astype(np.float64), b.astype(np.float32)).astype(np.float32)
     result = np.ones_like(a)
     for _ in range(int(b)):
         result = result * a
@@ -160,13 +168,14 @@ class Program:
         raise KeyError(name)
 
     def collect(self, module):
+        # The main file's declarations hold for the files that it imports, so they come first.
+        for node in module.tree.body:
+            if isinstance(node, ast.AnnAssign):
+                module.names[node.target.id] = ("declared", node)
+                self.declared.setdefault(node.target.id, (node, module))
         for node in module.tree.body:
             if isinstance(node, ast.FunctionDef):
                 module.names[node.name] = Function(node, module)
-            elif isinstance(node, ast.AnnAssign):
-                module.names[node.target.id] = ("declared", node)
-                if module.path != self.modules and node.target.id not in self.declared:
-                    self.declared[node.target.id] = (node, module)
             elif isinstance(node, ast.Assign):
                 for target in node.targets:
                     module.names[target.id] = ("alias", node.value)
@@ -286,7 +295,10 @@ class Program:
 
     def contains(self, value, container):
         if isinstance(container, tuple):
-            return np.any([np.equal(*unify(value, c)) for c in container], axis=0)
+            result = np.bool_(False)
+            for element in container:
+                result = np.logical_or(result, np.equal(*unify(value, element)))
+            return result
         free = [axis for axis in range(container.array.ndim)
                 if axis >= len(container.indices) or container.indices[axis] is None]
         result = np.bool_(False)
@@ -385,16 +397,16 @@ class Program:
             elif isinstance(node, ast.If):
                 condition = np.asarray(self.scalar(node.test, local, module))
                 first, second = dict(local), dict(local)
-                rest = body[at + 1:]
-                a = self.run(node.body, first, module)
-                b = self.run(node.orelse, second, module)
-                if not a[0] and not b[0]:
+                if not any(isinstance(inner, ast.Return) for inner in ast.walk(node)):
+                    self.run(node.body, first, module)
+                    self.run(node.orelse, second, module)
                     for name in set(first) & set(second):
                         x, y = first[name], second[name]
                         local[name] = x if x is y else self.choose(condition, x, y)
                     continue
-                a = a if a[0] else self.run(rest, first, module)
-                b = b if b[0] else self.run(rest, second, module)
+                # What follows belongs to the arms that do not return.
+                rest = body[at + 1:]
+                a, b = self.run(node.body + rest, first, module), self.run(node.orelse + rest, second, module)
                 return True, self.choose(condition, a[1], b[1])
         return False, None
 
@@ -465,15 +477,12 @@ class Program:
             return power(a[0], a[1])
         if name == "ilog2":
             return integer_log2(a[0])
-        if name == "rsqrt":
-            return (np.float32(1) / np.sqrt(np.asarray(a[0]).astype(np.float32))).astype(np.float32)
-        if name == "sigmoid":
-            return (np.float32(1) / (np.float32(1) + np.exp(-np.asarray(a[0]).astype(np.float32)))).astype(np.float32)
         if name.startswith("logical_"):
             return {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not}[name[8:]](*a)
         if name == "floor" and not is_float(a[0]):
             return a[0]
-        return FLOAT_FUNCTIONS[name](np.asarray(a[0]).astype(np.float32))
+        # In double precision and rounded once: NumPy's own f32 functions are off by several units in the last place.
+        return FLOAT_FUNCTIONS[name](np.asarray(a[0]).astype(np.float32).astype(np.float64)).astype(np.float32)
 
     # Masks as values and entry points.
 

@@ -1,11 +1,12 @@
-// `cpflexc check`: what the compiler warns of, and what a mask over bound arrays makes suspicious.
+// `cpflexc check`: what the compiler says about a program, and what is probably a mistake in it.
 #include "tools/cpflexc/Options.h"
 
-#include "runtime/BlockMask/BlockMaskStatistics.h"
+#include "lib/API/Lint.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstdio>
 
 namespace cpflex {
@@ -21,41 +22,51 @@ const char *toString(Severity severity) {
   return severity == Severity::Error ? "error" : severity == Severity::Warning ? "warning" : "note";
 }
 
-std::string rangesText(const std::vector<Range> &ranges) {
-  constexpr size_t kMostShown = 4;
-  std::string text;
-  for (size_t i = 0; i < ranges.size() && i < kMostShown; ++i)
-    text += fmt::format("{}[{}, {})", i ? ", " : "", ranges[i].begin, ranges[i].end);
-  return text + (ranges.size() > kMostShown ? ", ..." : "");
+// Lengths at which masks without arrays are looked at when none are given.
+constexpr int64_t kDefaultLength = 8192;
+
+// Whether `message` speaks of the array `name`, as 'name' or 'name[...]'.
+bool speaksOf(const std::string &message, const std::string &name) {
+  return message.find("'" + name + "'") != std::string::npos || message.find("'" + name + "[") != std::string::npos;
 }
 
-// Appends what the mask of one entry point shows.
-Status lint(const CheckCommandOptions &options, const Program &program, const EntryPoint &entry, const Binding &binding,
-            std::vector<Diagnostic> &found) {
-  const auto warn = [&](std::string message) {
-    Diagnostic diagnostic;
-    diagnostic.file = options.file;
-    diagnostic.severity = Severity::Warning;
-    diagnostic.message = fmt::format("'{}': {}", entry.name, message);
-    found.push_back(std::move(diagnostic));
+// A binding that was refused, at the declaration that it breaks where there is one.
+Diagnostic refusal(const Program &program, const CheckCommandOptions &options, const Status &status) {
+  Diagnostic diagnostic;
+  diagnostic.file = options.file;
+  diagnostic.message = status.message();
+  for (const CaptureDeclaration &capture : program.signature().captures)
+    if (speaksOf(status.message(), capture.name))
+      diagnostic = warningAtDeclaration(program, capture.name, status.message());
+  diagnostic.severity = Severity::Error;
+  return diagnostic;
+}
+
+// Appends what is suspicious about the program, over what is bound where something is.
+Status lint(const CheckCommandOptions &options, const Program &program, std::vector<Diagnostic> &found) {
+  const auto append = [&](std::vector<Diagnostic> list) {
+    for (Diagnostic &diagnostic : list)
+      found.push_back(std::move(diagnostic));
   };
-  auto built = buildBlockMask(program, entry, binding, 128, 128, threadCount(options));
-  if (!built)
-    return built.status();
-  const TileCounts counts = countTiles(built->mask);
-  if (counts.empty == 0)
-    warn("no tile of 128 x 128 is empty, so nothing is skipped");
-  if (counts.full == 0 && counts.partial > 0)
-    warn("no tile of 128 x 128 is full, so every pair is decided one by one");
-  auto pairs = countAllowed(built->mask, &entry.tape, binding.bindings(),
-                            blockMaskOptions(program, entry, binding, 128, 128, threadCount(options)));
-  if (!pairs)
-    return pairs.status();
-  for (const RowSetPairs &rowSet : pairs->rowSets) {
-    if (!rowSet.rowsWithoutKeys.empty())
-      warn("query rows attend to nothing: " + rangesText(rowSet.rowsWithoutKeys));
-    if (!rowSet.columnsWithoutQueries.empty())
-      warn("keys are seen by no query: " + rangesText(rowSet.columnsWithoutQueries));
+  append(lintProgram(program));
+  Options bound = options;
+  const bool isBindingMeant = options.sizes.qLen >= 0 || options.sizes.kvLen >= 0 || !options.binds.empty();
+  if (!isBindingMeant && program.signature().captures.empty())
+    bound.sizes.qLen = bound.sizes.kvLen = kDefaultLength;
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(bound, program);
+  if (!binding) {
+    append(lintWithoutBinding(program));
+    if (isBindingMeant)
+      found.push_back(refusal(program, options, binding.status()));
+    return Status::ok();
+  }
+  for (const EntryPoint &entry : program.entries()) {
+    if (!options.entry.empty() && options.entry != entry.name)
+      continue;
+    StatusOr<std::vector<Diagnostic>> lints = lintEntry(program, entry, **binding, threadCount(options));
+    if (!lints)
+      return lints.status();
+    append(std::move(*lints));
   }
   return Status::ok();
 }
@@ -70,15 +81,16 @@ int check(const CheckCommandOptions &options) {
   }
   CompileResult result = compileFile(options.file, compileOptions);
   std::vector<Diagnostic> found = result.diagnostics;
-  if (result.program && (options.sizes.qLen >= 0 || options.sizes.kvLen >= 0 || !options.binds.empty())) {
-    StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *result.program);
-    if (!binding)
-      return reportFailure(binding.status());
-    for (const EntryPoint &entry : result.program->entries())
-      if (entry.hasMask && (options.entry.empty() || options.entry == entry.name))
-        if (Status status = lint(options, *result.program, entry, **binding, found); !status)
-          return reportFailure(status);
+  if (result.program) {
+    if (!options.entry.empty())
+      if (StatusOr<const EntryPoint *> entry = result.program->entry(options.entry); !entry)
+        return reportFailure(entry.status());
+    if (Status status = lint(options, *result.program, found); !status)
+      return reportFailure(status);
   }
+  const auto count = [&](Severity severity) {
+    return std::count_if(found.begin(), found.end(), [&](const Diagnostic &d) { return d.severity == severity; });
+  };
   if (options.format == "json") {
     auto list = nlohmann::ordered_json::array();
     for (const Diagnostic &diagnostic : found)
@@ -89,9 +101,10 @@ int check(const CheckCommandOptions &options) {
     for (const Diagnostic &diagnostic : found)
       std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
     if (result.program)
-      fmt::print("{}: {} entry points, {} warnings\n", options.file, result.program->entries().size(), found.size());
+      fmt::print("{}: {} entry points, {} warnings\n", options.file, result.program->entries().size(), count(Severity::Warning));
   }
-  return !result.program || (options.areWarningsErrors && !found.empty()) ? kInputWrong : kDone;
+  const bool isWrong = count(Severity::Error) > 0 || (options.areWarningsErrors && !found.empty());
+  return !result.program || isWrong ? kInputWrong : kDone;
 }
 
 } // namespace

@@ -1,12 +1,12 @@
 // `cpflexc explain`: why one pair attends or not, value by value.
 #include "tools/cpflexc/Options.h"
 
+#include "lib/API/Lint.h"
 #include "runtime/BlockMask/PointEvaluator.h"
 
 #include <fmt/format.h>
 
 #include <cstring>
-#include <sstream>
 
 namespace cpflex {
 
@@ -102,28 +102,16 @@ int explain(const ExplainCommandOptions &options) {
   const Tape &tape = loaded.entry->tape;
   PointExplanation why =
       explainPoint(tape, (*binding)->bindings(), options.at[0], options.at[1], options.at[2], options.at[3]);
-  std::vector<std::string> lines;
-  if (StatusOr<std::string> source = readFile(options.file)) {
-    std::istringstream stream(*source);
-    bool hasImports = false;
-    for (std::string line; std::getline(stream, line);) {
-      hasImports |= line.starts_with("from ") || line.starts_with("import ");
-      lines.push_back(line);
-    }
-    // A tape does not say which file a line number belongs to.
-    if (hasImports)
-      lines.clear();
-  }
   std::string text = fmt::format("(b, h, q, kv) = ({}): {}; its tile of 128 x 128 is {}\n", fmt::join(options.at, ", "),
-                                 why.attends ? "attends" : "does not attend", classAt(mask->mask, loaded.entry->residuals, options.at));
-  int32_t shownLine = 0;
+                                 why.attends ? "attends" : "does not attend",
+                                 classAt(mask->mask, loaded.entry->residuals, options.at));
+  std::pair<std::string, int32_t> shown;
   for (const ExplainedValue &value : why.values) {
     const TapeInstruction &instruction = tape.instructions[value.instruction];
-    if (instruction.operation == Operation::Constant && instruction.line == 0)
-      shownLine = 0;
-    if (instruction.line != shownLine && instruction.line > 0 && size_t(instruction.line) <= lines.size())
-      text += fmt::format("{}:{}: {}\n", options.file, instruction.line, lines[instruction.line - 1]);
-    shownLine = instruction.line;
+    const std::pair place(loaded.entry->files[value.instruction], instruction.line);
+    if (place != shown && !place.first.empty())
+      text += fmt::format("{}:{}: {}\n", place.first, place.second, sourceLine(*loaded.program, place.first, place.second));
+    shown = place;
     text += fmt::format("  %{:<4} {:<28} = {}{}{}\n", value.instruction, describe(instruction, loaded.program->signature()),
                         textOf(value), value.isOutOfRange ? "  (index outside the array)" : "",
                         value.iteration >= 0 ? fmt::format("  (iteration {})", value.iteration) : "");

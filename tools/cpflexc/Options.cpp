@@ -12,7 +12,62 @@
 
 namespace cpflex {
 
+namespace {
+
+/// Writes the help of a command in two columns, so that it fits a screen.
+class TwoColumnHelp : public CLI::Formatter {
+public:
+  std::string make_help(const CLI::App *app, std::string name, CLI::AppFormatMode) const override {
+    constexpr size_t kColumnWidth = 58, kWidth = 118;
+    std::string text = fmt::format("{}\nUsage: {} [OPTIONS] {}\n\n", app->get_description(), name, positionals(*app));
+    std::string line;
+    for (const CLI::Option *option : app->get_options()) {
+      const std::string item = itemOf(*option);
+      if (item.size() > kWidth) {
+        const size_t space = item.rfind(' ', kWidth);
+        text += line + (line.empty() ? "" : "\n") + item.substr(0, space) + "\n      " + item.substr(space + 1) + "\n";
+        line.clear();
+        continue;
+      }
+      const bool isFirst = line.empty();
+      if (!isFirst && item.size() <= kColumnWidth && line.size() <= kColumnWidth) {
+        text += fmt::format("{:<{}}{}\n", line, kColumnWidth + 2, item);
+        line.clear();
+        continue;
+      }
+      if (!isFirst)
+        text += line + "\n";
+      line = item;
+    }
+    return text + line + (line.empty() ? "" : "\n");
+  }
+
+private:
+  static std::string positionals(const CLI::App &app) {
+    std::string text;
+    for (const CLI::Option *option : app.get_options())
+      if (option->nonpositional() == false)
+        text += fmt::format("{}{}", text.empty() ? "" : " ", option->get_name());
+    return text;
+  }
+
+  /// `--name VALUE  description`; the choices stand for VALUE where there are some.
+  static std::string itemOf(const CLI::Option &option) {
+    std::string value = option.get_type_size() == 0 ? "" : option.get_type_name();
+    if (const size_t colon = value.find(':'); colon != std::string::npos)
+      value = value.substr(value[colon + 1] == '{' ? colon + 1 : 0, value[colon + 1] == '{' ? std::string::npos : colon);
+    if (value == "INT" || value == "UINT" || value == "FLOAT")
+      value = "N";
+    return fmt::format("  {}{}{}  {}", option.get_name(false, true), value.empty() ? "" : " ", value, option.get_description());
+  }
+};
+
+} // namespace
+
+void fitHelpToScreen(CLI::App &command) { command.formatter(std::make_shared<TwoColumnHelp>()); }
+
 void addCommonOptions(CLI::App &command, Options &options) {
+  fitHelpToScreen(command);
   command.add_option("file", options.file, "the program (.cpf)")->required();
   command.add_option("--entry", options.entry, "entry point; may be left out when there is one");
   command.add_option("-D", options.defines, "name=value of a const or param")->expected(1)->take_all();

@@ -33,6 +33,8 @@ struct Options {
 void addCommonOptions(CLI::App &command, Options &options);
 /// Adds the choice of a GPU's kernels.
 void addKernelOption(CLI::App &command, Options &options);
+/// Gives a command a help text of at most a screen.
+void fitHelpToScreen(CLI::App &command);
 /// Adds the options of a group of ranks.
 void addRankOptions(CLI::App &command, Options &options);
 

@@ -67,6 +67,46 @@ TEST(Diagnostics, mendMisspeltNames) {
             "                    kv_idx\n");
 }
 
+/// The one fix-it of a mask with this body, applied to its line; empty when there is none.
+std::string mended(const std::string &body) {
+  ImportedProgram program = importText("from cpflex.std import causal\n"
+                                       "lens: tensor[i32, N]\n"
+                                       "@mask\n"
+                                       "def m(b, h, q, kv):\n    " +
+                                       body + "\n");
+  std::string result;
+  for (const Diagnostic &diagnostic : program.diagnostics.all()) {
+    if (!diagnostic.fixIt || !result.empty())
+      continue;
+    const FixIt &fix = *diagnostic.fixIt;
+    EXPECT_EQ(fix.line, fix.endLine);
+    result = diagnostic.sourceLine;
+    result.replace(fix.column - 1, fix.endColumn - fix.column, fix.replacement);
+    result.erase(0, result.find_first_not_of(' '));
+  }
+  return result;
+}
+
+TEST(Diagnostics, fixWhatHasOneFix) {
+  EXPECT_EQ(mended("return q >= kv & q < 5"), "return (q >= kv) & (q < 5)");
+  EXPECT_EQ(mended("return kv < lens[-1]"), "return kv < lens[N - 1]");
+  EXPECT_EQ(mended("return (q < 3) + q > 2"), "return int((q < 3)) + q > 2");
+  EXPECT_EQ(mended("return q is kv"), "return q == kv");
+  EXPECT_EQ(mended("return q is not kv"), "return q != kv");
+  EXPECT_EQ(mended("return !(q < kv)"), "return not (q < kv)");
+  EXPECT_EQ(mended("q < kv"), "return q < kv");
+  EXPECT_EQ(mended("return kv < clmap(q, 0, 3)"), "return kv < clamp(q, 0, 3)");
+  // Two fixes are possible, so none is offered.
+  EXPECT_EQ(mended("return u32(q) + kv == 0"), "");
+}
+
+TEST(Diagnostics, fixMisspeltKeywordsAndImports) {
+  ImportedProgram program = importText("from cpflex.std import casual\nattention(\"a\", msk=casual)\n");
+  const std::string text = renderDiagnostics(program.diagnostics);
+  EXPECT_NE(text.find("                       ^~~~~~\n                       causal\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("               ^~~\n               mask\n"), std::string::npos) << text;
+}
+
 TEST(Diagnostics, areKeptOnceAndBounded) {
   DiagnosticList diagnostics;
   auto source = std::make_shared<const SourceText>("a.cpf", std::string(200, '\n'));
