@@ -207,6 +207,14 @@ def check_machine_paths(files):
 OUR_BUGS = ("the program cannot be transformed: ", "this stage cannot be printed: ", "the classifier cannot be derived: ",
             "a lint has no tape: ")
 
+# Files with messages that no test prints yet, each with the reason.
+UNTESTED_MESSAGES = {
+    "runtime/Comm/NcclCommunicator.cpp": "needs NCCL and GPUs",
+    "runtime/Comm/NcclLibrary.cpp": "needs an NCCL older than the oldest that is used",
+    "runtime/Comm/Rendezvous.cpp": "meeting points over files and sockets have no test without NCCL",
+    "runtime/Executor/CudaExecutionDevice.cpp": "needs a GPU",
+}
+
 # Calls whose texts a user can read.
 REPORT = re.compile(r"\b(?:error|errorIn|fail|failAt|warning|warn|lint|emitOpError|emitError|invalid|unsupported|unavailable"
                     r"|failed|reportFailure|messageOf|wrong|push_back)\s*\(")
@@ -241,7 +249,8 @@ def check_messages(files):
     tested = " ".join(" ".join(read(path).replace('" "', " ").replace('"', " ").split())
                       for path in files if below(path, "test") or path == "docs/language.md")
     for path in files:
-        if not below(path, "lib", "dialect", "tools", "runtime") or not path.endswith((".cpp", ".h")):
+        if not below(path, "lib", "dialect", "tools", "runtime") or not path.endswith((".cpp", ".h")) \
+                or path in UNTESTED_MESSAGES:
             continue
         text, seen = read(path), set()
         for position, message in messages_of(text):

@@ -23,7 +23,7 @@ PROGRAMS_IN_GROUP = 25
 INTERESTING = [0, 1, 1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 63, 64, 65, 127, 128, 2147483647, 2147483648, 4294967295, 1 << 40,
                9223372036854775807]
 FLOATS = ["0.0", "1.0", "0.5", "2.0", "3.0", "1e-3", "1e30", "1e-38", "0.1", "16777217.0", "9.3e18", "inf"]
-ROUNDED = ["exp", "exp2", "log", "log1p", "tanh", "sigmoid", "rsqrt", "sin", "cos", "pow"]
+ROUNDED = ["exp", "exp2", "log", "log1p", "tanh", "sigmoid", "rsqrt", "sin", "cos", "pow", "quotient"]
 MASK, SCORE = "mask", "score"
 RARE_STATEMENTS = 7
 SIZE = {"small": (40, 60), "long": (2**31 - 1, 2**31 - 1), "narrow": (2**30, 2**30)}
@@ -95,7 +95,7 @@ class Function:
         """A value that is no constant 0, which would be an error, though it may be 0 at run time."""
         offset = {"int": "W", "u32": "SEED", "float": "X"}[kind]
         variable = {"int": "kv", "u32": "u32(kv)", "float": "float(q)"}[kind]
-        constant = {"int": ["2", "3", "7", "64", "(-5)", "(-1)"], "u32": ["2", "7", "4096"], "float": ["2.0", "0.3", "-7.5"]}[kind]
+        constant = {"int": ["2", "3", "7", "64", "(-5)", "(-1)"], "u32": ["2", "7", "4096"], "float": ["2.0", "-0.25", "1024.0"]}[kind]
         return self.pick(variable, self.pick(*constant), f"({self.expression(kind, depth)} + {offset})")
 
     def literal(self):
@@ -198,7 +198,10 @@ class Function:
 
     def rounded_call(self, name):
         if name == "pow":
-            return f"pow({self.float(1)}, {self.pick('0.5', '2.0', '-1.5', self.float(1))})"
+            return f"pow({self.float(1)}, {self.pick('2.5', '-1.5', 's', self.float(1), self.float(1))})"
+        if name == "quotient":
+            # By a constant; where the reciprocal is one, a product may take its place.
+            return f"({self.float(1)} / {self.pick('3.0', '-7.5', '0.3', '1e10')})"
         return f"{name}({self.pick('s', self.float(1), '(s * %s)' % self.pick('0.01', '8.0', '50.0'), self.float(2))})"
 
     def rare(self, number):
@@ -295,7 +298,7 @@ def score_text(rng, name, number):
         function.statement()
     for i in range(RARE_STATEMENTS):
         function.rare(number * RARE_STATEMENTS + i)
-    is_exact = rng.random() < 0.25
+    is_exact = rng.random() < 0.15
     text = f"@score\ndef {name}(s, b, h, q, kv):\n" + "\n".join(function.lines) + ("\n" if function.lines else "")
     if is_exact:
         return text + f'    return {function.float(3)}\n\n\nattention("e_{name}", score={name})\n', False
@@ -333,7 +336,7 @@ def write_group(folder, number, num_programs, rng):
     constant = rng.randrange(-4, 40)
     text, names = HEADER % constant, []
     for i in range(num_programs):
-        if rng.random() < 0.55:
+        if rng.random() < 0.4:
             text, names = text + "\n\n" + mask_text(rng, f"f{i}", i + number * num_programs), names + [(f"f{i}", MASK, False)]
         else:
             score, has_part = score_text(rng, f"f{i}", i + number * num_programs)
