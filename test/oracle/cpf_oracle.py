@@ -472,7 +472,7 @@ class Program:
         if name == "where":
             return np.where(a[0], *unify(a[1], a[2]))
         if name == "abs":
-            return np.where(a[0] < 0, np.negative(a[0]), a[0]).astype(np.asarray(a[0]).dtype)
+            return np.abs(a[0]) if is_float(a[0]) else np.where(a[0] < 0, np.negative(a[0]), a[0]).astype(np.asarray(a[0]).dtype)
         if name == "pow":
             return power(a[0], a[1])
         if name == "ilog2":
