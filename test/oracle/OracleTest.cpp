@@ -304,7 +304,8 @@ std::vector<char> packCaptures(const Program &program, const Binding &binding) {
     std::copy(view.strides, view.strides + view.rank, argument.strides);
     append(&argument, sizeof(argument));
   }
-  append(binding.bindings().params, signature.params.size() * sizeof(ScalarSlot));
+  if (!signature.params.empty())
+    append(&binding.bindings().params, sizeof(binding.bindings().params));
   append(binding.bindings().dims, signature.dims.size() * sizeof(int64_t));
   return bytes;
 }

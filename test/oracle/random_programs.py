@@ -91,11 +91,14 @@ class Function:
         """An int that is no constant: a constant index outside of an array is an error."""
         return self.pick("q", "kv", f"({self.int(depth)} + {self.pick('q', 'kv', 'W')})")
 
-    def divisor(self, kind, depth):
-        """A value that is no constant 0, which would be an error, though it may be 0 at run time."""
+    def divisor(self, kind, depth, is_quotient=False):
+        """A value that is no constant 0, which would be an error, though it may be 0 at run time. Quotients of floats in
+        scores may be products with a reciprocal, which is exact for powers of 2."""
         offset = {"int": "W", "u32": "SEED", "float": "X"}[kind]
         variable = {"int": "kv", "u32": "u32(kv)", "float": "float(q)"}[kind]
         constant = {"int": ["2", "3", "7", "64", "(-5)", "(-1)"], "u32": ["2", "7", "4096"], "float": ["2.0", "-0.25", "1024.0"]}[kind]
+        if kind == "float" and self.role == SCORE and is_quotient:
+            return self.pick(*constant)
         return self.pick(variable, self.pick(*constant), f"({self.expression(kind, depth)} + {offset})")
 
     def literal(self):
@@ -159,7 +162,7 @@ class Function:
         choice = self.rng.randrange(14)
         if choice < 5:
             return self.pick(f"({self.float(d)} {self.pick('+', '-', '*')} {self.float(d)})",
-                             f"({self.float(d)} / {self.divisor('float', d)})")
+                             f"({self.float(d)} / {self.divisor('float', d, is_quotient=True)})")
         if choice == 5:
             return self.pick(f"-{self.float(d)}", f"abs({self.float(d)})")
         if choice == 6:
@@ -175,7 +178,7 @@ class Function:
         if self.role == SCORE:
             return self.pick(f"floor({self.float(d)})", f"sqrt({self.float(d)})", 
                              f"({self.float(d)} {self.pick('//', '%')} {self.divisor('float', d)})")
-        return f"({self.float(d)} / {self.divisor('float', d)})"
+        return f"({self.float(d)} / {self.divisor('float', d, is_quotient=True)})"
 
     def reduction(self, name, kind, depth):
         if self.in_reduction:
@@ -200,8 +203,8 @@ class Function:
         if name == "pow":
             return f"pow({self.float(1)}, {self.pick('2.5', '-1.5', 's', self.float(1), self.float(1))})"
         if name == "quotient":
-            # By a constant; where the reciprocal is one, a product may take its place.
-            return f"({self.float(1)} / {self.pick('3.0', '-7.5', '0.3', '1e10')})"
+            # A product with the reciprocal may take its place.
+            return f"({self.float(1)} / {self.pick('3.0', '-7.5', '0.3', '1e10', 'X', 'float(q)', 'float(q - kv)')})"
         return f"{name}({self.pick('s', self.float(1), '(s * %s)' % self.pick('0.01', '8.0', '50.0'), self.float(2))})"
 
     def rare(self, number):
@@ -211,7 +214,7 @@ class Function:
                  ("int", lambda: f"({self.int(1)} >> ({self.int(1)} % 70))"), ("int", lambda: f"min({self.int(1)}, {self.int(1)})"),
                  ("int", lambda: f"max({self.int(1)}, {self.int(1)})"), ("bool", lambda: f"{self.int(1)} <= {self.int(1)}"),
                  ("bool", lambda: f"{self.int(1)} > {self.int(1)}"), ("bool", lambda: f"bool({self.index(1)})"),
-                 ("float", lambda: f"{self.float(1)} / {self.divisor('float', 1)}"), ("bool", lambda: f"not ({self.index(0)} < {self.int(1)})"),
+                 ("float", lambda: f"{self.float(1)} / {self.divisor('float', 1, is_quotient=True)}"), ("bool", lambda: f"not ({self.index(0)} < {self.int(1)})"),
                  ("int", lambda: self.reduction(self.pick("sum", "min", "max"), "int", 1))]
         scores = [("float", lambda: f"floor({self.float(1)} * s)"), ("float", lambda: f"sqrt({self.float(1)} * s)"),
                   ("int", lambda: f"int({self.float(1)} + s)"), ("float", lambda: f"-({self.float(1)} + s)")] if self.role == SCORE else []
