@@ -3,6 +3,7 @@
 
 #include "runtime/BlockMask/ElementAccess.h"
 #include "runtime/BlockMask/ElementSummary.h"
+#include "runtime/BlockMask/MemberLists.h"
 
 #include <fmt/format.h>
 
@@ -30,6 +31,7 @@ struct CaptureSummaries::Storage {
   mutable std::mutex mutex;
   std::map<LineKey, Slot<LineSummary>> lines;
   std::map<RectangleKey, Slot<RectangleSummary>> rectangles;
+  std::map<std::pair<RectangleKey, bool>, Slot<MemberLists>> members;
   int64_t sizeInBytes = 0;
 
   template <typename Summary, typename Build>
@@ -70,6 +72,21 @@ const RectangleSummary &CaptureSummaries::rectangle(const void *data, ElementTyp
   return storage_->get(*slot, [&] {
     return std::make_unique<RectangleSummary>(
         ElementRectangle{data, type, rows, rowStride, columns, columnStride});
+  });
+}
+
+const MemberLists &CaptureSummaries::members(const void *data, ElementType type, int64_t rows,
+                                             int64_t rowStride, int64_t columns,
+                                             int64_t columnStride, bool hasZero) {
+  Slot<MemberLists> *slot;
+  {
+    std::lock_guard<std::mutex> lock(storage_->mutex);
+    slot = &storage_->members[{{data, type, rows, rowStride, columns, columnStride}, hasZero}];
+  }
+  return storage_->get(*slot, [&] {
+    return std::make_unique<MemberLists>(
+        ElementRectangle{data, type, rows, rowStride, columns, columnStride},
+        hasZero ? MemberLists::Zero::Present : MemberLists::Zero::Absent);
   });
 }
 

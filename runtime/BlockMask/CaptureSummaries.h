@@ -12,6 +12,7 @@
 namespace cpflex {
 
 class LineSummary;
+class MemberLists;
 class RectangleSummary;
 
 /// Summaries of bound arrays, found by the memory they describe. They are built on first use and
@@ -34,6 +35,10 @@ public:
   /// The summary of a rectangle of rows x columns elements.
   const RectangleSummary &rectangle(const void *data, ElementType type, int64_t rows,
                                     int64_t rowStride, int64_t columns, int64_t columnStride);
+
+  /// The sorted rows of a rectangle of integers; `hasZero` adds 0 to each.
+  const MemberLists &members(const void *data, ElementType type, int64_t rows, int64_t rowStride,
+                             int64_t columns, int64_t columnStride, bool hasZero);
 
   /// Bytes held by the summaries built so far.
   int64_t sizeInBytes() const;

@@ -241,6 +241,10 @@ void IntervalEvaluator::evaluate(int32_t begin, int32_t end, const PositionBound
       values_[i] = isSortedPart ? array.line->sortedBounds(at.lo, at.hi) : load(node, i);
       break;
     }
+    case NodeForm::Member:
+      values_[i] = (*program_->loads)[node.load].members->contains(values_[node.operands[0]],
+                                                                   values_[node.operands[1]]);
+      break;
     case NodeForm::Reduce:
       values_[i] = reduction(i, tile);
       i = node.operands[1] - 1;
@@ -349,7 +353,7 @@ std::optional<TapeProgram> IntervalEvaluator::pruned() const {
       }
       continue;
     }
-    if (node.form != NodeForm::Operation && node.form != NodeForm::Load)
+    if (numOperands(node) == 0)
       continue;
     int32_t kept = -1;
     if (node.form == NodeForm::Operation) {

@@ -227,6 +227,10 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
       scalars_[i] = isInside ? readElement(view, offset, node.resultType) : 0;
       break;
     }
+    case NodeForm::Member:
+      scalars_[i] = (*program_->loads)[node.load].members->contains(scalars_[node.operands[0]],
+                                                                    scalars_[node.operands[1]]);
+      break;
     case NodeForm::Reduce:
       reduceScalars(i, q, kv);
       i = node.operands[1] - 1;
@@ -343,6 +347,14 @@ void LaneEvaluator::evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t
       break;
     }
     case NodeForm::Load: loadLanes(i, count); break;
+    case NodeForm::Member: {
+      const MemberLists &members = *(*program_->loads)[node.load].members;
+      const ops::Int *rows = as<ops::Int>(lanes(node.operands[0]));
+      const ops::Int *values = as<ops::Int>(lanes(node.operands[1]));
+      for (int64_t lane = 0; lane < count; ++lane)
+        as<bool>(out)[lane] = members.contains(rows[lane], values[lane]);
+      break;
+    }
     case NodeForm::Reduce:
       reduceLanes(i, q, kvBegin, kvStep, count);
       i = node.operands[1] - 1;

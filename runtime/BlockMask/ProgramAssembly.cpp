@@ -8,6 +8,7 @@ namespace cpflex {
 int numOperands(const ProgramNode &node) {
   switch (node.form) {
   case NodeForm::Operation: return arityOf(node.operation);
+  case NodeForm::Member: return 2;
   case NodeForm::Load: {
     int count = 0;
     while (count < kMaxCaptureRank && node.operands[count] >= 0)

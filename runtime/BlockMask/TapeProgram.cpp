@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kMaxUnrolledNodes = 1024;
 constexpr int64_t kMaxRectangles = 4096;
+/// Elements of lists that are sorted for membership; longer ones are looked through.
+constexpr int64_t kMaxMembers = int64_t(1) << 26;
 
 bool isComparison(Operation operation) {
   return operation == Operation::Eq || operation == Operation::Ne || operation == Operation::Lt ||
@@ -50,6 +52,7 @@ private:
                        const int32_t *operands);
   int32_t addLoad(const TapeInstruction &instruction);
   int32_t addReduction(int32_t index);
+  std::optional<int32_t> addMembership(int32_t index, int64_t count);
   int32_t addUnrolled(const TapeInstruction &reduction, int32_t index, int64_t count);
   void addInstructions(int32_t begin, int32_t end);
 
@@ -319,7 +322,7 @@ int32_t Specializer::addLoad(const TapeInstruction &instruction) {
     if (load.shape[axis] == 0)
       return addConstant(instruction.resultType, 0);
   auto isSame = [&](const ProgramLoad &other) {
-    return other.data == load.data && other.type == load.type && other.numAxes == load.numAxes &&
+    return !other.members && other.data == load.data && other.type == load.type && other.numAxes == load.numAxes &&
            std::equal(other.shape, other.shape + 4, load.shape) &&
            std::equal(other.strides, other.strides + 4, load.strides);
   };
@@ -359,12 +362,96 @@ int32_t Specializer::addUnrolled(const TapeInstruction &reduction, int32_t index
   return result;
 }
 
+/// `any(x == list[..., i] for i in range(count))` as one node, where at most one index besides i varies and neither it nor
+/// x depends on i.
+std::optional<int32_t> Specializer::addMembership(int32_t index, int64_t count) {
+  const TapeInstruction &reduction = tape_.instructions[index];
+  constexpr int64_t kLeastCount = 4; // a few comparisons are as good
+  if (reduction.operation != Operation::ReduceAny || !options_.summaries || count < kLeastCount)
+    return std::nullopt;
+  // 1. The loop's body: an index, a load and a comparison, besides what does not depend on the index.
+  int32_t induction = index + 1, load = -1;
+  std::vector<bool> depends(reduction.operands[1] - index, false);
+  auto dependsOnIndex = [&](int32_t operand) { return operand > index && depends[operand - index]; };
+  depends[1] = true;
+  for (int32_t i = index + 2; i < reduction.operands[1]; ++i) {
+    const TapeInstruction &instruction = tape_.instructions[i];
+    if (instruction.operation >= Operation::ReduceAny)
+      return std::nullopt;
+    depends[i - index] = std::any_of(std::begin(instruction.operands), std::end(instruction.operands), dependsOnIndex);
+    if (!depends[i - index])
+      continue;
+    if (i == reduction.operands[2] && instruction.operation == Operation::Eq)
+      continue;
+    if (instruction.operation != Operation::Load || load >= 0)
+      return std::nullopt;
+    load = i;
+  }
+  const TapeInstruction &equal = tape_.instructions[reduction.operands[2]];
+  if (load < 0 || reduction.operands[2] <= load || equal.operation != Operation::Eq || equal.operandType != ValueType::Int)
+    return std::nullopt;
+  int32_t sought = equal.operands[0] == load ? equal.operands[1] : equal.operands[0];
+  if ((equal.operands[0] != load && equal.operands[1] != load) || dependsOnIndex(sought))
+    return std::nullopt;
+  for (int32_t i = index + 2; i < reduction.operands[1]; ++i)
+    if (!depends[i - index])
+      addInstructions(i, i + 1);
+  // 2. The axis of the index, and the one other axis that may vary.
+  const TapeInstruction &loading = tape_.instructions[load];
+  const CaptureView &view = bindings_.captures[loading.immediate];
+  int listAxis = -1, rowAxis = -1;
+  int64_t offset = 0;
+  for (int axis = 0; axis < view.rank; ++axis) {
+    int32_t at = loading.operands[axis];
+    if (at == induction) {
+      if (listAxis >= 0)
+        return std::nullopt;
+      listAxis = axis;
+    } else if (isConstant(valueOf_[at])) {
+      int64_t position = nodes_[valueOf_[at]].offset;
+      if (position < 0 || position >= view.shape[axis])
+        return std::nullopt;
+      offset += position * view.strides[axis];
+    } else if (rowAxis >= 0 || dependsOnIndex(at)) {
+      return std::nullopt;
+    } else {
+      rowAxis = axis;
+    }
+  }
+  if (listAxis < 0 || isFloat(view.type))
+    return std::nullopt;
+  ProgramLoad list;
+  list.capture = static_cast<int32_t>(loading.immediate);
+  list.type = view.type;
+  list.data = elementAt(view.data, view.type, offset);
+  int64_t rows = rowAxis < 0 ? 1 : view.shape[rowAxis], columns = std::min(count, view.shape[listAxis]);
+  if (rows == 0 || columns == 0 || rows > kMaxMembers / columns)
+    return std::nullopt;
+  list.members = &options_.summaries->members(list.data, list.type, rows, rowAxis < 0 ? 0 : view.strides[rowAxis],
+                                              columns, view.strides[listAxis], /*hasZero=*/count > columns);
+  // 3. The node.
+  ProgramNode node;
+  node.form = NodeForm::Member;
+  node.resultType = ValueType::Bool;
+  node.operands[0] = rowAxis < 0 ? addConstant(ValueType::Int, 0) : valueOf_[loading.operands[rowAxis]];
+  node.operands[1] = valueOf_[sought];
+  node.dependence = nodes_[node.operands[0]].dependence | nodes_[node.operands[1]].dependence;
+  auto isSame = [&](const ProgramLoad &other) { return other.members == list.members; };
+  auto found = std::find_if(loads_.begin(), loads_.end(), isSame);
+  node.load = static_cast<int32_t>(found - loads_.begin());
+  if (found == loads_.end())
+    loads_.push_back(std::move(list));
+  return add(node);
+}
+
 int32_t Specializer::addReduction(int32_t index) {
   const TapeInstruction &reduction = tape_.instructions[index];
   int32_t count = valueOf_[reduction.operands[0]];
   int64_t bodySize = reduction.operands[1] - index;
   if (isConstant(count)) {
     int64_t n = nodes_[count].offset;
+    if (std::optional<int32_t> member = addMembership(index, n))
+      return *member;
     if (n <= 0 || n <= (kMaxUnrolledNodes - static_cast<int64_t>(nodes_.size())) / bodySize)
       return addUnrolled(reduction, index, n);
   }

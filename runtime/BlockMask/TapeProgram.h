@@ -6,6 +6,7 @@
 #include "runtime/BlockMask/AbstractValue.h"
 #include "runtime/BlockMask/CaptureSummaries.h"
 #include "runtime/BlockMask/ElementSummary.h"
+#include "runtime/BlockMask/MemberLists.h"
 #include "runtime/contract/Bindings.h"
 #include "runtime/contract/Range.h"
 #include "runtime/contract/Tape.h"
@@ -24,6 +25,7 @@ enum class NodeForm : uint8_t {
   AffineCompare, ///< Bool: the affine difference of both sides compared with 0 by `operation`
   Operation,     ///< an entry of Operations.def on operands
   Load,          ///< loads[load] at operands, one per varying axis
+  Member,        ///< Bool: whether operands[1] is in row operands[0] of loads[load].members
   Induction,     ///< the index of the enclosing loop
   Reduce, ///< operands[0] count, [1] end of the body (nodes [i+1, end)), [2] the body's result
 };
@@ -65,6 +67,7 @@ struct ProgramLoad {
   const LineSummary *line = nullptr; ///< of the only axis, when there is one
   /// Of the last two axes, one per index of the axes before them; empty without summaries.
   std::vector<const RectangleSummary *> rectangles;
+  const MemberLists *members = nullptr; ///< of a load that only Member nodes use
   friend bool operator==(const ProgramLoad &, const ProgramLoad &) = default;
 };
 

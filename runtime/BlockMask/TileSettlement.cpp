@@ -61,7 +61,8 @@ void TileSettlement::lookAtPoints(const Tile &tile, Sight &sight) {
   }
 }
 
-/// Cuts a tile in two across the axis that decides more, and opens the halves that stay undecided.
+/// Cuts a tile in two and opens the halves that stay undecided: across the axis that decided something before, or, when
+/// that decides nothing, across the one that decides more.
 void TileSettlement::split(const Tile &tile, Sight &sight) {
   struct Halves {
     Tile tiles[2];
@@ -78,22 +79,37 @@ void TileSettlement::split(const Tile &tile, Sight &sight) {
     }
   };
   Halves byRow, byColumn;
-  if (tile.rows.size() > 1) {
+  auto lookByRow = [&] {
+    if (tile.rows.size() < 2)
+      return;
     int64_t cut = positions_.q.cut(tile.rows);
     byRow.tiles[0] = {{tile.rows.begin, cut}, tile.columns};
     byRow.tiles[1] = {{cut, tile.rows.end}, tile.columns};
     look(byRow);
-  }
-  if (!sight.isPartial() && tile.columns.size() > 1) {
+  };
+  auto lookByColumn = [&] {
+    if (tile.columns.size() < 2)
+      return;
     int64_t cut = positions_.kv.cut(tile.columns);
     byColumn.tiles[0] = {tile.rows, {tile.columns.begin, cut}};
     byColumn.tiles[1] = {tile.rows, {cut, tile.columns.end}};
     look(byColumn);
+  };
+  if (areColumnsFirst_)
+    lookByColumn();
+  else
+    lookByRow();
+  if (!sight.isPartial() && std::max(byRow.decidedArea, byColumn.decidedArea) <= 0) {
+    if (areColumnsFirst_)
+      lookByRow();
+    else
+      lookByColumn();
   }
   bool isRowBetter =
       byRow.decidedArea > byColumn.decidedArea ||
       (byRow.decidedArea == byColumn.decidedArea && tile.rows.size() >= tile.columns.size());
   const Halves &chosen = isRowBetter ? byRow : byColumn;
+  areColumnsFirst_ = !isRowBetter;
   for (int i = 0; i < 2; ++i)
     if (chosen.classes[i] == TileClass::Partial)
       open_.push_back(chosen.tiles[i]);

@@ -76,6 +76,7 @@ private:
   LaneEvaluator points_;
   std::vector<Tile> open_;
   std::vector<uint8_t> row_;
+  bool areColumnsFirst_ = false; ///< the axis by which split() begins
   int64_t pointsEvaluated_ = 0, tilesEvaluated_ = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 namespace cpflex::test {
 namespace {
@@ -93,6 +94,61 @@ TEST(Builder, BroadcastCapturesShareTheirRowSet) {
   ASSERT_TRUE(result.isOk());
   EXPECT_TRUE(result->dependsOnBatch);
   EXPECT_EQ(result->mask.rowSets.size(), 1u);
+}
+
+TEST(Builder, MembershipInLongListsIsDecidedOnCoarseTiles) {
+  // 500 tokens in ten places that everyone sees; a loop over them at each pair would take minutes.
+  TapeBuilder builder;
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 500; ++i)
+    tokens.push_back(i % 10 * 6000 + i / 10);
+  std::set<int32_t> isToken(tokens.begin(), tokens.end());
+  int list = builder.ints(tokens);
+  Value q = builder.q(), kv = builder.kv();
+  Value isMember = builder.reduce(Operation::ReduceAny, builder.constant(500),
+                                  [&](Value i) { return kv == builder.load(list, {i}); });
+  builder.finish((kv <= q) & (isMember | (q - kv < 64)));
+  auto result = buildBlockMask(&builder.tape(), builder.bindings(), square(60000));
+  ASSERT_TRUE(result.isOk()) << result.status().message();
+  EXPECT_LE(result->tilesEvaluated, 100000); // of 220,000 tiles
+  auto pairs = countAllowed(result->mask, &builder.tape(), builder.bindings(), square(60000));
+  ASSERT_TRUE(pairs.isOk());
+  int64_t expected = 0;
+  for (int32_t key = 0; key < 60000; ++key)
+    expected += isToken.contains(key) ? 60000 - key : std::min(64, 60000 - key);
+  EXPECT_EQ(pairs->allowed, expected);
+}
+
+TEST(Builder, MembershipInRowsOfATableIsExact) {
+  // Blocks of 8 keys that each block of 16 queries chose; rows repeat values and hold -1.
+  TapeBuilder builder;
+  constexpr int64_t kRows = 12, kColumns = 40;
+  std::vector<int16_t> chosen(kRows * kColumns);
+  for (size_t i = 0; i < chosen.size(); ++i)
+    chosen[i] = static_cast<int16_t>(i * i % 31 - 1);
+  int table = builder.capture(ElementType::I16, chosen, {kRows, kColumns});
+  Value row = builder.q() / 16, block = builder.kv() / 8;
+  // Two elements more than a row has: they are 0.
+  builder.finish(builder.reduce(Operation::ReduceAny, builder.constant(kColumns + 2), [&](Value i) {
+    return builder.load(table, {row, i}) == block;
+  }));
+  BlockMaskOptions options;
+  options.qLen = 230; // the last rows lie outside of the table and hold 0
+  options.kvLen = 260;
+  BruteForce truth(options.qLen, options.kvLen, [&](int64_t q, int64_t kv) {
+    if (kv / 8 == 0)
+      return true;
+    for (int64_t i = 0; i < kColumns && q / 16 < kRows; ++i)
+      if (chosen[q / 16 * kColumns + i] == kv / 8)
+        return true;
+    return false;
+  });
+  for (int64_t tile : {8, 24, 64}) {
+    options.tileQ = options.tileKV = tile;
+    auto result = buildBlockMask(&builder.tape(), builder.bindings(), options);
+    ASSERT_TRUE(result.isOk());
+    EXPECT_EQ(result->mask.rowSets[0], truth.rows(tile, tile)) << tile;
+  }
 }
 
 TEST(Builder, SummariesAreBuiltOncePerArray) {

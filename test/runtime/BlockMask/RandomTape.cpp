@@ -106,10 +106,30 @@ private:
       Value i = index(depth + 1), j = index(depth + 1);
       return builder_->load(boolMatrix_, {i, j});
     }
-    if (choice < 94)
+    if (choice < 93)
       return builder_->apply(Operation::ToBool, {anyType(depth + 1)});
+    if (choice < 95)
+      return membership(depth);
     return reduction(pick({Operation::ReduceAny, Operation::ReduceAll}), depth,
                      [&] { return boolean(kMaxDepth - 1); });
+  }
+
+  /// `x in list[...]`, with lists that end before the loop, and with x inside or outside of it.
+  Value membership(int depth) {
+    if (numLoops_ >= 2)
+      return builder_->constantBool(chance(50));
+    ++numLoops_;
+    Value x = integer(depth + 1), row = index(depth + 1);
+    bool isMatrix = chance(60), isInside = chance(30);
+    Value count = builder_->constant(isMatrix ? pick({3, 5, 8, 11}) : pick({7, 48, 60}));
+    int list = isMatrix ? intMatrix_ : intArrays_[below(3)];
+    Value result = builder_->reduce(Operation::ReduceAny, count, [&](Value i) {
+      Value sought = isInside ? coordinate() + builder_->constant(below(5)) : x;
+      Value element = isMatrix ? builder_->load(list, {row, i}) : builder_->load(list, {i});
+      return chance(50) ? element == sought : sought == element;
+    });
+    --numLoops_;
+    return result;
   }
 
   Operation comparison() {
