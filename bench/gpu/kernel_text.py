@@ -48,8 +48,7 @@ def tile_config(role, family, d, dv):
         if role == "backward_kv":
             if widest > 128:
                 return Tiles(64, 64, 2, 384, panel_bytes(64, d) + panel_bytes(64, dv) + rest + 2 * (panel_bytes(64, d) + panel_bytes(64, dv) + 8 * 64) + 2 * 64 * 64 * 4)
-            q, stages = (96, 3) if widest <= 64 else (64, 2)
-            return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q))
+            return Tiles(64, 128, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(64, d) + panel_bytes(64, dv) + 8 * 64))
         if role == "backward_q":
             kv = 128 if widest <= 128 else 64 if widest <= 192 else 48
             return Tiles(128, kv, 2, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))

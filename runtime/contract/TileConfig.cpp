@@ -76,13 +76,13 @@ TileConfig backwardQSums(const KernelSpec &spec) {
   return tiles;
 }
 
+/// dK and dV alone, of the heads that sumsDQ() does not name.
 TileConfig backwardKVWgmma(const KernelSpec &spec) {
-  int widest = widestHead(spec);
   TileConfig tiles;
-  bool isWide = widest > 128;
-  tiles.tileQ = widest <= 64 ? 96 : 64;
+  bool isWide = widestHead(spec) > 128;
+  tiles.tileQ = 64;
   tiles.tileKV = isWide ? 64 : 128;
-  tiles.stages = widest <= 64 ? 3 : 2;
+  tiles.stages = 2;
   tiles.threads = 3 * kWarpgroup;
   constexpr int kFloatBytes = static_cast<int>(sizeof(float));
   // Two rows of LSE and delta per query; where the consumers divide a tile, two slots of factors pass between them.
