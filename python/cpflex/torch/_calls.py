@@ -160,14 +160,13 @@ class Launch:
     PACK = struct.Struct("<Q80sQ80sQ80sQ80sQ80sQ80s")  # six arrays, their addresses apart
 
     def __init__(self, executable, call, q, k, v, wants_row_max):
-        self.executable, self.device, self.dtype = executable, q.device, q.dtype
-        self.rows, self.is_on_cpu = q.shape[:3], q.device.type == "cpu"
+        self.executable, self.device, self.is_on_cpu = executable, q.device, q.device.type == "cpu"
         self.columns, self.wants_row_max = v.shape[3], wants_row_max
-        self.shape = (*self.rows, self.columns)
         out = output_like(q, self.columns)
-        self.is_dense = out.is_contiguous()
-        row = torch.empty(self.rows, dtype=torch.float32, device=q.device)
-        given = (q, k, v, out, row if call.has_softmax else None, row if wants_row_max else None)
+        # Both give the same memory order; the shorter way is taken where it does.
+        self.is_like_q = out.shape == q.shape and torch.empty_like(q).stride() == out.stride()
+        self.row = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)  # what lse looks like
+        given = (q, k, v, out, self.row if call.has_softmax else None, self.row if wants_row_max else None)
         self.rests = [(EMPTY_ARRAY if tensor is None else array_bytes(tensor))[8:] for tensor in given]
         self.has_softmax = call.has_softmax
         # Without the declared argument types, which would copy.
@@ -176,10 +175,9 @@ class Launch:
     def __call__(self, q, k, v):
         """(out, lse, row_max); row_max is empty when it was not asked for."""
         executable, rests = self.executable, self.rests
-        out = (torch.empty(self.shape, dtype=self.dtype, device=self.device) if self.is_dense
-               else output_like(q, self.columns))
-        lse = torch.empty(self.rows, dtype=torch.float32, device=self.device)
-        row_max = torch.empty(self.rows, dtype=torch.float32, device=self.device) if self.wants_row_max else None
+        out = torch.empty_like(q) if self.is_like_q else output_like(q, self.columns)
+        lse = torch.empty_like(self.row)
+        row_max = torch.empty_like(self.row) if self.wants_row_max else None
         packed = self.PACK.pack(q.data_ptr(), rests[0], k.data_ptr(), rests[1], v.data_ptr(), rests[2], out.data_ptr(),
                                 rests[3], lse.data_ptr() if self.has_softmax else 0, rests[4],
                                 row_max.data_ptr() if self.wants_row_max else 0, rests[5])
