@@ -82,6 +82,10 @@ class Program:
             default = param.default_float if param.type == 3 else param.default_int
         return Param(param.name.decode(), ("bool", "int", "u32", "float")[param.type], default)
 
+    def forget_origin(self):
+        """Lets go of what a traced function closed over; `bind` then takes it by name."""
+        self._origin = None
+
     def emit(self, stage, entry=None):
         """The text of a stage of the compiler: "mask", "mask-opt", "cuda", ..."""
         lib = library()

@@ -1,5 +1,5 @@
-"""Prints the support matrix of cpflex.torch from what the tests here say that they cover, as a table for docs/pytorch.md;
-with --check it compares that page instead."""
+"""Prints the support matrix of cpflex.torch from what the tests here say that they cover, as a table for
+docs/pytorch.md; with --check it compares that page instead."""
 import ast
 import pathlib
 import sys
@@ -25,7 +25,8 @@ def table():
             tested.setdefault(feature.replace("; ", ", "), []).append(device)
     lines = ["| feature | CPU | CUDA |", "|---|---|---|"]
     for feature, devices in tested.items():
-        lines.append(f"| {feature} | {'tested' if 'CPU' in devices else ''} | {'tested' if 'CUDA' in devices else ''} |")
+        cells = ["tested" if device in devices else "" for device in ("CPU", "CUDA")]
+        lines.append(f"| {feature} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
 

@@ -117,7 +117,7 @@ class Cuda(unittest.TestCase):
         q, k, v = random_tensors(length=256)
         score, captured = ours._translate.score_of(None, None)
         torch.library.opcheck(torch.ops.cpflex.attention.default,
-                              (q, k, v, captured, ours._ops.NO_MASK, score, False, True))
+                              (q, k, v, captured, ours._ops.NO_MASK, score.index, False, True))
 
     def test_float32_is_refused(self):
         q, k, v = random_tensors(dtype=torch.float32)

@@ -1,8 +1,10 @@
 # cpflex.torch on CPU tensors against PyTorch's own flex_attention: outputs, log-sum-exp, gradients, operators, compiled
 # code, autocast, and every message. PyTorch refuses gradients on the CPU before it starts; its reference computes them.
+import gc
 import re
 import unittest
 import warnings
+import weakref
 
 import torch
 from torch.nn.attention import flex_attention as pytorch
@@ -266,6 +268,20 @@ class Captures(unittest.TestCase):
             expected(bias).square().sum().backward()
             torch.testing.assert_close(module.bias.grad, bias.grad, atol=1e-3, rtol=1e-3)
 
+    def test_are_let_go_with_their_function(self):
+        q, k, v = (tensor.detach() for tensor in random_tensors(heads=2))
+
+        def call():
+            bias = torch.randn(2)
+            ours.flex_attention(q, k, v, score_mod=lambda score, b, h, i, j: score + bias[h])
+            return weakref.ref(bias)
+
+        first = call()
+        for _ in range(ours._calls.MAX_EXECUTABLES):
+            call()
+        gc.collect()
+        self.assertIsNone(first())
+
     def test_of_inference_mode(self):
         """Covers: inference mode."""
         with torch.inference_mode():
@@ -297,7 +313,8 @@ class Operators(unittest.TestCase):
     def test_opcheck(self):
         """Covers: torch.library.opcheck."""
         q, k, v = random_tensors()
-        score, captured = ours._translate.score_of(self.score_mod, None)
+        chosen, captured = ours._translate.score_of(self.score_mod, None)
+        score = chosen.index
         for token in (self.mask.token, ours._ops.NO_MASK):
             arguments = (q, k, v, captured, token, score, False, True)
             torch.library.opcheck(torch.ops.cpflex.attention.default, arguments)

@@ -43,7 +43,7 @@ def or_masks(*mask_mods):
 
 @torch._dynamo.assume_constant_result
 def _score_index(score_mod, scale):
-    return _translate.score_of(score_mod, scale)[0]
+    return _translate.score_of(score_mod, scale)[0].index
 
 
 @torch._dynamo.assume_constant_result
@@ -152,14 +152,13 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
     q, k, v = _prepared(query, key, value, block_mask, enable_gqa)
     if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, BoundProgram):
         score_mod = block_mask.mask_mod
-    index, captures = _translate.score_of(score_mod, scale)
+    score, captures = _translate.score_of(score_mod, scale)
     for tensor in captures:
         if tensor.device != q.device:
             raise ValueError(f"a captured tensor of shape {tuple(tensor.shape)} is on {tensor.device} and query on "
                              f"{q.device}; expected one device")
     if not _ops.is_plain(q, k, v):
-        return _ops.attend(q, k, v, captures, index, block_mask, wants_row_max)
-    score = _translate.scores[index]
+        return _ops.attend(q, k, v, captures, score.index, block_mask, wants_row_max)
     needs_gradient = is_recording and any(tensor.requires_grad for tensor in (q, k, v, *captures))
     launch, call, bound = _calls.launch(q, k, v, captures, score, block_mask, wants_row_max, needs_gradient)
     ready = _ops.Ready(launch, score, block_mask, call, bound, captures, needs_gradient)
@@ -167,12 +166,13 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
             trace.is_repeatable for trace in ready.traces):
         if len(_ready) >= MAX_READY:
             _ready.clear()
-        _ready[form] = (_reference(given_score), _reference(given_mask), ready)
+        _ready[form] = (_reference(given_score, form), _reference(given_mask, form), ready)
     return ready(q, k, v)
 
 
-def _reference(thing):
-    return _nothing if thing is None else weakref.ref(thing)
+def _reference(thing, form):
+    """A reference that takes the call with it when `thing` is deleted."""
+    return _nothing if thing is None else weakref.ref(thing, lambda _: _ready.pop(form, None))
 
 
 def _nothing():

@@ -38,7 +38,7 @@ class BlockMask:
 
     def __init__(self, mask_mod, shape, block_size, device, native=None, lists=None):
         self.mask_mod, self.shape, self.BLOCK_SIZE, self.device = mask_mod, tuple(shape), tuple(block_size), device
-        self._native, self._lists = native, lists
+        self._native, self._lists, self._trace = native, lists, None
         # Tiles that do not follow from mask_mod have to be carried along.
         self.has_own_tiles = native is None
         number = next(_numbers)
@@ -59,10 +59,13 @@ class BlockMask:
         return mask
 
     def trace(self):
-        """The trace of mask_mod, None where it is no Python function."""
+        """The trace of mask_mod, None where it is no Python function. One that cannot be watched stays as it was when
+        the mask was first used."""
         if self.mask_mod is None or isinstance(self.mask_mod, _translate.BoundProgram):
             return None
-        return _translate.trace_of(self.mask_mod, 4)
+        if self._trace is None or self._trace.is_repeatable:
+            self._trace = _translate.trace_of(self.mask_mod, 4)
+        return self._trace
 
     def _follows(self):
         """Whether the given tiles are those of mask_mod. A given partial tile may be a full one: PyTorch calls tiles

@@ -12,7 +12,8 @@ CODES = {torch.bool: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int
          torch.uint32: 7, torch.uint64: 8, torch.float16: 9, torch.bfloat16: 10, torch.float32: 11}
 DEVICE_TYPES = {"cpu": 1, "cuda": 2}
 ARRAY = struct.Struct("<Qii4q4qii")  # cpflex_array
-MAX_EXECUTABLES = 64  # of one call, the least recently used goes; layers of a model often share a call
+# Of one call the oldest executables go; layers of a model often share a call. They keep the captured tensors alive.
+MAX_EXECUTABLES, MAX_CAPTURED_BYTES = 64, 1 << 30
 
 
 def array_bytes(tensor):
@@ -54,6 +55,7 @@ class Executable:
         lib = _program.library()
         self.library = lib
         self.captures = captures  # the binding reads their memory
+        self.captured_bytes = sum(tensor.numel() * tensor.element_size() for tensor in captures)
         self.versions = call.versions(captures)
         self.binding = bind(program, list(zip(call.array_names, captures)), call.scalars,
                             (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2]))
@@ -126,7 +128,8 @@ class Call:
             return found
         found = self.executables[key] = Executable(self, q, k, v, captures, needs_backward)
         self.executables.move_to_end(key)
-        while len(self.executables) > MAX_EXECUTABLES:
+        while len(self.executables) > 1 and (len(self.executables) > MAX_EXECUTABLES or sum(
+                each.captured_bytes for each in self.executables.values()) > MAX_CAPTURED_BYTES):
             self.executables.popitem(last=False)
         return found
 

@@ -12,6 +12,7 @@ ADAPTER = TorchAdapter()
 _traces = {}    # of functions that live, by id: (weak reference, trace)
 _programs = {}  # compiled, by text
 _calls_made = {}  # by what they consist of
+MAX_PROGRAMS, MAX_CALLS = 1024, 256  # that are kept; what is in use lives on
 
 
 class BoundProgram:
@@ -29,7 +30,7 @@ class BoundProgram:
                 raise ValueError(f"'{name}' requires a gradient, but the program does not declare it with grad=True")
             if tensor.requires_grad:
                 self.gradient_places.append(place)
-        self.indices = {}
+        self.scores = {}
 
 
 def program(source, entry=None, /, *, constants=None, include_dirs=(), **captures):
@@ -68,7 +69,7 @@ def trace_of(function, num_parameters):
     if not callable(function):
         raise TypeError(f"a mask or score function is a '{type(function).__name__}'; expected something to call")
     trace = _trace.FunctionTrace(function, num_parameters, ADAPTER)
-    trace.indices = {}
+    trace.scores = {}
     trace.tensors = [captured.array for captured in trace.arrays]
     if trace.is_repeatable:
         key = id(function)
@@ -79,7 +80,10 @@ def trace_of(function, num_parameters):
 def _compiled(text):
     found = _programs.get(text.text)
     if found is None:
+        if len(_programs) >= MAX_PROGRAMS:
+            _programs.clear()
         found = _programs[text.text] = _program.compile_traced(text)
+        found.forget_origin()  # another function of the same text brings its own tensors
     return found
 
 
@@ -119,7 +123,15 @@ class Score:
     def __init__(self, trace, bound, scale, tensors, gradient_places):
         self.trace, self.bound, self.scale = trace, bound, scale
         self.num_tensors, self.gradient_places = len(tensors), gradient_places
-        self.pairs = {}
+        self.pairs, self._index = {}, None
+
+    @property
+    def index(self):
+        """The number by which operators name this score; those that have one are kept."""
+        if self._index is None:
+            scores.append(self)
+            self._index = len(scores) - 1
+        return self._index
 
     def call(self, block_mask, q_len, kv_len):
         """(Call, for each of its captures the place among the score's tensors or a tensor of the mask)."""
@@ -167,39 +179,36 @@ class Score:
 
 MAX_PAIRS = 64  # of a score with block masks; masks that are made for each batch come and go
 
-scores = []  # operators name a score by its index here; a compiled graph may do so for as long as the process lives
-_plain = {}  # indices of scores without a function, by scale
+scores = []  # that operators name by their index; a compiled graph may do so for as long as the process lives
+_plain = {}  # scores without a function, by scale
 
 
 def score_of(score_mod, scale):
-    """(index of the score, its captured tensors, which get gradients)."""
+    """(Score, its captured tensors, which get gradients)."""
     if isinstance(score_mod, BoundProgram):
         tensors = list(score_mod.tensors.values())
-        if scale not in score_mod.indices:
-            score_mod.indices[scale] = _add(Score(None, score_mod, scale, tensors, score_mod.gradient_places))
-        return score_mod.indices[scale], tensors
+        if scale not in score_mod.scores:
+            score_mod.scores[scale] = Score(None, score_mod, scale, tensors, score_mod.gradient_places)
+        return score_mod.scores[scale], tensors
     if score_mod is None:
         if scale not in _plain:
-            _plain[scale] = _add(Score(None, None, scale, [], []))
+            _plain[scale] = Score(None, None, scale, [], [])
         return _plain[scale], []
     trace = trace_of(score_mod, 5)
     flags = tuple([tensor.requires_grad for tensor in trace.tensors])
-    index = trace.indices.get((scale, flags))
-    if index is None:
+    score = trace.scores.get((scale, flags))
+    if score is None:
         places = [place for place, needs_gradient in enumerate(flags) if needs_gradient]
-        index = trace.indices[scale, flags] = _add(Score(trace, None, scale, trace.tensors, places))
-    return index, trace.tensors
-
-
-def _add(score):
-    scores.append(score)
-    return len(scores) - 1
+        score = trace.scores[scale, flags] = Score(trace, None, scale, trace.tensors, places)
+    return score, trace.tensors
 
 
 def call_of(identity, compiled, names, scalars, mask_names, entry, scale, lists):
     key = (identity, entry, tuple(names), tuple(scalars), scale, id(lists) if lists is not None else None)
     call = _calls_made.get(key)
     if call is None:
+        if len(_calls_made) >= MAX_CALLS:
+            _calls_made.clear()
         # The call keeps the program and the lists alive, so that their ids stay their own.
         call = _calls_made[key] = _calls.Call(compiled, names, scalars, mask_names, entry, scale, lists)
     return call
