@@ -28,18 +28,18 @@ struct PictureOptions {
   int64_t maxCells = 64;  ///< largest number of cells per axis; larger masks are drawn coarser
   int64_t cellPixels = 0; ///< size of a cell in SVG and PNG; 0: chosen
   std::string title = {}; ///< written above the picture
-  /// Token positions where documents begin, drawn as thin lines in SVG unless they lie closer than
-  /// the cells.
-  std::vector<int64_t> documentBounds = {};
+  /// Token positions where documents begin, for each batch row or once for all, drawn as thin lines
+  /// in SVG unless they lie closer than the cells.
+  std::vector<std::vector<int64_t>> documentBounds = {};
   /// Text of the residual predicates by their number, 0 being the whole mask, for the hover titles
   /// of SVG.
   std::vector<std::string> residuals = {};
 };
 
 /// Where documents begin by what the captures say: the positions at which the first sorted array of
-/// integers that is as long as the keys, or the queries, changes its value; those of its first
-/// batch row. Empty when there is none.
-std::vector<int64_t> documentBoundsOf(std::span<const CaptureDeclaration> declarations,
+/// integers that is as long as the keys, or the queries, changes its value. Its dimensions are that
+/// length, or B and that length, which gives bounds for each batch row. Empty when there is none.
+std::vector<std::vector<int64_t>> documentBoundsOf(std::span<const CaptureDeclaration> declarations,
                                       const Bindings &bindings, const BlockMask &mask);
 
 /// Draws with one character pair per cell: full `██`, partial `▒▒`, empty `··`; a coarse cell is

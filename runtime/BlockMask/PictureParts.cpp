@@ -115,6 +115,7 @@ PicturePanels arrange(const BlockMask &mask, const PictureOptions &options,
   for (size_t i = 0; i < count; ++i) {
     int64_t b = heads[i].first / mask.heads, h = heads[i].first % mask.heads;
     PicturePanel &panel = result.panels.emplace_back();
+    panel.batch = b;
     if (count > 1) {
       panel.title = fmt::format("b {}, h {}", b, h);
       if (heads[i].count > 1)
@@ -172,21 +173,27 @@ StatusOr<PicturePanels> differencePanelsOf(const BlockMask &left, const BlockMas
   return result;
 }
 
-std::vector<int64_t> documentBoundsOf(std::span<const CaptureDeclaration> declarations,
-                                      const Bindings &bindings, const BlockMask &mask) {
-  std::vector<int64_t> bounds;
+std::vector<std::vector<int64_t>> documentBoundsOf(std::span<const CaptureDeclaration> declarations,
+                                                   const Bindings &bindings, const BlockMask &mask) {
+  std::vector<std::vector<int64_t>> bounds;
   for (size_t slot = 0; slot < declarations.size(); ++slot) {
+    const CaptureDeclaration &declaration = declarations[slot];
     const CaptureView &view = bindings.captures[slot];
-    if (!declarations[slot].isSorted || isFloat(view.type) || view.rank < 1 || !view.data)
+    bool isPerBatch = view.rank == 2 && !declaration.dims.empty() && declaration.dims[0] == "B";
+    if (!declaration.isSorted || isFloat(view.type) || !view.data || (view.rank != 1 && !isPerBatch))
       continue;
     int64_t length = view.shape[view.rank - 1], stride = view.strides[view.rank - 1];
     if (length == 0 || (length != mask.kvLen && length != mask.qLen))
       continue;
+    bounds.resize(isPerBatch ? view.shape[0] : 1);
     visitElements(view.type, view.data, [&](const auto *data) {
       if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(*data)>>)
-        for (int64_t i = 1; i < length; ++i)
-          if (data[i * stride] != data[(i - 1) * stride])
-            bounds.push_back(i);
+        for (size_t row = 0; row < bounds.size(); ++row) {
+          const auto *line = data + static_cast<int64_t>(row) * view.strides[0] * isPerBatch;
+          for (int64_t i = 1; i < length; ++i)
+            if (line[i * stride] != line[(i - 1) * stride])
+              bounds[row].push_back(i);
+        }
     });
     break;
   }

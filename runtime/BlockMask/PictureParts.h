@@ -12,6 +12,7 @@ namespace cpflex {
 
 /// One (b, h) of a picture.
 struct PicturePanel {
+  int64_t batch = 0;
   std::string title; ///< which (b, h); empty in a picture of one panel
   CellGrid grid;
   std::string statistics;

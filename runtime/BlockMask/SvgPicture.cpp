@@ -148,11 +148,15 @@ private:
 
   /// Lines where documents begin, across both axes.
   void addBounds() {
+    if (options_.documentBounds.empty())
+      return;
+    bool isPerBatch = static_cast<size_t>(panel_.batch) < options_.documentBounds.size();
+    const std::vector<int64_t> &bounds = options_.documentBounds[isPerBatch ? panel_.batch : 0];
     // Lines closer than the cells would only hide them.
     Range shown = intersection({grid_.firstColumn * mask_.tileKV, grid_.lastColumn * mask_.tileKV},
                                {0, mask_.kvLen});
     int64_t numShown =
-        std::count_if(options_.documentBounds.begin(), options_.documentBounds.end(),
+        std::count_if(bounds.begin(), bounds.end(),
                       [&](int64_t token) { return shown.begin < token && token < shown.end; });
     if (numShown > grid_.numColumns)
       return;
@@ -161,7 +165,7 @@ private:
     double perRow =
         static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerRow * mask_.tileQ);
     int64_t right = kMargin + grid_.numColumns * cell_, bottom = kMargin + grid_.numRows * cell_;
-    for (int64_t token : options_.documentBounds) {
+    for (int64_t token : bounds) {
       int64_t column = token - grid_.firstColumn * mask_.tileKV;
       int64_t row = token - grid_.firstRow * mask_.tileQ;
       if (column > 0 && token < grid_.lastColumn * mask_.tileKV)

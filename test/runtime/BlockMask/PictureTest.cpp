@@ -49,7 +49,7 @@ TEST(TextPicture, SaysWhyThereIsNone) {
 }
 
 TEST(SvgPicture, HasOneTitledRectanglePerRun) {
-  PictureOptions options{.title = "a < b", .documentBounds = {20}, .residuals = {"kv <= q"}};
+  PictureOptions options{.title = "a < b", .documentBounds = {{20}}, .residuals = {"kv <= q"}};
   std::string svg = drawSvg(causalMask(64, 16), options);
   EXPECT_EQ(occurrences(svg, "<title>"), 7); // 4 partial runs and 3 full ones
   EXPECT_NE(svg.find("<title>q 16..32, kv 0..16: full</title>"), std::string::npos);
@@ -75,7 +75,7 @@ TEST(SvgPicture, EveryCellOfARunKnowsItsResidual) {
 }
 
 TEST(SvgPicture, LeavesOutDocumentsThatLieCloserThanTheCells) {
-  std::vector<int64_t> bounds = {3, 6, 9, 12, 15};
+  std::vector<std::vector<int64_t>> bounds = {{3, 6, 9, 12, 15}};
   EXPECT_EQ(occurrences(drawSvg(causalMask(64, 16), {.documentBounds = bounds}), "class=\"b\""), 0);
   // In a window that shows few of them they are back.
   PictureOptions zoomed{.rows = {0, 8}, .columns = {0, 8}, .documentBounds = bounds};
@@ -92,8 +92,28 @@ TEST(SvgPicture, DocumentsBeginWhereASortedCaptureChanges) {
   for (int slot : {0, 1, 3})
     declarations[slot].isSorted = true;
   EXPECT_EQ(documentBoundsOf(declarations, builder.bindings(), causalMask(4, 4)),
-            (std::vector<int64_t>{2, 3}));
+            (std::vector<std::vector<int64_t>>{{2, 3}}));
   EXPECT_TRUE(documentBoundsOf(declarations, builder.bindings(), causalMask(8, 4)).empty());
+}
+
+TEST(SvgPicture, EachBatchRowHasItsDocuments) {
+  TapeBuilder builder;
+  builder.capture(ElementType::I32, std::vector<int32_t>{0, 0, 0, 1, 0, 1, 1, 2}, {2, 4});
+  std::vector<CaptureDeclaration> declarations(1);
+  declarations[0].isSorted = true;
+  declarations[0].dims = {"B", "KV_LEN"};
+  BlockMask mask = causalMask(4, 1);
+  mask.batch = 2;
+  mask.rowSetOf = {0, 1};
+  mask.rowSets.push_back(maskOf(4, 4, 1, 1, [](int64_t q, int64_t kv) { return q == kv; }).rowSets[0]);
+  PictureOptions options{.heads = PictureHeads::Distinct};
+  options.documentBounds = documentBoundsOf(declarations, builder.bindings(), mask);
+  EXPECT_EQ(options.documentBounds, (std::vector<std::vector<int64_t>>{{3}, {1, 3}}));
+  std::string svg = drawSvg(mask, options);
+  size_t second = svg.find("b 1, h 0");
+  ASSERT_NE(second, std::string::npos);
+  EXPECT_EQ(occurrences(svg.substr(0, second), "class=\"b\""), 2);
+  EXPECT_EQ(occurrences(svg.substr(second), "class=\"b\""), 4);
 }
 
 /// Two batches of three heads: heads 0 and 2 are causal, head 1 of each batch sees its own.
