@@ -57,6 +57,7 @@ StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &for
   picture.maxCells = options.max_cells > 0 ? options.max_cells : picture.maxCells;
   picture.cellPixels = std::max<int64_t>(options.cell_pixels, 0);
   picture.title = textOr(options.title, mask.entry ? mask.entry->name.c_str() : "");
+  picture.residuals.push_back("the whole mask");
   if (mask.entry)
     for (const Residual &residual : mask.entry->residuals)
       picture.residuals.push_back(residual.text);
@@ -69,7 +70,7 @@ StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &for
   if (format == "json")
     return toJson(*mask.result, {.compileMs = 0, .buildMs = mask.buildMs}, /*pairs=*/nullptr);
   if (format == "npz") {
-    StatusOr<IndexLists> lists = toIndexLists(blocks);
+    StatusOr<IndexLists> lists = toIndexLists(blocks, kMostNpzBytes);
     return lists ? StatusOr<std::string>(toNpz(*lists)) : lists.status();
   }
   return Status::invalid(fmt::format("'format' is '{}'; expected text, svg, png, json or npz", format));
