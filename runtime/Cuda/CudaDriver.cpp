@@ -83,10 +83,25 @@ Status CudaDriver::status(cuda::Result result, std::string_view call) const {
   return {result == cuda::kOutOfMemory ? StatusCode::OutOfMemory : StatusCode::Unavailable, std::move(message)};
 }
 
-std::shared_ptr<const CudaDriver> CudaDriver::fromFunctions(const cuda::DriverFunctions &functions, int version) {
+std::shared_ptr<const CudaDriver> CudaDriver::fromFunctions(const cuda::DriverFunctions &functions, int version,
+                                                            const cuda::RangeFunctions &ranges) {
   auto driver = std::shared_ptr<CudaDriver>(new CudaDriver(functions));
+  driver->ranges_ = ranges;
   driver->version_ = version;
   return driver;
+}
+
+/// NVTX where it is installed: both functions or none.
+static cuda::RangeFunctions loadRanges() {
+  StatusOr<SharedLibrary> library =
+      SharedLibrary::open({.libraryName = "NVTX",
+                           .candidates = {"libnvToolsExt.so.1", "/usr/local/cuda/lib64/libnvToolsExt.so.1"},
+                           .remedy = ""});
+  if (!library)
+    return {};
+  cuda::RangeFunctions ranges{reinterpret_cast<int (*)(const char *)>(library->symbol("nvtxRangePushA")),
+                              reinterpret_cast<int (*)()>(library->symbol("nvtxRangePop"))};
+  return ranges.push && ranges.pop ? ranges : cuda::RangeFunctions();
 }
 
 StatusOr<std::shared_ptr<const CudaDriver>> CudaDriver::load(const LibrarySearch &search) {
@@ -114,6 +129,7 @@ StatusOr<std::shared_ptr<const CudaDriver>> CudaDriver::load(const LibrarySearch
   if (driver->version_ < kOldestCudaDriver)
     return Status::unavailable(fmt::format("the driver serves CUDA {}; expected {} or newer; update the NVIDIA driver",
                                            cudaVersionText(driver->version_), cudaVersionText(kOldestCudaDriver)));
+  driver->ranges_ = loadRanges();
   return std::shared_ptr<const CudaDriver>(std::move(driver));
 }
 

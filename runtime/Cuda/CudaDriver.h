@@ -19,6 +19,12 @@ struct DriverFunctions {
 #include "runtime/Cuda/CudaEntryPoints.def"
 };
 
+/// NVTX's named ranges, which profilers show; null where the library is not installed.
+struct RangeFunctions {
+  int (*push)(const char *name) = nullptr;
+  int (*pop)() = nullptr;
+};
+
 } // namespace cuda
 
 /// Where libcuda is looked for: as the dynamic loader finds it, then in the usual folders.
@@ -38,17 +44,37 @@ public:
   static StatusOr<std::shared_ptr<const CudaDriver>> load(const LibrarySearch &search = cudaDriverSearch());
 
   /// A driver made of functions supplied by a test; null functions must not be called.
-  static std::shared_ptr<const CudaDriver> fromFunctions(const cuda::DriverFunctions &functions, int version);
+  static std::shared_ptr<const CudaDriver> fromFunctions(const cuda::DriverFunctions &functions, int version,
+                                                         const cuda::RangeFunctions &ranges = {});
 
   /// Ok for success; else a Status with the call, the driver's name for the result and what to do about it.
   Status status(cuda::Result result, std::string_view call) const;
 
   /// The newest CUDA that the driver serves, e.g. 13000.
   int version() const { return version_; }
+  const cuda::RangeFunctions &ranges() const { return ranges_; }
 
 private:
   explicit CudaDriver(const cuda::DriverFunctions &functions) : cuda::DriverFunctions(functions) {}
   int version_ = 0;
+  cuda::RangeFunctions ranges_;
+};
+
+/// Names what this thread does for a scope, for profilers; nothing happens without NVTX.
+class CudaRange {
+public:
+  CudaRange(const CudaDriver &driver, const char *name) : ranges_(driver.ranges()) {
+    if (ranges_.push)
+      ranges_.push(name);
+  }
+  ~CudaRange() {
+    if (ranges_.push)
+      ranges_.pop();
+  }
+  CudaRange(const CudaRange &) = delete;
+
+private:
+  const cuda::RangeFunctions &ranges_;
 };
 
 /// Whether a result means that the process's context is lost for good: nothing on that device will work again here.

@@ -88,6 +88,7 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
   const CudaDevice &device = program_->device();
   const CudaDriver &driver = device.driver();
   const AttentionProblem &p = problem_;
+  CudaRange range(driver, "cpflex forward");
   const KernelTables &tables = *tablesOf(KernelRole::Forward);
   CurrentContext current(device);
   CPFLEX_RETURN_IF_ERROR(current.status());
@@ -181,6 +182,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
   const CudaDevice &device = program_->device();
   const CudaDriver &driver = device.driver();
   const AttentionProblem &p = problem_;
+  CudaRange range(driver, "cpflex backward");
   const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV), *qTables = tablesOf(KernelRole::BackwardQ);
   if (!kvTables || !qTables)
     return Status::invalid("the program was created without backward kernels");

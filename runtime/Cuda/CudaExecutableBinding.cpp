@@ -346,6 +346,7 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
 
 StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<const CudaProgram> program,
                                                                const AttentionProblem &problem, cuda::Stream stream) {
+  CudaRange range(program->device().driver(), "cpflex bind");
   auto executable = std::shared_ptr<CudaExecutable>(new CudaExecutable(std::move(program)));
   for (const LoadedKernel &kernel : executable->program_->kernels())
     if (walksTiles(kernel.spec().role))
@@ -361,6 +362,7 @@ StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<c
 }
 
 Status CudaExecutable::update(const AttentionProblem &problem, cuda::Stream stream) {
+  CudaRange range(program_->device().driver(), "cpflex update");
   CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
   if (problem.batch != problem_.batch || problem.qHeads != problem_.qHeads || problem.kvHeads != problem_.kvHeads ||
       problem.qLen != problem_.qLen || problem.kvLen != problem_.kvLen)

@@ -2,6 +2,7 @@
 #include "runtime/Cuda/CudaProgram.h"
 
 #include "runtime/Cuda/KernelAssembly.h"
+#include "runtime/Cuda/KernelBundle.h"
 #include "runtime/contract/CaptureArgument.h"
 
 #include <fmt/format.h>
@@ -165,6 +166,7 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
                                                                  const KernelToolchain &toolchain,
                                                                  DeviceFunctions functions,
                                                                  const CudaProgramOptions &options) {
+  CudaRange range(device->driver(), "cpflex compile");
   auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, std::move(functions), options));
   int64_t parameters =
       program->capturesInBytes() + static_cast<int64_t>(std::max(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps), sizeof(CaptureGradientArguments)));
@@ -192,6 +194,32 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
     if (!compiled[i])
       return compiled[i].status();
     StatusOr<LoadedKernel> kernel = LoadedKernel::load(device, (*sources)[i].spec, std::move(*compiled[i]));
+    if (!kernel)
+      return kernel.status();
+    program->kernels_.push_back(std::move(*kernel));
+  }
+  return std::shared_ptr<const CudaProgram>(std::move(program));
+}
+
+StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::fromBundle(std::shared_ptr<const CudaDevice> device,
+                                                                     const KernelBundle &bundle) {
+  CudaRange range(device->driver(), "cpflex load");
+  const int capability = device->description().computeCapability;
+  const bool isSameMajor = capability / 10 == bundle.computeCapability / 10;
+  std::vector<KernelSpec> specs = kernelSpecs(bundle.functions, bundle.options, bundle.computeCapability);
+  if (specs.size() != bundle.kernels.size())
+    return Status::invalid(fmt::format("the bundle has {} kernels; expected {}", bundle.kernels.size(), specs.size()));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    // Machine code of sm_90a runs on 9.0 alone, that of sm_80 on every later 8.x.
+    const bool isExact = bundle.kernels[i].architecture.ends_with('a');
+    if (isExact ? capability != bundle.computeCapability : !isSameMajor || capability < bundle.computeCapability)
+      return Status::unsupported(fmt::format("the bundle was compiled for '{}'; the GPU is sm_{}",
+                                             bundle.kernels[i].architecture, capability));
+  }
+  auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, bundle.functions, bundle.options));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    StatusOr<LoadedKernel> kernel =
+        LoadedKernel::load(device, specs[i], {.image = bundle.kernels[i], .wasCached = true, .cacheWarnings = {}});
     if (!kernel)
       return kernel.status();
     program->kernels_.push_back(std::move(*kernel));

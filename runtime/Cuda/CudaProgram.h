@@ -80,6 +80,8 @@ private:
   cuda::Function function_ = nullptr;
 };
 
+struct KernelBundle;
+
 /// Immutable once created, shared freely between threads.
 class CudaProgram {
 public:
@@ -88,6 +90,10 @@ public:
                                                              const KernelToolchain &toolchain,
                                                              DeviceFunctions functions,
                                                              const CudaProgramOptions &options);
+
+  /// Loads the kernels of a bundle; needs no NVRTC. Unsupported when they were compiled for another architecture.
+  static StatusOr<std::shared_ptr<const CudaProgram>> fromBundle(std::shared_ptr<const CudaDevice> device,
+                                                                 const KernelBundle &bundle);
 
   const CudaDevice &device() const { return *device_; }
   std::shared_ptr<const CudaDevice> sharedDevice() const { return device_; }

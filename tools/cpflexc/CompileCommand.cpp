@@ -2,7 +2,7 @@
 #include "tools/cpflexc/Options.h"
 
 #include "runtime/BlockMask/BlockMaskPicture.h"
-#include "runtime/Cuda/CudaProgram.h"
+#include "runtime/Cuda/KernelBundle.h"
 
 #include <fmt/format.h>
 
@@ -23,7 +23,7 @@ const std::map<std::string, Stage> kStages = {
     {"llvm", Stage::Llvm},     {"asm", Stage::Assembly}, {"cuda", Stage::Cuda},      {"classifier", Stage::Classifier},
 };
 
-// The machine code or PTX of all kernels of the entry point.
+// The machine code or PTX of all kernels of the entry point, or a bundle of them with the mask.
 int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loaded) {
   const std::string target = options.target.empty() || options.target == "cpu" ? "sm_90a" : options.target;
   const int capability = std::atoi(target.c_str() + 3);
@@ -50,6 +50,7 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
   if (!toolchain)
     return reportFailure(toolchain.status());
   std::string text;
+  KernelBundle bundle;
   for (const KernelSource &source : *sources) {
     if (options.stage == "ptx") {
       StatusOr<std::string> ptx = compileToPtx(source, *toolchain->nvrtc);
@@ -61,6 +62,10 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
     StatusOr<CompiledKernel> kernel = cachedKernel(source, *toolchain);
     if (!kernel)
       return reportFailure(kernel.status());
+    if (options.stage == "bundle") {
+      bundle.kernels.push_back(std::move(kernel->image));
+      continue;
+    }
     if (sources->size() > 1 && !options.output.empty()) {
       const std::string path = fmt::format("{}.{}", options.output, source.functionName);
       if (Status status = writeFile(path, {kernel->image.cubin.begin(), kernel->image.cubin.end()}); !status)
@@ -68,6 +73,19 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
       continue;
     }
     text.append(kernel->image.cubin.begin(), kernel->image.cubin.end());
+  }
+  if (options.stage == "bundle") {
+    const EntryPoint &entry = *loaded.entry;
+    bundle.entry = entry.name;
+    bundle.signature = loaded.program->signature();
+    bundle.tape = entry.tape;
+    bundle.residuals = entry.residuals;
+    bundle.scale = entry.scale.value_or(0.0f);
+    bundle.sinkCapture = entry.sinkCapture;
+    bundle.functions = std::move(*functions);
+    bundle.options = programOptions;
+    bundle.computeCapability = capability;
+    text = toBytes(bundle);
   }
   return text.empty() ? int(kDone) : writeOutput(options, text);
 }
@@ -78,7 +96,7 @@ int compile(const CompileCommandOptions &options) {
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded, isOfFile ? EntryChoice::First : EntryChoice::Named))
     return code;
-  if (options.stage == "ptx" || options.stage == "cubin")
+  if (options.stage == "ptx" || options.stage == "cubin" || options.stage == "bundle")
     return emitKernels(options, loaded);
   if (options.stage == "block-mask") {
     StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
@@ -97,9 +115,9 @@ void addCompileCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<CompileCommandOptions>();
   CLI::App *command = app.add_subcommand("compile", "print a stage of the compiler");
   addCommonOptions(*command, *options);
-  command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin or block-mask")
+  command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin, bundle or block-mask")
       ->check(CLI::IsMember({"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
-                             "block-mask"}));
+                             "bundle", "block-mask"}));
   command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check([](const std::string &text) {
     const bool isSm = text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
     return text == "cpu" || isSm ? std::string() : "target is '" + text + "'; expected cpu or sm_NN";

@@ -332,9 +332,15 @@ mlir::Value ExpressionEmitter::stridedOffset(const HostCapture &capture, ValueRa
 }
 
 mlir::Value ExpressionEmitter::denseOffset(const HostCapture &capture, ValueRange indices, Location loc) {
-  mlir::Value offset = constantInt(loc, builder.getI64Type(), 0);
-  for (auto [axis, index] : llvm::enumerate(indices))
-    offset = LLVM::AddOp::create(builder, loc, LLVM::MulOp::create(builder, loc, offset, capture.shape[axis]), index);
+  mlir::Value zero = constantInt(loc, builder.getI64Type(), 0), offset = zero;
+  for (auto [axis, index] : llvm::enumerate(indices)) {
+    // An axis that is broadcast has one element of its own.
+    mlir::Value isBroadcast =
+        LLVM::ICmpOp::create(builder, loc, LLVM::ICmpPredicate::eq, capture.strides[axis], zero);
+    mlir::Value product = LLVM::MulOp::create(builder, loc, offset, capture.shape[axis]);
+    mlir::Value next = LLVM::AddOp::create(builder, loc, product, index);
+    offset = LLVM::SelectOp::create(builder, loc, isBroadcast, offset, next);
+  }
   return offset;
 }
 

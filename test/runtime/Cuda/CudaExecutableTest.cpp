@@ -134,6 +134,17 @@ TEST_F(CudaExecutableTest, ForwardFillsItsArguments) {
   EXPECT_EQ(arguments.mask.rowSetOf[7], 0);
 }
 
+TEST_F(CudaExecutableTest, ProfilersSeeWhatTheHostDoes) {
+  compile(test::causal());
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable);
+  Workspace workspace;
+  ASSERT_TRUE((*executable)->update(problem, kStream));
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  EXPECT_THAT(gpu.ranges, ElementsAre("cpflex compile", "end", "cpflex bind", "end", "cpflex update", "end",
+                                      "cpflex forward", "end"));
+}
+
 TEST_F(CudaExecutableTest, TensorMapsCoverTheTensors) {
   compile(test::causal());
   ASSERT_TRUE(takesTensorMaps(program->kernels()[0].spec()));

@@ -296,11 +296,11 @@ struct Graphs {
   }
 };
 
-TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
+TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
   StatusOr<CudaMachine> machine = CudaMachine::open(0);
   if (!machine)
     GTEST_SKIP() << machine.status().message();
-  Arrays host({.functor = "document_causal"});
+  Arrays host({.functor = "large"});
   const Case &c = host.c;
   AttentionProblem problem = host.problem;
   auto program = CudaProgram::create(machine->device, machine->toolchain, host.deviceFunctions(), {});
@@ -319,10 +319,13 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
   tensors.q.data = upload(host.q.data(), host.q.size() * 2), tensors.k.data = upload(host.k.data(), host.k.size() * 2);
   tensors.v.data = upload(host.v.data(), host.v.size() * 2), tensors.o.data = upload(host.o.data(), host.o.size() * 2);
   tensors.lse.data = upload(host.lse.data(), host.lse.size() * 4);
-  CaptureView document = host.captures[0];
-  document.data = upload(host.documents.data(), host.documents.size() * 4);
+  std::vector<CaptureView> captures = host.captures;
+  void *documents = upload(host.documents.data(), host.documents.size() * 4);
+  captures[0].data = documents;
+  captures[1].data = upload(host.bias.data(), host.bias.size() * 4);
+  captures[2].data = upload(host.slopes.data(), host.slopes.size() * 4);
   Bindings onDevice = host.bindings;
-  onDevice.captures = &document;
+  onDevice.captures = captures.data();
   problem.bindings = &onDevice;
   auto executable = CudaExecutable::bind(*program, problem, stream->get());
   ASSERT_TRUE(executable) << executable.status().message();
@@ -342,9 +345,11 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsAndMask) {
   for (int32_t length : {97, 61, 150}) {
     for (size_t i = 0; i < host.documents.size(); ++i)
       host.documents[i] = static_cast<int32_t>(i) % 300 / length;
+    // The window follows the documents, the soft cap as well.
+    host.params = {length / 2, 3, std::bit_cast<uint32_t>(static_cast<float>(length) / 20.0f)};
     host.mask = test::bruteForceMask(host.problem, 128, 128);
     problem.mask = &host.mask;
-    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(document.data),
+    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(documents),
                              host.documents.data(), static_cast<int64_t>(host.documents.size() * 4), stream->get()));
     ASSERT_TRUE((*executable)->update(problem, stream->get()));
     ASSERT_EQ(graphs.call("cuGraphLaunch", replay, stream->get()), cuda::kSuccess);

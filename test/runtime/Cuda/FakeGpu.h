@@ -49,6 +49,7 @@ struct FakeGpu {
   int numAllocations = 0, numLive = 0, numSynchronizations = 0;
   std::vector<Launch> launches;
   std::vector<EncodedMap> maps;
+  std::vector<std::string> ranges;      ///< names for profilers in order, `end` where one ended
   std::vector<std::string> moduleNames; ///< names of functions, in order of their requests
 
   static FakeGpu *&current() {
@@ -167,7 +168,10 @@ struct FakeGpu {
       current()->maps.push_back({address, {sizes, sizes + rank}, {strides, strides + rank - 1}, {box, box + rank}});
       return kSuccess;
     };
-    return CudaDriver::fromFunctions(f, version);
+    RangeFunctions ranges;
+    ranges.push = [](const char *name) { return current()->ranges.push_back(name), 0; };
+    ranges.pop = [] { return current()->ranges.push_back("end"), 0; };
+    return CudaDriver::fromFunctions(f, version, ranges);
   }
 
   std::shared_ptr<const CudaDevice> device() const {
