@@ -116,7 +116,8 @@ double millisecondsSince(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
 }
 
-/// Runs `pass` as often as asked; gives the milliseconds of each timed run, and in `callUs` its microseconds on the host.
+/// Runs `pass` as often as asked; gives the milliseconds of each timed run, and in `callUs` its microseconds on the
+/// host.
 template <typename Pass>
 StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream &stream, const CudaRunOptions &run,
                                    Pass pass, std::vector<float> &callUs) {
@@ -279,8 +280,9 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (!workspace)
     return workspace.status();
   CudaForwardTensors forward{q.device, k.device, v.device, o.device, lse.device};
-  auto forwardMs = timed(machine, run.ownStream(), options,
-                         [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); }, report.forwardCallUs);
+  auto forwardMs =
+      timed(machine, run.ownStream(), options,
+            [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); }, report.forwardCallUs);
   if (!forwardMs)
     return forwardMs.status();
   report.forwardMs = *forwardMs;

@@ -77,7 +77,8 @@ Status CudaExecutable::backwardCaptures(const BackwardArguments &backward, const
       continue;
     CPFLEX_RETURN_IF_ERROR(checkPlace(fmt::format("the gradient of {}", captureName(slot)), gradient, device));
     if (read == functions.gradients.end() || read->isDense)
-      CPFLEX_RETURN_IF_ERROR(setZero(device.driver(), gradient, captureElements(slot) * int64_t(sizeof(float)), stream));
+      CPFLEX_RETURN_IF_ERROR(
+          setZero(device.driver(), gradient, captureElements(slot) * int64_t(sizeof(float)), stream));
   }
   if (!tables)
     return Status::ok();

@@ -253,7 +253,9 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
     CPFLEX_RETURN_IF_ERROR(launch(*sink, static_cast<unsigned>(p.qHeads), 1, 1, &arguments, nullptr, stream));
   // 4. The gradients of captures.
   bool wantsCaptures = std::ranges::any_of(tensors.dCaptures, [](float *gradient) { return gradient != nullptr; });
-  return wantsCaptures ? backwardCaptures(arguments, tensors, backwardWorkspace().accumulatorOffset, workspace, stream) : Status::ok();
+  if (!wantsCaptures)
+    return Status::ok();
+  return backwardCaptures(arguments, tensors, backwardWorkspace().accumulatorOffset, workspace, stream);
 }
 
 } // namespace cpflex

@@ -64,7 +64,7 @@ template <typename T> std::span<const std::byte> bytesOf(const std::vector<T> &v
 
 } // namespace
 
-/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, then the two row arrays and params.
+/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, the two row arrays, params.
 struct CudaExecutable::HostTables {
   enum Section { RowBegin, Runs, RowSetOf, RowOrder, QTiles, KVTiles, NumPerKernel };
   struct Kernel {

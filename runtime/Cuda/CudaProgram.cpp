@@ -168,8 +168,9 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
                                                                  const CudaProgramOptions &options) {
   CudaRange range(device->driver(), "cpflex compile");
   auto program = std::shared_ptr<CudaProgram>(new CudaProgram(device, std::move(functions), options));
-  int64_t parameters =
-      program->capturesInBytes() + static_cast<int64_t>(std::max(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps), sizeof(CaptureGradientArguments)));
+  constexpr size_t kArgumentBytes =
+      std::max(sizeof(BackwardArguments) + sizeof(BackwardTensorMaps), sizeof(CaptureGradientArguments));
+  int64_t parameters = program->capturesInBytes() + static_cast<int64_t>(kArgumentBytes);
   if (parameters > kParameterLimitInBytes)
     return Status::unsupported(
         fmt::format("the program has {} captures, {} parameters and {} dimensions, {} bytes of kernel "
@@ -177,8 +178,9 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaProgram::create(std::shared_ptr
                     program->functions_.numCaptures, program->functions_.numParams, program->functions_.numDims,
                     parameters, kParameterLimitInBytes));
   if (program->functions_.gradients.size() > kMaxCaptureGradients)
-    return Status::unsupported(fmt::format("the score function reads {} arrays that take gradients; on a GPU at most {} do",
-                                           program->functions_.gradients.size(), kMaxCaptureGradients));
+    return Status::unsupported(
+        fmt::format("the score function reads {} arrays that take gradients; on a GPU at most {} do",
+                    program->functions_.gradients.size(), kMaxCaptureGradients));
   int capability = device->description().computeCapability;
   int driverVersion = device->driver().version(), nvrtcVersion = toolchain.nvrtc->version();
   if (driverVersion / 1000 < nvrtcVersion / 1000)

@@ -1,6 +1,6 @@
-// A compiled program in one file: the code of its mask and its kernels for one architecture. What it takes to load and run
-// one is the driver alone, neither NVRTC nor the compiler: buildBlockMask() runs the mask's code, CudaProgram::fromBundle()
-// loads the kernels, CudaExecutable binds and launches them.
+// A compiled program in one file: the code of its mask and its kernels for one architecture. What it takes to load and
+// run one is the driver alone, neither NVRTC nor the compiler: buildBlockMask() runs the mask's code,
+// CudaProgram::fromBundle() loads the kernels, CudaExecutable binds and launches them.
 #pragma once
 
 #include "runtime/Cuda/CudaProgram.h"
