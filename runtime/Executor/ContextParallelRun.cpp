@@ -161,6 +161,36 @@ Status runShards(const Schedule &forward, const Schedule *backward, const RankCa
   return shards.fetch();
 }
 
+/// Brings the reports of all ranks to rank 0.
+Status gatherReports(const RunReport &mine, Communicator &communicator, ExecutionDevice &device, double deadlineSeconds,
+                     std::vector<RunReport> &reports) {
+  const auto move = [&](const MessageGroup &group) {
+    return exchangeHostBytes(device, communicator, group, deadlineIn(deadlineSeconds));
+  };
+  if (communicator.rank() != 0) {
+    const std::string bytes = toBytes(mine);
+    const int64_t size = int64_t(bytes.size());
+    CPFLEX_RETURN_IF_ERROR(move({0, "report", {{0, &size, int64_t(sizeof(size))}}, {}}));
+    return move({1, "report", {{0, bytes.data(), size}}, {}});
+  }
+  reports = {mine};
+  for (int32_t source = 1; source < communicator.worldSize(); ++source) {
+    int64_t size = 0;
+    CPFLEX_RETURN_IF_ERROR(move({0, "report", {}, {{source, &size, int64_t(sizeof(size))}}}));
+    constexpr int64_t kLargestReport = int64_t(1) << 30;
+    if (size < 0 || size > kLargestReport)
+      return Status(StatusCode::DataLoss, fmt::format("the report of rank {} has {} bytes; expected 0 to {}", source, size,
+                                                      kLargestReport));
+    std::string bytes(size_t(size), 0);
+    CPFLEX_RETURN_IF_ERROR(move({1, "report", {}, {{source, bytes.data(), size}}}));
+    StatusOr<RunReport> report = reportFromBytes(bytes);
+    if (!report)
+      return report.status();
+    reports.push_back(std::move(*report));
+  }
+  return Status::ok();
+}
+
 Status checkWhole(const Schedule &forward, const Schedule *backward, const WholeTensors &tensors) {
   for (auto [view, name] : {std::pair(&tensors.q, "q"), std::pair(&tensors.k, "k"), std::pair(&tensors.v, "v"),
                             std::pair(&tensors.out, "out")})
@@ -228,13 +258,18 @@ Status runContextParallelThread(const Schedule &forward, const Schedule *backwar
 }
 
 Status runContextParallelRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
-                              const WholeTensors &tensors, Communicator &communicator, const ExecutorOptions &options) {
+                              const WholeTensors &tensors, Communicator &communicator, const ExecutorOptions &options,
+                              std::vector<RunReport> *reports) {
   CPFLEX_RETURN_IF_ERROR(checkWhole(forward, backward, tensors));
   const int32_t rank = communicator.rank();
   HostExecutionDevice host(options.attention);
   ExecutionDevice &device = options.device ? *options.device : host;
   RankShards shards(forward, tensors, rank, backward != nullptr, device);
-  CPFLEX_RETURN_IF_ERROR(runShards(forward, backward, call, tensors, shards, communicator, options));
+  ExecutorOptions mine = options;
+  RunReport report;
+  if (reports)
+    mine.report = &report;
+  CPFLEX_RETURN_IF_ERROR(runShards(forward, backward, call, tensors, shards, communicator, mine));
   shards.put();
   // The other ranks' shards come to rank 0 one after the other.
   for (int32_t source = 1; source < forward.worldSize; ++source) {
@@ -254,7 +289,7 @@ Status runContextParallelRank(const Schedule &forward, const Schedule *backward,
     if (rank == 0)
       foreign->put();
   }
-  return Status::ok();
+  return reports ? gatherReports(report, communicator, device, options.deadlineSeconds, *reports) : Status::ok();
 }
 
 } // namespace cpflex

@@ -36,9 +36,10 @@ Status runContextParallelThread(const Schedule &forward, const Schedule *backwar
                                 const ExecutorOptions &options = {});
 
 /// Runs the rank of `communicator` alone: every process of a job calls it with the same whole inputs. Results are
-/// complete on rank 0 and partly written elsewhere; gradients of captures and sinks are complete on all ranks.
+/// complete on rank 0 and partly written elsewhere; gradients of captures and sinks are complete on all ranks. `reports`,
+/// given on all ranks or none, gets one entry per rank on rank 0.
 Status runContextParallelRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
                               const WholeTensors &tensors, Communicator &communicator,
-                              const ExecutorOptions &options = {});
+                              const ExecutorOptions &options = {}, std::vector<RunReport> *reports = nullptr);
 
 } // namespace cpflex

@@ -92,7 +92,8 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
 
 Status runContextParallelCudaRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
                                   const CudaCall &cudaCall, const WholeTensors &tensors, const CudaMachine &machine,
-                                  const NcclPlace &place, const ExecutorOptions &options) {
+                                  const NcclPlace &place, const ExecutorOptions &options,
+                                  std::vector<RunReport> *reports) {
   StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
   if (!library)
     return library.status();
@@ -104,7 +105,7 @@ Status runContextParallelCudaRank(const Schedule &forward, const Schedule *backw
   if (!communicator)
     return communicator.status();
   return runOn(**device, **communicator, options, [&](Communicator &mine, const ExecutorOptions &withDevice) {
-    return runContextParallelRank(forward, backward, call, tensors, mine, withDevice);
+    return runContextParallelRank(forward, backward, call, tensors, mine, withDevice, reports);
   });
 }
 

@@ -24,9 +24,10 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
                               const ExecutorOptions &options = {}, std::vector<RunReport> *reports = nullptr);
 
 /// Runs one rank of a job on this process's GPU, through NCCL: every process calls it with the same whole inputs. Results
-/// are complete on rank 0.
+/// and reports are complete on rank 0, as in runContextParallelRank.
 Status runContextParallelCudaRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
                                   const CudaCall &cudaCall, const WholeTensors &tensors, const CudaMachine &machine,
-                                  const NcclPlace &place, const ExecutorOptions &options = {});
+                                  const NcclPlace &place, const ExecutorOptions &options = {},
+                                  std::vector<RunReport> *reports = nullptr);
 
 } // namespace cpflex

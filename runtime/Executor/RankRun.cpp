@@ -144,10 +144,11 @@ StatusOr<std::vector<std::shared_ptr<Parcel>>> RankRun::finishStep(int32_t step,
   }
   arriving_.clear();
   // Own gradients came first; the ranks after this one follow, then those before it.
-  std::stable_sort(results.begin(), results.end(), [&](const auto &a, const auto &b) {
-    const auto distance = [&](int32_t source) { return (source - rank_ + schedule_.worldSize) % schedule_.worldSize; };
-    return distance(a->transfer().source) < distance(b->transfer().source);
-  });
+  const auto turn = [&](const std::shared_ptr<Parcel> &parcel) {
+    const Transfer &transfer = parcel->transfer();
+    return std::pair((transfer.source - rank_ + schedule_.worldSize) % schedule_.worldSize, transfer.payload);
+  };
+  std::sort(results.begin(), results.end(), [&](const auto &a, const auto &b) { return turn(a) < turn(b); });
   if (bytes > 0 || !leaving_.empty())
     record(TraceEvent::Lane::Transfer, "exchange", step, stepBegin_, bytes);
   leaving_.clear();

@@ -1,6 +1,8 @@
 // What did a rank do, when, and what did it cost? Counters by collective and peer, trace events, and the most memory held.
 #pragma once
 
+#include "runtime/contract/Status.h"
+
 #include <cstdint>
 #include <map>
 #include <span>
@@ -33,6 +35,10 @@ struct RunReport {
   std::vector<TraceEvent> events;
   int64_t peakBytes = 0; ///< shards, buffers and accumulators of the run that held most; no kernel workspace
 };
+
+/// A report as bytes for another process of the same build, and back; DataLoss when they are damaged.
+std::string toBytes(const RunReport &report);
+StatusOr<RunReport> reportFromBytes(const std::string &bytes);
 
 /// The events of all ranks as one Chrome trace (which Perfetto opens): a process per rank, computes and transfers in two
 /// threads.

@@ -11,7 +11,7 @@ namespace cpflex {
 namespace {
 
 /// Thresholds of banded candidates, in multiples of the mean work of a row.
-constexpr double kBandThresholds[] = {0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
+constexpr double kBandThresholds[] = {0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0};
 /// Candidates within this factor of the fastest count as equally fast; the least traffic decides between them.
 constexpr double kEquallyFast = 1.01;
 /// Layouts beyond the balance tolerance are chosen only when all balanced ones take this many times as long: the rest of
@@ -40,6 +40,12 @@ public:
     return work_[tile] + perRow_[tile] * double(count - rows_[tile]);
   }
 
+  /// The position of a row of the band.
+  int64_t positionOf(int64_t row) const {
+    size_t tile = size_t(std::upper_bound(rows_.begin(), rows_.end(), row) - rows_.begin()) - 1;
+    return tiles_[tile].begin + row - rows_[tile];
+  }
+
   /// Appends the rows numbered [begin, end) within the band to `map` as pieces of positions.
   void take(int64_t begin, int64_t end, PositionMap &map) const {
     if (begin >= end)
@@ -65,19 +71,88 @@ void sortPieces(PositionMap &map) {
   map = compacted(std::move(map));
 }
 
-/// Deals one row of tokens to shards[0 .. worldSize) as two bands.
-void dealBands(const std::vector<double> &work, int64_t tile, int64_t length, std::span<PositionMap> shards,
-               double threshold, double tolerance) {
+/// The light rows in several bands, each taken from its start on.
+class LightRows {
+public:
+  explicit LightRows(size_t numBands) : bands_(numBands), taken_(numBands, 0) {}
+  Band &band(size_t index) { return bands_[index]; }
+  int64_t size() const {
+    int64_t total = 0;
+    for (size_t i = 0; i < bands_.size(); ++i)
+      total += bands_[i].size() - taken_[i];
+    return total;
+  }
+
+  /// Says which band the next rows come from; those before it follow, then the last, then the others.
+  void startWith(size_t first) {
+    order_ = {first};
+    for (size_t i = 0; i < first; ++i)
+      order_.push_back(i);
+    if (first + 1 < bands_.size())
+      order_.push_back(bands_.size() - 1);
+    for (size_t i = first + 1; i + 1 < bands_.size(); ++i)
+      order_.push_back(i);
+    // Bands that are used up are not looked at again.
+    std::erase_if(order_, [&](size_t i) { return bands_[i].size() == taken_[i]; });
+  }
+
+  /// Work of the next `count` rows.
+  double workOf(int64_t count) const {
+    double work = 0.0;
+    for (size_t i : order_) {
+      const int64_t part = std::min(count, bands_[i].size() - taken_[i]);
+      work += bands_[i].workUntil(taken_[i] + part) - bands_[i].workUntil(taken_[i]);
+      if ((count -= part) == 0)
+        break;
+    }
+    return work;
+  }
+
+  void take(int64_t count, PositionMap &map) {
+    for (size_t i : order_) {
+      const int64_t part = std::min(count, bands_[i].size() - taken_[i]);
+      bands_[i].take(taken_[i], taken_[i] + part, map);
+      taken_[i] += part;
+      count -= part;
+    }
+  }
+
+private:
+  std::vector<Band> bands_;
+  std::vector<int64_t> taken_;
+  std::vector<size_t> order_;
+};
+
+/// Deals one row of tokens to shards[0 .. worldSize) as two bands. With `firstKeys`, the first key of each tile of rows,
+/// light rows that begin where heavy ones do (the head of a long document) go to the ranks of those first: they need
+/// nothing that the heavy rows do not.
+void dealBands(const std::vector<double> &work, const std::vector<int64_t> *firstKeys, int64_t tile, int64_t length,
+               std::span<PositionMap> shards, double threshold, double tolerance) {
   const int64_t worldSize = int64_t(shards.size());
   const double total = std::accumulate(work.begin(), work.end(), 0.0);
   const double meanPerRow = length > 0 ? total / double(length) : 0.0;
-  Band heavy, light;
-  double heaviest = 0.0;
+  const auto rowsOf = [&](size_t i) { return Range{int64_t(i) * tile, std::min(length, int64_t(i + 1) * tile)}; };
+  const auto isHeavy = [&](size_t i) { return work[i] / double(rowsOf(i).size()) > threshold * meanPerRow; };
+  // Keys at which heavy rows begin, ascending; light rows of others are the last band.
+  std::vector<int64_t> keys;
+  for (size_t i = 0; firstKeys && i < work.size(); ++i)
+    if (isHeavy(i))
+      keys.push_back((*firstKeys)[i]);
+  std::sort(keys.begin(), keys.end());
+  keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
+  const auto bandOf = [&](size_t i) {
+    if (!firstKeys)
+      return size_t(0);
+    auto found = std::lower_bound(keys.begin(), keys.end(), (*firstKeys)[i]);
+    return found != keys.end() && *found == (*firstKeys)[i] ? size_t(found - keys.begin()) : keys.size();
+  };
+  Band heavy;
+  LightRows light(keys.size() + 1);
+  double heaviest = 0.0, done = 0.0;
   for (size_t i = 0; i < work.size(); ++i) {
-    Range rows = {int64_t(i) * tile, std::min(length, int64_t(i + 1) * tile)};
-    double perRow = work[i] / double(rows.size());
+    const double perRow = work[i] / double(rowsOf(i).size());
     heaviest = std::max(heaviest, perRow);
-    (perRow > threshold * meanPerRow ? heavy : light).add(rows, perRow);
+    (isHeavy(i) ? heavy : light.band(bandOf(i))).add(rowsOf(i), perRow);
   }
   // A cut may be off by half a grain of the heaviest rows.
   int64_t grain = 1;
@@ -85,17 +160,17 @@ void dealBands(const std::vector<double> &work, int64_t tile, int64_t length, st
     grain *= 2;
 
   const std::vector<int64_t> counts = evenSizes(length, worldSize);
-  int64_t heavyBegin = 0, lightBegin = 0;
+  int64_t heavyBegin = 0;
   for (int64_t rank = 0; rank < worldSize; ++rank) {
     const int64_t count = counts[size_t(rank)];
-    const double heavyDone = heavy.workUntil(heavyBegin), lightDone = light.workUntil(lightBegin);
-    const double target = (total - heavyDone - lightDone) / double(worldSize - rank);
+    const double heavyDone = heavy.workUntil(heavyBegin);
+    const double target = (total - done) / double(worldSize - rank);
+    light.startWith(heavyBegin < heavy.size() ? bandOf(size_t(heavy.positionOf(heavyBegin) / tile)) : keys.size());
     auto workWith = [&](int64_t numHeavy) {
-      return heavy.workUntil(heavyBegin + numHeavy) - heavyDone + light.workUntil(lightBegin + count - numHeavy) -
-             lightDone;
+      return heavy.workUntil(heavyBegin + numHeavy) - heavyDone + light.workOf(count - numHeavy);
     };
     // The work grows with the share of heavy rows: find the last grain below the target, then the nearer neighbour.
-    int64_t least = std::max<int64_t>(0, count - (light.size() - lightBegin));
+    int64_t least = std::max<int64_t>(0, count - light.size());
     int64_t most = std::min(count, heavy.size() - heavyBegin);
     int64_t low = 0, high = (most - least) / grain;
     while (low < high) {
@@ -108,12 +183,25 @@ void dealBands(const std::vector<double> &work, int64_t tile, int64_t length, st
     int64_t numHeavy = least + low * grain, next = std::min(most, numHeavy + grain);
     if (workWith(next) - target < target - workWith(numHeavy))
       numHeavy = next;
+    done += workWith(numHeavy);
     heavy.take(heavyBegin, heavyBegin + numHeavy, shards[size_t(rank)]);
-    light.take(lightBegin, lightBegin + count - numHeavy, shards[size_t(rank)]);
+    light.take(count - numHeavy, shards[size_t(rank)]);
     heavyBegin += numHeavy;
-    lightBegin += count - numHeavy;
     sortPieces(shards[size_t(rank)]);
   }
+}
+
+/// The first key of each tile of rows, over all row sets that the request's masks use.
+std::vector<int64_t> firstKeysOf(const PlanRequest &request, const BlockMask &mask) {
+  std::vector<int64_t> first(size_t(mask.numQTiles()), mask.kvLen);
+  std::vector<const BlockMask *> masks = {&mask};
+  masks.insert(masks.end(), request.otherMasks.begin(), request.otherMasks.end());
+  for (const BlockMask *each : masks)
+    for (const TileRows &rows : each->rowSets)
+      for (int64_t tile = 0; tile < each->numQTiles(); ++tile)
+        if (const int32_t run = rows.rowBegin[size_t(tile)]; run < rows.rowBegin[size_t(tile + 1)])
+          first[size_t(tile)] = std::min(first[size_t(tile)], rows.runs[size_t(run)].begin * each->tileKV);
+  return first;
 }
 
 std::vector<const BlockMask *> allMasks(const PlanRequest &request, const BlockMask &mask) {
@@ -196,12 +284,12 @@ LayoutScore scoreLayout(const PlanRequest &request, const BlockMask &mask, const
   return score;
 }
 
-Layout bandedLayout(const std::vector<std::vector<double>> &work, int64_t tile, int64_t length, int32_t worldSize,
-                    double threshold, double tolerance) {
+Layout bandedLayout(const std::vector<std::vector<double>> &work, const std::vector<int64_t> *firstKeys, int64_t tile,
+                    int64_t length, int32_t worldSize, double threshold, double tolerance) {
   Layout layout{LayoutKind::Solved, length, worldSize, int64_t(work.size()), {}};
   layout.shards.resize(work.size() * size_t(worldSize));
   for (size_t row = 0; row < work.size(); ++row)
-    dealBands(work[row], tile, length, std::span(layout.shards).subspan(row * size_t(worldSize), size_t(worldSize)),
+    dealBands(work[row], firstKeys, tile, length, std::span(layout.shards).subspan(row * size_t(worldSize), size_t(worldSize)),
               threshold, tolerance);
   return layout;
 }
@@ -261,9 +349,11 @@ StatusOr<LayoutPair> chooseLayouts(const PlanRequest &request, const BlockMask &
     candidates.push_back(headTailLayout(qLen, worldSize));
     if (request.tokenCounts == TokenCounts::Free && work.size() == 1)
       candidates.push_back(contiguousByWork(work[0], mask.tileQ, qLen, worldSize));
+    const std::vector<int64_t> firstKeys = firstKeysOf(request, mask);
     for (double threshold : kBandThresholds)
-      candidates.push_back(
-          bandedLayout(work, mask.tileQ, qLen, worldSize, threshold, 0.5 * request.balanceTolerance));
+      for (const std::vector<int64_t> *keys : {static_cast<const std::vector<int64_t> *>(nullptr), &firstKeys})
+        candidates.push_back(
+            bandedLayout(work, keys, mask.tileQ, qLen, worldSize, threshold, 0.5 * request.balanceTolerance));
   }
   std::vector<LayoutScore> scores;
   for (const Layout &candidate : candidates)

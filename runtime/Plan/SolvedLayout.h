@@ -30,9 +30,10 @@ LayoutScore scoreLayout(const PlanRequest &request, const BlockMask &mask, const
 /// Tokens in two bands: those whose row has more work than `threshold` times the mean, and the rest. Each rank takes one
 /// run of each band, in order of position, so that its token count is even and its work is the mean; a run of deep rows
 /// shares the keys it needs. `work` is per layout row and tile of `tile` rows; cuts are multiples of a power of two rows,
-/// as coarse as `tolerance` allows.
-Layout bandedLayout(const std::vector<std::vector<double>> &work, int64_t tile, int64_t length, int32_t worldSize,
-                    double threshold, double tolerance);
+/// as coarse as `tolerance` allows. With `firstKeys`, the first key of each tile of rows or null, the light head of a long
+/// document goes to the ranks of its deep rows first.
+Layout bandedLayout(const std::vector<std::vector<double>> &work, const std::vector<int64_t> *firstKeys, int64_t tile,
+                    int64_t length, int32_t worldSize, double threshold, double tolerance);
 
 /// Contiguous shards of equal work; token counts differ. For one list of work.
 Layout contiguousByWork(const std::vector<double> &work, int64_t tile, int64_t length, int32_t worldSize);

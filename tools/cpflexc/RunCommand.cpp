@@ -1,7 +1,6 @@
 // `cpflexc run`: attention over arrays or random values, on the CPU, a group of ranks or a GPU, with a check against double.
-#include "tools/cpflexc/AttentionCall.h"
+#include "tools/cpflexc/RankGroup.h"
 
-#include "runtime/Comm/MpiCommunicator.h"
 #include "runtime/Cuda/CudaAttention.h"
 
 #include <fmt/format.h>
@@ -21,47 +20,6 @@ struct RunCommandOptions : Options {
   std::vector<std::string> captureGradients;
   bool isChecked = false, isBackwardAsked = false;
 };
-
-CallShape shapeOfCall(const AttentionCall &call) {
-  const AttentionProblem &problem = call.problem;
-  return {.batch = problem.batch, .qHeads = problem.qHeads, .kvHeads = problem.kvHeads, .qLen = problem.qLen,
-          .kvLen = problem.kvLen, .headDim = problem.headDim, .vHeadDim = problem.vHeadDim, .type = call.type};
-}
-
-// Runs the group of ranks. `isWriter` says whether this process holds the results.
-Status runRanks(const RunCommandOptions &options, AttentionCall &call, bool &isWriter) {
-  PlanRequest request = planRequest(options, shapeOfCall(call), call.problem.mask);
-  std::unique_ptr<MpiCommunicator> mpi;
-  if (options.transport == "mpi") {
-    StatusOr<std::unique_ptr<MpiCommunicator>> opened = MpiCommunicator::open();
-    if (!opened)
-      return opened.status();
-    mpi = std::move(*opened);
-    request.worldSize = mpi->worldSize();
-  }
-  StatusOr<Schedule> forward = planContextParallel(request);
-  if (!forward)
-    return forward.status();
-  std::optional<Schedule> backward;
-  if (call.isBackward) {
-    StatusOr<Schedule> planned = planBackward(request, *forward);
-    if (!planned)
-      return planned.status();
-    backward = std::move(*planned);
-  }
-  ExecutorOptions executor;
-  executor.deadlineSeconds = options.deadlineSeconds;
-  executor.attention.numThreads = 1;
-  const Schedule *backwardSchedule = backward ? &*backward : nullptr;
-  if (mpi) {
-    isWriter = mpi->rank() == 0;
-    return runContextParallelRank(*forward, backwardSchedule, rankCall(call), wholeTensors(call), *mpi, executor);
-  }
-  std::vector<RunReport> reports;
-  CPFLEX_RETURN_IF_ERROR(
-      runContextParallelHost(*forward, backwardSchedule, rankCall(call), wholeTensors(call), executor, &reports));
-  return options.trace.empty() ? Status::ok() : writeFile(options.trace, toTraceJson(reports));
-}
 
 Status runOnGpu(const RunCommandOptions &options, AttentionCall &call, int index) {
   StatusOr<CudaMachine> machine = CudaMachine::open(index);
@@ -158,11 +116,9 @@ Status writeResults(const RunCommandOptions &options, const AttentionCall &call)
 int run(RunCommandOptions &options) {
   int index = 0;
   const bool onGpu = isCuda(options, index);
-  if (options.transport == "nccl")
-    return reportFailure(Status::unsupported("the transport 'nccl' is not there yet; it will carry messages between GPUs"));
-  const bool isGrouped = options.ranks > 1 || options.transport == "mpi";
-  if (onGpu && isGrouped)
-    return reportFailure(Status::unsupported("several ranks on GPUs are not there yet; they will run a plan with one GPU per rank"));
+  const bool isGrouped = options.ranks > 1 || options.transport != "threads";
+  if (Status status = checkTransport(options); isGrouped && !status)
+    return reportFailure(status);
   options.files.isBackward = options.isBackwardAsked || !options.files.dOut.empty() || !options.dQ.empty() ||
                              !options.dK.empty() || !options.dV.empty() || !options.captureGradients.empty();
   AttentionCall call;
@@ -170,7 +126,9 @@ int run(RunCommandOptions &options) {
     return code;
   const auto begin = std::chrono::steady_clock::now();
   bool isWriter = true;
-  Status status = onGpu ? runOnGpu(options, call, index) : isGrouped ? runRanks(options, call, isWriter) : runOnHost(call, options);
+  Status status = isGrouped ? runRanks(options, options.trace, call, isWriter)
+                  : onGpu   ? runOnGpu(options, call, index)
+                            : runOnHost(call, options);
   if (!status)
     return reportFailure(status);
   if (!isWriter)

@@ -1,11 +1,14 @@
 // One rank of an MPI job, run by MpiTest: causal attention forward and backward, compared on rank 0 with threads; or, with
-// `silent`, a rank 1 that sends nothing. Prints `right`, or the error; exits 0 in both.
+// `silent`, a rank 1 that sends nothing; or, with `killed N`, a rank 1 that dies at its N-th group of messages. Rank 0
+// prints `right`, or the error; exits 0 in both.
 #include "../Plan/TestMasks.h"
 #include "runtime/Comm/MpiCommunicator.h"
 #include "runtime/Executor/ContextParallelRun.h"
 #include "runtime/Plan/Planner.h"
 
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -14,7 +17,27 @@ using namespace cpflex::test;
 
 namespace {
 
-Status runJob(Communicator &communicator) {
+/// A communicator whose process is killed when it starts its `groupAtWhich`-th group.
+class KilledCommunicator : public Communicator {
+public:
+  KilledCommunicator(Communicator &inner, int groupAtWhich) : inner_(inner), groupsLeft_(groupAtWhich) {}
+  int32_t rank() const override { return inner_.rank(); }
+  int32_t worldSize() const override { return inner_.worldSize(); }
+  std::string_view transport() const override { return inner_.transport(); }
+  StatusOr<int64_t> start(const MessageGroup &group) override {
+    if (groupsLeft_-- == 0)
+      std::raise(SIGKILL);
+    return inner_.start(group);
+  }
+  Status wait(int64_t ticket, Deadline deadline) override { return inner_.wait(ticket, deadline); }
+  void abort(const Status &reason) override { inner_.abort(reason); }
+
+private:
+  Communicator &inner_;
+  int groupsLeft_;
+};
+
+Status runJob(Communicator &communicator, double deadlineSeconds) {
   const int64_t length = 301, headDim = 16;
   TestMask mask(MaskRule::Causal, 1, 2, length, length, 32);
   PlanRequest request;
@@ -36,6 +59,7 @@ Status runJob(Communicator &communicator) {
   call.bindings = &mask.bindings;
   ExecutorOptions options;
   options.attention.numThreads = 1;
+  options.deadlineSeconds = deadlineSeconds;
   for (Rotation rotation : {Rotation::Ring, Rotation::Selective, Rotation::Ulysses}) {
     request.rotation = rotation;
     StatusOr<Schedule> forward = planContextParallel(request);
@@ -82,12 +106,18 @@ int main(int argc, char **argv) {
       std::this_thread::sleep_for(std::chrono::milliseconds(500));
     else
       status = exchange(**communicator, {4, "kv", {}, {{1, &value, 4}}}, deadlineIn(0.1));
+  } else if (argc > 2 && !std::strcmp(argv[1], "killed")) {
+    KilledCommunicator mortal(**communicator, (*communicator)->rank() == 1 ? std::atoi(argv[2]) : -1);
+    status = runJob(mortal, /*deadlineSeconds=*/1.0);
   } else {
-    status = runJob(**communicator);
+    status = runJob(**communicator, /*deadlineSeconds=*/60.0);
   }
   if ((*communicator)->rank() == 0) {
     std::printf("%s\n", status.isOk() ? "right" : status.message().c_str());
     std::fflush(stdout);
   }
+  // A group that has lost a rank cannot be ended together.
+  if (!status)
+    std::_Exit(0);
   return 0;
 }

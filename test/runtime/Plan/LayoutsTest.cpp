@@ -31,8 +31,13 @@ std::vector<Layout> allLayouts(int64_t length, int32_t worldSize, int64_t batch)
                                  stripedLayout(length, worldSize)};
   layouts.push_back(*perDocumentLayout(mask.offsets, length, worldSize));
   layouts.push_back(*ptrrLayout(tileWork(request, mask.mask), 16, length, worldSize));
+  std::vector<int64_t> firstKeys;
+  for (int64_t tile = 0; tile < mask.mask.numQTiles(); ++tile)
+    firstKeys.push_back(mask.mask.rowSets[0].runs[size_t(mask.mask.rowSets[0].rowBegin[size_t(tile)])].begin * 16);
   for (double threshold : {0.5, 1.0, 2.0})
-    layouts.push_back(bandedLayout(tileWork(request, mask.mask), 16, length, worldSize, threshold, 0.05));
+    for (const std::vector<int64_t> *keys : {static_cast<const std::vector<int64_t> *>(nullptr),
+                                             static_cast<const std::vector<int64_t> *>(&firstKeys)})
+      layouts.push_back(bandedLayout(tileWork(request, mask.mask), keys, 16, length, worldSize, threshold, 0.05));
   StatusOr<LayoutPair> solved = chooseLayouts(request, mask.mask);
   EXPECT_TRUE(solved.isOk());
   layouts.push_back(solved->q);
@@ -132,6 +137,38 @@ TEST(Layouts, FaultsAreNamed) {
             "rank 1 of a layout of 1 ranks; expected a rank in [0, 1)");
   EXPECT_EQ(message(shard(rows, 0, {}, &value, &value)),
             "an array with 1 batch rows for a layout with 2; expected equally many");
+}
+
+TEST(Layouts, HeadsOfLongDocumentsStayWithTheirDeepRows) {
+  // Four documents of an eighth of the sequence, then many of 64 tokens: only the long ones need keys of other ranks.
+  const int64_t length = 8192, longDocument = 1024, shortDocument = 64;
+  BlockMask mask;
+  mask.qLen = mask.kvLen = length;
+  mask.tileQ = mask.tileKV = 64;
+  mask.rowSetOf = {0};
+  TileRows rows;
+  rows.rowBegin = {0};
+  std::vector<int64_t> firstKeys;
+  for (int64_t tile = 0; tile < length / shortDocument; ++tile) {
+    const int32_t tilesOfLong = int32_t(longDocument / shortDocument);
+    const int32_t first = tile < 4 * tilesOfLong ? int32_t(tile) / tilesOfLong * tilesOfLong : int32_t(tile);
+    firstKeys.push_back(first * mask.tileKV);
+    if (first < tile)
+      rows.runs.push_back({first, int32_t(tile), TileClass::Full, 0});
+    rows.runs.push_back({int32_t(tile), int32_t(tile + 1), TileClass::Partial, 0});
+    rows.rowBegin.push_back(int32_t(rows.runs.size()));
+  }
+  mask.rowSets = {rows};
+  PlanRequest request;
+  request.shape.qLen = request.shape.kvLen = length;
+  request.worldSize = 8;
+  request.mask = &mask;
+  const auto scoreOf = [&](const std::vector<int64_t> *keys) {
+    const Layout layout = bandedLayout(tileWork(request, mask), keys, 64, length, 8, /*threshold=*/1.0, 0.02);
+    return scoreLayout(request, mask, layout, layout);
+  };
+  const LayoutScore apart = scoreOf(nullptr), together = scoreOf(&firstKeys);
+  EXPECT_LT(together.totalReceivedRows, apart.totalReceivedRows);
 }
 
 } // namespace

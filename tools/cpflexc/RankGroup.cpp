@@ -1,0 +1,217 @@
+// Choosing devices and transports for the ranks of one call; see RankGroup.h.
+#include "tools/cpflexc/RankGroup.h"
+
+#include "runtime/Comm/MpiCommunicator.h"
+#include "runtime/Comm/Rendezvous.h"
+#include "runtime/Executor/CudaRanks.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <optional>
+
+namespace cpflex {
+
+namespace {
+
+/// The plans of one call for a number of ranks.
+struct RankPlans {
+  Schedule forward;
+  std::optional<Schedule> backward;
+  const Schedule *backwardOrNull() const { return backward ? &*backward : nullptr; }
+};
+
+StatusOr<RankPlans> planRanks(const Options &options, const AttentionCall &call, int32_t worldSize) {
+  const AttentionProblem &problem = call.problem;
+  const CallShape shape = {.batch = problem.batch, .qHeads = problem.qHeads, .kvHeads = problem.kvHeads,
+                           .qLen = problem.qLen, .kvLen = problem.kvLen, .headDim = problem.headDim,
+                           .vHeadDim = problem.vHeadDim, .type = call.type};
+  PlanRequest request = planRequest(options, shape, problem.mask);
+  request.worldSize = worldSize;
+  RankPlans plans;
+  StatusOr<Schedule> forward = planContextParallel(request);
+  if (!forward)
+    return forward.status();
+  plans.forward = std::move(*forward);
+  if (!call.isBackward)
+    return plans;
+  StatusOr<Schedule> backward = planBackward(request, plans.forward);
+  if (!backward)
+    return backward.status();
+  plans.backward = std::move(*backward);
+  return plans;
+}
+
+ExecutorOptions executorOptions(const Options &options) {
+  ExecutorOptions executor;
+  executor.deadlineSeconds = options.deadlineSeconds;
+  executor.attention.numThreads = 1;
+  return executor;
+}
+
+StatusOr<CudaCall> cudaCallOf(const AttentionCall &call) {
+  StatusOr<DeviceFunctions> functions =
+      call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
+  if (!functions)
+    return functions.status();
+  CudaCall result;
+  result.functions = *functions;
+  result.bindings = &call.binding->bindings();
+  result.sink = call.problem.sink;
+  result.numSinks = call.problem.qHeads;
+  return result;
+}
+
+/// The GPUs of this process: the one that the options name, or all.
+StatusOr<std::vector<CudaMachine>> machinesOf(const Options &options) {
+  int index = 0;
+  isCuda(options, index);
+  std::vector<int> indices = {index};
+  if (options.device == "cuda") {
+    const CudaDeviceList list = listCudaDevices();
+    if (list.devices.empty())
+      return Status::unavailable(list.whyNone);
+    indices.clear();
+    for (const CudaDeviceDescription &device : list.devices)
+      indices.push_back(device.index);
+  }
+  std::vector<CudaMachine> machines;
+  for (int each : indices) {
+    StatusOr<CudaMachine> machine = CudaMachine::open(each);
+    if (!machine)
+      return machine.status();
+    machines.push_back(std::move(*machine));
+  }
+  return machines;
+}
+
+/// Gives all ranks the id of their NCCL group: by the rendezvous that was asked for, or else by MPI where mpirun started
+/// the ranks.
+Status shareId(const Options &options, const JobPlace &job, nccl::UniqueId &id) {
+  std::vector<uint8_t> bytes(sizeof(id.bytes));
+  std::memcpy(bytes.data(), id.bytes, sizeof(id.bytes));
+  const Deadline deadline = deadlineIn(options.deadlineSeconds);
+  if (!options.rendezvous.empty()) {
+    StatusOr<Rendezvous> rendezvous = parseRendezvous(options.rendezvous);
+    if (!rendezvous)
+      return rendezvous.status();
+    CPFLEX_RETURN_IF_ERROR(shareBytes(*rendezvous, job.rank, job.worldSize, bytes, deadline));
+  } else {
+    StatusOr<std::unique_ptr<MpiCommunicator>> mpi = MpiCommunicator::open();
+    if (!mpi || (*mpi)->worldSize() != job.worldSize)
+      return Status::invalid(fmt::format("{} processes and no rendezvous; expected --rendezvous file:PATH or tcp:HOST:PORT, "
+                                         "or to run under mpirun",
+                                         job.worldSize));
+    MessageGroup group{0, "id", {}, {}};
+    const int64_t size = int64_t(bytes.size());
+    for (int32_t peer = 1; job.rank == 0 && peer < job.worldSize; ++peer)
+      group.sends.push_back({peer, bytes.data(), size});
+    if (job.rank != 0)
+      group.receives.push_back({0, bytes.data(), size});
+    CPFLEX_RETURN_IF_ERROR(exchange(**mpi, group, deadline));
+  }
+  std::memcpy(id.bytes, bytes.data(), sizeof(id.bytes));
+  return Status::ok();
+}
+
+/// The rank of this process among those that a launcher started, on the GPU that the options name or the launcher implies.
+Status runNcclProcess(const Options &options, const JobPlace &job, AttentionCall &call, std::vector<RunReport> *reports) {
+  int index = job.localRank;
+  if (options.device != "cuda")
+    isCuda(options, index);
+  StatusOr<CudaMachine> machine = CudaMachine::open(index);
+  if (!machine)
+    return machine.status();
+  StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
+  if (!library)
+    return library.status();
+  NcclPlace place{{}, job.rank, job.worldSize};
+  if (job.rank == 0) {
+    StatusOr<nccl::UniqueId> id = (*library)->newId();
+    if (!id)
+      return id.status();
+    place.id = *id;
+  }
+  CPFLEX_RETURN_IF_ERROR(shareId(options, job, place.id));
+  StatusOr<RankPlans> plans = planRanks(options, call, job.worldSize);
+  if (!plans)
+    return plans.status();
+  StatusOr<CudaCall> cudaCall = cudaCallOf(call);
+  if (!cudaCall)
+    return cudaCall.status();
+  Status status = runContextParallelCudaRank(plans->forward, plans->backwardOrNull(), rankCall(call), *cudaCall,
+                                             wholeTensors(call), *machine, place, executorOptions(options), reports);
+  if (!options.rendezvous.empty())
+    if (StatusOr<Rendezvous> rendezvous = parseRendezvous(options.rendezvous); rendezvous)
+      leaveRendezvous(*rendezvous, job.rank);
+  return status;
+}
+
+Status runOnGpus(const Options &options, AttentionCall &call, std::vector<RunReport> *reports) {
+  StatusOr<std::vector<CudaMachine>> machines = machinesOf(options);
+  if (!machines)
+    return machines.status();
+  StatusOr<CudaCall> cudaCall = cudaCallOf(call);
+  if (!cudaCall)
+    return cudaCall.status();
+  StatusOr<RankPlans> plans = planRanks(options, call, options.ranks);
+  if (!plans)
+    return plans.status();
+  const CudaTransport transport = options.transport == "nccl" ? CudaTransport::Nccl : CudaTransport::Copies;
+  return runContextParallelCuda(plans->forward, plans->backwardOrNull(), rankCall(call), *cudaCall, wholeTensors(call),
+                                *machines, transport, executorOptions(options), reports);
+}
+
+Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter, std::vector<RunReport> *reports) {
+  StatusOr<std::unique_ptr<MpiCommunicator>> mpi = MpiCommunicator::open();
+  if (!mpi)
+    return mpi.status();
+  isWriter = (*mpi)->rank() == 0;
+  StatusOr<RankPlans> plans = planRanks(options, call, (*mpi)->worldSize());
+  if (!plans)
+    return plans.status();
+  return runContextParallelRank(plans->forward, plans->backwardOrNull(), rankCall(call), wholeTensors(call), **mpi,
+                                executorOptions(options), reports);
+}
+
+} // namespace
+
+Status checkTransport(const Options &options) {
+  int index = 0;
+  const bool onGpu = isCuda(options, index);
+  if (onGpu && options.transport == "mpi")
+    return Status::invalid("the transport 'mpi' carries host memory; expected 'nccl' or 'threads' on GPUs");
+  if (!onGpu && options.transport == "nccl")
+    return Status::invalid("the transport 'nccl' carries GPU memory; expected --device cuda, or 'mpi' or 'threads'");
+  if (options.rendezvous.empty())
+    return Status::ok();
+  if (options.transport != "nccl")
+    return Status::invalid(
+        fmt::format("the transport '{}' needs no rendezvous; expected one for 'nccl' only", options.transport));
+  return parseRendezvous(options.rendezvous).status();
+}
+
+Status runRanks(const Options &options, const std::string &trace, AttentionCall &call, bool &isWriter) {
+  int index = 0;
+  std::vector<RunReport> reports;
+  std::vector<RunReport> *wanted = trace.empty() ? nullptr : &reports;
+  const std::optional<JobPlace> job = options.transport == "nccl" ? jobPlace() : std::nullopt;
+  Status status;
+  if (options.transport == "mpi") {
+    status = runMpiProcess(options, call, isWriter, wanted);
+  } else if (job && job->worldSize > 1) {
+    isWriter = job->rank == 0;
+    status = runNcclProcess(options, *job, call, wanted);
+  } else if (isCuda(options, index)) {
+    status = runOnGpus(options, call, wanted);
+  } else {
+    StatusOr<RankPlans> plans = planRanks(options, call, options.ranks);
+    status = plans ? runContextParallelHost(plans->forward, plans->backwardOrNull(), rankCall(call), wholeTensors(call),
+                                            executorOptions(options), wanted)
+                   : plans.status();
+  }
+  CPFLEX_RETURN_IF_ERROR(status);
+  return trace.empty() || !isWriter ? Status::ok() : writeFile(trace, toTraceJson(reports));
+}
+
+} // namespace cpflex

@@ -1,0 +1,17 @@
+// How `cpflexc` runs one call by a group of ranks: threads, MPI processes or GPUs.
+#pragma once
+
+#include "tools/cpflexc/AttentionCall.h"
+
+#include <string>
+
+namespace cpflex {
+
+/// Whether the transport can carry what the device holds; InvalidArgument says which one can.
+Status checkTransport(const Options &options);
+
+/// Plans and runs the call by all ranks of the group, or by the rank of this process, and writes the trace when `trace` is
+/// not empty. `isWriter` says whether this process holds the results.
+Status runRanks(const Options &options, const std::string &trace, AttentionCall &call, bool &isWriter);
+
+} // namespace cpflex
