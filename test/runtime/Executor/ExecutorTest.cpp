@@ -1,6 +1,8 @@
 // Do ranks together compute what one device computes, forward and backward, under every layout and rotation?
 #include "RankCase.h"
+#include "runtime/Comm/ThreadsCommunicator.h"
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 using namespace cpflex;
@@ -297,6 +299,85 @@ TEST(Executor, TracesHoldComputesAndTransfersOfEveryRank) {
       ++(event["tid"] == 0 ? computes : transfers)[event["pid"].get<int>()];
   EXPECT_EQ(computes.size(), 3u);
   EXPECT_EQ(transfers.size(), 3u);
+}
+
+TEST(Executor, ReportsOfAllRanksComeToRankZero) {
+  RankCase each(MaskRule::Causal, shapeOf(1, 2, 2, 200, 200));
+  PlanRequest request = each.request(3);
+  request.rotation = Rotation::Ring;
+  Schedule forward = *planContextParallel(request);
+  std::vector<std::vector<RunReport>> reports(3);
+  std::vector<Status> statuses = runRanksInThreads(3, [&](Communicator &communicator) {
+    // Ranks write the whole arrays; each has its own.
+    RankCase own(MaskRule::Causal, shapeOf(1, 2, 2, 200, 200));
+    return runContextParallelRank(forward, nullptr, own.call, own.tensors(), communicator, {},
+                                  &reports[size_t(communicator.rank())]);
+  });
+  ASSERT_TRUE(firstFailure(statuses).isOk()) << firstFailure(statuses).message();
+  ASSERT_EQ(reports[0].size(), 3u);
+  EXPECT_TRUE(reports[1].empty());
+  for (int32_t rank = 0; rank < 3; ++rank) {
+    const RunReport &report = reports[0][size_t(rank)];
+    EXPECT_EQ(report.rank, rank);
+    EXPECT_GT(report.peakBytes, 0);
+    EXPECT_FALSE(report.events.empty());
+    EXPECT_EQ(report.sent.at({"kv", (rank + 1) % 3}).bytes, forward.certificate.ranks[size_t(rank)].bytesSent);
+    StatusOr<RunReport> copy = reportFromBytes(toBytes(report));
+    ASSERT_TRUE(copy.isOk());
+    EXPECT_EQ(copy->received, report.received);
+    EXPECT_EQ(toTraceJson({&*copy, 1}), toTraceJson({&report, 1}));
+  }
+  for (const char *bytes : {"", "[1, 2]", "[0, 0, [[1, 2, 3, 4]], [], []]", "[0, 0, [], [], [[0]]]"})
+    EXPECT_EQ(reportFromBytes(bytes).status().message(),
+              "the report of another rank is damaged; expected ranks of one build");
+}
+
+TEST(Executor, PreparedComputesSaveTheMasksOfLaterRuns) {
+  RankCase each(MaskRule::Document, shapeOf(1, 2, 1, 260, 260));
+  each.computeReference();
+  PlanRequest request = each.request(1);
+  Schedule forward = *planContextParallel(request), backward = *planBackward(request, forward);
+  PreparedComputes prepared;
+  ExecutorOptions options;
+  options.prepared = &prepared;
+  ThreadsHub hub(1);
+  ThreadsCommunicator communicator(hub, 0);
+  const BlockMask *first = nullptr;
+  for (int run = 0; run < 3; ++run) {
+    Status status = runContextParallelThread(forward, &backward, each.call, each.tensors(), communicator, options);
+    ASSERT_TRUE(status.isOk()) << status.message();
+    EXPECT_EQ(prepared.computes.size(), 2u);
+    const BlockMask *mask = &prepared.computes.at({Pass::Forward, 0})->mask;
+    EXPECT_TRUE(!first || first == mask);
+    first = mask;
+    EXPECT_LE(relativeError(each.out.view, each.forward.out, each.out.sizes), 2e-6);
+    EXPECT_LE(relativeError(each.dK.view, each.backward.dK, each.dK.sizes), 6e-6);
+  }
+}
+
+TEST(Executor, GradientsComeHomeInRankOrder) {
+  // From the rank after the owner on, whatever the rotation: what the executor adds is in rank order from the owner.
+  RankCase each(MaskRule::Causal, shapeOf(1, 4, 2, 515, 515));
+  for (Rotation rotation : kRotations)
+    for (LayoutKind layout : {LayoutKind::HeadTail, LayoutKind::Striped, LayoutKind::Solved})
+      for (int32_t maxSteps : {2, 8}) {
+        PlanRequest request = each.request(6);
+        request.rotation = rotation;
+        request.layout = layout;
+        request.maxSteps = maxSteps;
+        Schedule forward = *planContextParallel(request), backward = *planBackward(request, forward);
+        std::map<int32_t, std::vector<std::pair<int32_t, int32_t>>> arrivals; // by owner: step, distance
+        for (const Transfer &transfer : backward.transfers)
+          if (transfer.payload == Payload::DKV)
+            arrivals[transfer.destination].push_back(
+                {transfer.step, (transfer.source - transfer.destination + 6) % 6});
+        EXPECT_FALSE(arrivals.empty());
+        for (auto &[owner, list] : arrivals) {
+          std::sort(list.begin(), list.end());
+          for (size_t i = 1; i < list.size(); ++i)
+            EXPECT_LT(list[i - 1].second, list[i].second) << "owner " << owner;
+        }
+      }
 }
 
 TEST(Executor, FaultsOfCallersAreNamed) {
