@@ -2,12 +2,14 @@
 #include "runtime/Executor/CudaExecutionDevice.h"
 #include "runtime/Cuda/DeviceTensor.h"
 #include "runtime/Executor/RowStore.h"
+#include "runtime/Host/TileTensors.h"
 #include "runtime/contract/PartialArguments.h"
 
 #include <algorithm>
 #include <chrono>
 #include <fmt/format.h>
 #include <limits>
+#include <span>
 
 namespace cpflex {
 namespace {
@@ -70,6 +72,7 @@ public:
 /// What is bound for one prepared compute.
 struct BoundCompute {
   std::shared_ptr<CudaExecutable> executable;
+  CudaProgramOptions::CaptureGradients captureGradients;
 };
 
 } // namespace
@@ -312,6 +315,7 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaPrograms::get(const CudaMachine
     return other.element == options.element && other.headDim == options.headDim &&
            other.vHeadDim == options.vHeadDim && other.normalization == options.normalization &&
            other.positions == options.positions && other.output == options.output &&
+           other.captureGradients == options.captureGradients &&
            (other.passes == options.passes || other.passes == CudaProgramOptions::Passes::ForwardAndBackward);
   };
   // Ranks that ask for the same program wait for the first of them.
@@ -328,8 +332,12 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaPrograms::get(const CudaMachine
 }
 
 StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, ElementType element, Purpose purpose) {
-  if (compute.deviceState)
-    return static_cast<BoundCompute *>(compute.deviceState.get())->executable.get();
+  using CaptureGradients = CudaProgramOptions::CaptureGradients;
+  const CaptureGradients captureGradients =
+      purpose == Purpose::GradientsOfCapturesToo ? CaptureGradients::Computed : CaptureGradients::None;
+  if (auto *state = static_cast<BoundCompute *>(compute.deviceState.get());
+      state && (state->captureGradients == captureGradients || captureGradients == CaptureGradients::None))
+    return state->executable.get();
   AttentionProblem problem = compute.problem;
   CudaProgramOptions options;
   options.element = element;
@@ -337,7 +345,8 @@ StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, 
   options.vHeadDim = int(problem.vHeadDim);
   options.normalization = problem.normalization;
   options.output = purpose == Purpose::Whole ? OutputForm::Element : OutputForm::F32;
-  if (purpose == Purpose::Gradients)
+  options.captureGradients = captureGradients;
+  if (purpose == Purpose::Gradients || purpose == Purpose::GradientsOfCapturesToo)
     options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
   options.positions = positionMode(problem, functions_, options, device_->description().computeCapability);
   StatusOr<std::shared_ptr<const CudaProgram>> compiled = programs_->get(machine_, functions_, options, warnings_);
@@ -350,7 +359,7 @@ StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, 
   StatusOr<std::shared_ptr<CudaExecutable>> executable = CudaExecutable::bind(*compiled, problem, compute_);
   if (!executable)
     return executable.status();
-  auto state = std::make_shared<BoundCompute>(BoundCompute{*executable});
+  auto state = std::make_shared<BoundCompute>(BoundCompute{*executable, captureGradients});
   compute.deviceState = state;
   return state->executable.get();
 }
@@ -403,12 +412,15 @@ Status CudaExecutionDevice::forward(PreparedCompute &compute, const HostForwardT
 Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwardTensors &tensors) {
   CPFLEX_RETURN_IF_ERROR(status_);
   const AttentionProblem &p = compute.problem;
-  for (int i = 0; tensors.captureGradients && i < tensors.numCaptures; ++i)
-    if (tensors.captureGradients[i])
-      return Status::unsupported("gradients of captured arrays on a GPU are not computed; the CPU computes them");
+  const std::span<float *const> wanted(tensors.captureGradients, tensors.captureGradients ? size_t(tensors.numCaptures) : 0);
+  const bool wantsCaptures = std::ranges::any_of(wanted, [](const float *gradient) { return gradient != nullptr; });
+  if (wanted.size() > captures_.size())
+    return Status::invalid(
+        fmt::format("gradients of {} captures; the program has {}", wanted.size(), captures_.size()));
   if (p.batch * p.qHeads * p.qLen == 0)
     return Status::ok();
-  StatusOr<CudaExecutable *> executable = bound(compute, tensors.q.type, Purpose::Gradients);
+  StatusOr<CudaExecutable *> executable = bound(
+      compute, tensors.q.type, wantsCaptures ? Purpose::GradientsOfCapturesToo : Purpose::Gradients);
   if (!executable)
     return executable.status();
   Scratch workspace(*this, (*executable)->workspaceInBytes(CudaExecutable::Pass::Backward));
@@ -416,6 +428,13 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
   const RowBlock dVRows = {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}, rows = {p.batch, p.qHeads, p.qLen, 1};
   ScratchTensor dQ(*this, dQRows), dK(*this, dKRows), dV(*this, dVRows), minusRowTerm(*this, rows);
   Scratch sinkGradient(*this, p.qHeads * int64_t(sizeof(float)));
+  std::vector<std::unique_ptr<Scratch>> captureScratch(wanted.size());
+  std::vector<float *> captureGradients(wanted.size(), nullptr);
+  for (size_t i = 0; i < wanted.size(); ++i)
+    if (wanted[i]) {
+      captureScratch[i] = std::make_unique<Scratch>(*this, numOwnElements(captures_[i]) * int64_t(sizeof(float)));
+      captureGradients[i] = static_cast<float *>(captureScratch[i]->data());
+    }
   CPFLEX_RETURN_IF_ERROR(status_);
   CudaBackwardTensors call{.q = tensors.q, .k = tensors.k, .v = tensors.v, .o = {}, .lse = {}, .dO = tensors.dOut,
                            .dLse = {}, .dQ = dQ.view, .dK = dK.view, .dV = dV.view};
@@ -429,17 +448,26 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
     if (tensors.sinkGradient && p.sink)
       call.dSink = static_cast<float *>(sinkGradient.data());
   }
+  if (wantsCaptures)
+    call.dCaptures = captureGradients;
   CPFLEX_RETURN_IF_ERROR((*executable)->backward(call, workspace.data(), compute_));
   addRows(dQ.view, tensors.dQ, dQRows);
   addRows(dK.view, tensors.dK, dKRows);
   addRows(dV.view, tensors.dV, dVRows);
-  if (call.dSink) {
-    std::vector<float> part(size_t(p.qHeads));
-    CPFLEX_RETURN_IF_ERROR(copyToHost(*device_, part.data(), reinterpret_cast<cuda::DeviceAddress>(call.dSink),
-                                      p.qHeads * int64_t(sizeof(float)), compute_));
-    for (int64_t h = 0; h < p.qHeads; ++h)
-      tensors.sinkGradient[p.headOffset + h] += part[size_t(h)];
-  }
+  // Small arrays of the host, summed there.
+  const auto addOnHost = [&](float *to, const float *from, int64_t count) -> Status {
+    std::vector<float> part(static_cast<size_t>(count));
+    CPFLEX_RETURN_IF_ERROR(copyToHost(*device_, part.data(), reinterpret_cast<cuda::DeviceAddress>(from),
+                                      count * int64_t(sizeof(float)), compute_));
+    for (int64_t i = 0; i < count; ++i)
+      to[i] += part[size_t(i)];
+    return Status::ok();
+  };
+  if (call.dSink)
+    CPFLEX_RETURN_IF_ERROR(addOnHost(tensors.sinkGradient + p.headOffset, call.dSink, p.qHeads));
+  for (size_t i = 0; i < wanted.size(); ++i)
+    if (wanted[i])
+      CPFLEX_RETURN_IF_ERROR(addOnHost(wanted[i], captureGradients[i], numOwnElements(captures_[i])));
   return status_;
 }
 

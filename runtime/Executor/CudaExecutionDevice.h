@@ -55,7 +55,7 @@ struct CudaCall {
 };
 
 /// One rank on one GPU; several ranks may share a GPU. Tensors are bf16 or f16 with the last stride 1 and rows at
-/// multiples of 16 bytes. Gradients of captures are not computed here.
+/// multiples of 16 bytes. Gradients of captures and sinks are brought to the host call by call, which waits.
 class CudaExecutionDevice : public ExecutionDevice {
 public:
   /// Copies captures and sinks to the GPU; other ranks' GPUs may read this one's memory when `peers` names them.
@@ -93,7 +93,7 @@ private:
   Status open(const CudaCall &call, const std::vector<int> &peers);
   Status addCaptures(const CudaCall &call);
   StatusOr<void *> keep(const void *bytes, int64_t sizeInBytes);
-  enum class Purpose : uint8_t { Whole, Partial, Gradients };
+  enum class Purpose : uint8_t { Whole, Partial, Gradients, GradientsOfCapturesToo };
   StatusOr<CudaExecutable *> bound(PreparedCompute &compute, ElementType element, Purpose purpose);
   Status launch(cuda::Function function, void *arguments, int64_t units, int64_t groups, DeviceQueue queue,
                 const char *name);

@@ -27,7 +27,7 @@ DeviceFunctions deviceFunctions(MaskRule rule, bool hasScore) {
   DeviceFunctions functions =
       rule == MaskRule::Causal && !hasScore ? causal()
       : rule == MaskRule::Full && !hasScore ? noFunctor()
-      : functor("    cpflex::CaptureArgument doc, slopes;\n",
+      : functor("    cpflex::CaptureArgument doc, slopes;\n", "",
                 rule == MaskRule::Document ? "const int *ids = (const int *)c.doc.data + b * c.doc.strides[0];\n"
                                              "    return kv <= q && ids[q] == ids[kv];"
                 : rule == MaskRule::Window ? "return kv <= q && q - kv < 40;"
@@ -35,10 +35,21 @@ DeviceFunctions deviceFunctions(MaskRule rule, bool hasScore) {
                 hasScore ? ScoreForm::Additive : ScoreForm::Identity,
                 hasScore ? "return s + ((const float *)c.slopes.data)[h] * (float)(kv - q);" : "return s;");
   functions.numCaptures = functions.text.find("CaptureArgument doc") == std::string::npos ? 0 : 2;
+  if (hasScore) {
+    functions.text.resize(functions.text.rfind("};"));
+    functions.text += "  static constexpr int kNumScatters = 1;\n"
+                      "  static constexpr cpflex::ScatterWalk scatterWalk(int) { return cpflex::ScatterWalk::Constant; }\n"
+                      "  static constexpr int scatterTarget(int) { return 0; }\n"
+                      "  template <class Add>\n"
+                      "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, "
+                      "float, float gradient, int, int h, int q, int kv, const Add &add) {\n"
+                      "    add(h, gradient * (float)(kv - q));\n  }\n};\n";
+    functions.gradients = {{.capture = 1, .isDense = false}};
+  }
   return functions;
 }
 
-/// A case on GPUs. Gradients of captures are not computed there.
+/// A case on GPUs.
 struct CudaCase : RankCase {
   CudaCase(MaskRule rule, CallShape shape, bool hasScore = false, bool hasSink = false)
       : RankCase(rule, shape, hasScore, hasSink) {
@@ -50,23 +61,11 @@ struct CudaCase : RankCase {
     cudaCall.numSinks = shape.qHeads;
     computeReference();
   }
-  WholeTensors cudaTensors() {
-    WholeTensors whole = tensors();
-    whole.captureGradients = nullptr;
-    whole.numCaptures = 0;
-    return whole;
-  }
   void expectRightOn(const std::vector<CudaMachine> &machines, PlanRequest request,
                      CudaTransport transport = CudaTransport::Copies) {
-    slopeGradient.assign(size_t(shape.qHeads), 0.0f);
-    const bool hadScore = mask.functions.score != nullptr;
     expectRight(request, [&](const Schedule &forward, const Schedule *backward) {
-      Status status = runContextParallelCuda(forward, backward, call, cudaCall, cudaTensors(), machines, transport);
-      // The comparison skips what this device does not compute.
-      mask.functions.score = nullptr;
-      return status;
+      return runContextParallelCuda(forward, backward, call, cudaCall, tensors(), machines, transport);
     });
-    mask.functions.score = hadScore ? alibi : nullptr;
   }
   CudaCall cudaCall;
   std::vector<int64_t> dims;
@@ -142,7 +141,7 @@ TEST(CudaRanks, EveryRunGivesTheSameBitsAndAscendingKeysThoseOfOneRank) {
   auto bitsOf = [&](const PlanRequest &request) {
     Schedule forward = *planContextParallel(request), backward = *planBackward(request, forward);
     Status status =
-        runContextParallelCuda(forward, &backward, each.call, each.cudaCall, each.cudaTensors(), machines, CudaTransport::Copies);
+        runContextParallelCuda(forward, &backward, each.call, each.cudaCall, each.tensors(), machines, CudaTransport::Copies);
     EXPECT_TRUE(status.isOk()) << status.message();
     return std::vector{each.out.bytes, each.lse.bytes, each.dQ.bytes, each.dK.bytes, each.dV.bytes};
   };
@@ -179,7 +178,7 @@ TEST(CudaRanks, PreparedComputesServeLaterRuns) {
   options.prepared = &prepared;
   for (int run = 0; run < 3; ++run) {
     std::fill(each.out.bytes.begin(), each.out.bytes.end(), uint8_t(0xcd));
-    Status status = runContextParallelThread(forward, nullptr, each.call, each.cudaTensors(), communicator, options);
+    Status status = runContextParallelThread(forward, nullptr, each.call, each.tensors(), communicator, options);
     ASSERT_TRUE(status.isOk()) << status.message();
     EXPECT_LE(relativeError(each.out.view, each.forward.out, each.out.sizes), 1e-2);
     EXPECT_EQ(prepared.computes.size(), 1u);
