@@ -41,10 +41,6 @@ int unitBytes(const RowBytesArgument &from, const RowBytesArgument &to, int64_t 
   return 2;
 }
 
-double steadySeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 /// Memory of the device for the duration of a call.
 class Scratch {
 public:
@@ -121,7 +117,7 @@ Status CudaExecutionDevice::open(const CudaCall &call, const std::vector<int> &p
   zeros_ = allocate(kZeroBytes, Contents::Zero, DeviceQueue::Compute);
   CPFLEX_RETURN_IF_ERROR(base_.record(compute_));
   CPFLEX_RETURN_IF_ERROR(synchronize());
-  baseSeconds_ = steadySeconds();
+  baseSeconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   return Status::ok();
 }
 
