@@ -90,7 +90,7 @@ int main() {
   // 4. Load, and allocate what calls need.
   cpflex::LoadOptions load;
   load.headDim = kHeadDim;
-  load.passes = cpflex::LoadOptions::Passes::ForwardAndBackward;
+  load.passes = cpflex::CallPasses::ForwardAndBackward;
   const auto executable = cpflex::Executable::load(program, **entry, *binding,
                                                    std::make_shared<const cpflex::BlockMask>(mask->mask), load);
   if (!executable)

@@ -248,7 +248,8 @@ cpflex_error *cpflex_binding_evaluate_mask(const cpflex_binding *binding, const 
     StatusOr<const EntryPoint *> point = findEntry(*binding->program, entry);
     if (!point)
       return point.status();
-    StatusOr<HostFunctions> functions = binding->program->hostFunctions(**point, binding->binding->bindings());
+    StatusOr<HostFunctions> functions = binding->program->hostFunctions(**point, binding->binding->bindings(),
+                                                                         CallPasses::Forward);
     if (!functions)
       return functions.status();
     if (functions->evaluateTile) {

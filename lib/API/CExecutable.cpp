@@ -77,7 +77,7 @@ StatusOr<LoadOptions> fromC(const cpflex_load_options &options) {
   if (options.has_scale)
     result.scale = options.scale;
   if (options.has_backward)
-    result.passes = LoadOptions::Passes::ForwardAndBackward;
+    result.passes = CallPasses::ForwardAndBackward;
   result.numThreads = options.num_threads;
   result.part = cpflex::fromC(options.part);
   result.stream = options.stream;

@@ -69,7 +69,7 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   compiled.headDim = int(problem.headDim);
   compiled.vHeadDim = int(problem.vHeadDim);
   compiled.normalization = problem.normalization;
-  if (options.passes == LoadOptions::Passes::ForwardAndBackward)
+  if (options.passes == CallPasses::ForwardAndBackward)
     compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
   compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
   compiled.positions =

@@ -28,7 +28,7 @@ struct Executable::State {
   std::vector<float> sink; ///< one per head of the whole problem
   ElementType type = ElementType::F32;
   DeviceId device;
-  LoadOptions::Passes passes = LoadOptions::Passes::Forward;
+  CallPasses passes = CallPasses::Forward;
   HostAttentionOptions host;
   int64_t forwardInBytes = 0, backwardInBytes = 0;
   std::unique_ptr<CudaCalls> cuda; ///< null on the CPU
@@ -130,14 +130,14 @@ Status loadOnHost(Executable::State &state, const EntryPoint &entry, const LoadO
     return Status::invalid("'stream' is given for the cpu; expected null");
   state.host.numThreads = options.numThreads;
   CPFLEX_RETURN_IF_ERROR(checkOptions(state.host));
-  StatusOr<HostFunctions> functions = state.program->hostFunctions(entry, state.binding->bindings());
+  StatusOr<HostFunctions> functions = state.program->hostFunctions(entry, state.binding->bindings(), state.passes);
   if (!functions)
     return functions.status();
   state.functions = *functions;
   state.problem.functions = &state.functions;
   CPFLEX_RETURN_IF_ERROR(checkProblem(state.problem));
   state.forwardInBytes = hostAttentionForwardWorkspaceInBytes(state.problem, state.host);
-  if (state.passes == LoadOptions::Passes::ForwardAndBackward)
+  if (state.passes == CallPasses::ForwardAndBackward)
     state.backwardInBytes = backwardInBytes(state);
   return Status::ok();
 }
@@ -149,7 +149,7 @@ Status loadOnCuda(Executable::State &state, const EntryPoint &entry, const LoadO
     return calls.status();
   state.cuda = std::move(*calls);
   state.forwardInBytes = state.cuda->workspaceInBytes(Executable::Pass::Forward);
-  if (state.passes == LoadOptions::Passes::ForwardAndBackward)
+  if (state.passes == CallPasses::ForwardAndBackward)
     state.backwardInBytes = state.cuda->workspaceInBytes(Executable::Pass::Backward);
   return Status::ok();
 }
@@ -332,7 +332,7 @@ Status Executable::forward(const ForwardCallTensors &tensors, void *workspace, i
 Status Executable::backward(const BackwardCallTensors &tensors, void *workspace, int64_t workspaceInBytes,
                             void *stream) const {
   State &state = *state_;
-  if (state.passes == LoadOptions::Passes::Forward)
+  if (state.passes == CallPasses::Forward)
     return Status::invalid("the executable was loaded for forward only; expected one loaded for backward too");
   CPFLEX_RETURN_IF_ERROR(checkCall(state, workspace, workspaceInBytes, state.backwardInBytes, stream));
   const AttentionShapes shapes(state.problem);

@@ -45,6 +45,10 @@ std::string textOf(mlir::ModuleOp module) {
   return text;
 }
 
+double millisecondsSince(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
 Diagnostic messageOf(std::string message) {
   Diagnostic diagnostic;
   diagnostic.message = std::move(message);
@@ -132,13 +136,23 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
   state->text = text;
   ast::File file = parseFile(path, text, diagnostics);
   state->astText = ast::print(file);
-  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants};
+  std::vector<std::string> texts;
+  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants, .texts = &texts};
   state->imported = importProgram(file, state->ctx, importOptions, diagnostics);
   result.diagnostics = diagnostics.all();
   state->syntaxLints = diagnostics.lints();
   if (!state->imported || diagnostics.hasErrors())
     return result;
 
+  const std::string cacheDir = options.cacheDir.value_or(KernelCache::defaultFolder());
+  if (!cacheDir.empty())
+    state->cache.emplace(cacheDir);
+  std::map<std::string, std::string> constants; // params may be among the options' too, but do not decide the code
+  auto declared = (*state->imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute);
+  for (const auto &[name, value] : options.constants)
+    if (declared && declared.contains(name))
+      constants[name] = value;
+  state->sourceDigest = sourceDigest(texts, constants);
   DiagnosticCollector collector(state->ctx);
   state->simplified = transformed(*state->imported, addSimplification);
   if (state->simplified) {
@@ -156,8 +170,7 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
     return result;
   }
   result.program = std::make_shared<Program>(std::move(state));
-  result.compileMs =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  result.compileMs = millisecondsSince(begin);
   options.log.write(LogLevel::Info, [&] { return fmt::format("compiled '{}' in {:.1f} ms", path, result.compileMs); });
   return result;
 }
@@ -218,18 +231,63 @@ StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const 
   return Status::invalid("there is no such stage");
 }
 
-StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bindings &bindings) const {
+// Host code from the cache; nothing when it is not there or does not load.
+static std::optional<HostFunctions> cachedFunctions(Program::State &state, const std::string &key,
+                                                    const std::string &entry) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::optional<HostObject> object = state.cache ? state.cache->find(key) : std::nullopt;
+  HostFunctions functions;
+  std::string error;
+  if (!object || !loadHostObject(*object, functions, error))
+    return std::nullopt;
+  state.log.write(LogLevel::Debug, [&] {
+    return fmt::format("host code of '{}' from the cache in {:.1f} ms", entry, millisecondsSince(begin));
+  });
+  return functions;
+}
+
+static void keepInCache(Program::State &state, const std::string &key, const std::string &entry,
+                        const HostObject &object) {
+  if (!state.cache)
+    return;
+  const Status status = state.cache->store(key, entry, object);
+  if (status || state.hasWarnedOfCache)
+    return;
+  state.hasWarnedOfCache = true;
+  state.log.write(LogLevel::Warning, [&] { return status.message(); });
+}
+
+StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bindings &bindings,
+                                               CallPasses passes) const {
   State &state = *state_;
   std::lock_guard lock(state.mutex);
   const bool isNarrow = mayRunNarrowCode(state.signature, bindings);
-  const auto key = std::make_pair(entry.name, isNarrow);
-  if (auto found = state.hostFunctions.find(key); found != state.hostFunctions.end())
-    return found->second;
-  DiagnosticCollector collector(state.ctx);
-  mlir::FailureOr<HostFunctions> functions = compileHost(state.codeModule(bindings), entry.name);
-  if (mlir::failed(functions))
-    return Status::invalid("host code cannot be compiled: " + collector.text());
-  state.hostFunctions.emplace(key, *functions);
+  for (CallPasses kept : {passes, CallPasses::ForwardAndBackward})
+    if (auto found = state.hostFunctions.find({entry.name, isNarrow, kept}); found != state.hostFunctions.end())
+      return found->second;
+  // Without a score function there is no gradient, so both passes share their code.
+  const CallPasses compiled = entry.hasScore ? passes : CallPasses::ForwardAndBackward;
+  const std::string key = state.cache ? HostCodeCache::key({state.sourceDigest, entry.name, isNarrow, compiled}) : "";
+  std::optional<HostFunctions> functions = cachedFunctions(state, key, entry.name);
+  if (!functions) {
+    const auto begin = std::chrono::steady_clock::now();
+    DiagnosticCollector collector(state.ctx);
+    JitOptions options;
+    options.functions =
+        compiled == CallPasses::Forward ? HostFunctionSet::Forward : HostFunctionSet::ForwardAndBackward;
+    mlir::FailureOr<HostObject> object = compileHostObject(state.codeModule(bindings), entry.name, options);
+    if (mlir::failed(object))
+      return Status::invalid("host code cannot be compiled: " + collector.text());
+    functions.emplace();
+    std::string error;
+    if (!loadHostObject(*object, *functions, error))
+      return Status::invalid(error);
+    state.log.write(LogLevel::Info, [&] {
+      return fmt::format("compiled host code of '{}' in {:.1f} ms", entry.name, millisecondsSince(begin));
+    });
+    keepInCache(state, key, entry.name, *object);
+  }
+  state.hostFunctions.emplace(std::make_tuple(entry.name, isNarrow, compiled), *functions);
   return *functions;
 }
 

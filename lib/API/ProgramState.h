@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lib/API/CudaPrograms.h"
+#include "lib/API/HostCodeCache.h"
 #include "lib/API/cpflex.h"
 #include "runtime/contract/NarrowCode.h"
 
@@ -10,6 +11,7 @@
 #include "mlir/IR/OwningOpRef.h"
 
 #include <mutex>
+#include <tuple>
 
 namespace cpflex {
 
@@ -30,7 +32,11 @@ struct Program::State {
   mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
   Signature signature;
   std::vector<EntryPoint> entries;
-  std::map<std::pair<std::string, bool>, HostFunctions> hostFunctions;
+  /// By entry point, whether ints are narrow, and passes.
+  std::map<std::tuple<std::string, bool, CallPasses>, HostFunctions> hostFunctions;
+  std::string sourceDigest;
+  std::optional<HostCodeCache> cache;
+  bool hasWarnedOfCache = false;
   CudaPrograms cudaPrograms;
   Log log;
 };

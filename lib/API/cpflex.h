@@ -52,7 +52,8 @@ struct CompileOptions {
   std::vector<std::string> includeDirs = {};         ///< searched for imports after the file's own folder
   std::map<std::string, std::string> constants = {}; ///< values of `const` declarations; other names are left alone
   Log log = {};
-  std::optional<std::string> cacheDir = {}; ///< folder of compiled code; none: the user's cache; empty: no cache
+  std::optional<std::string> cacheDir = {}; ///< folder of compiled code; none: $CPFLEX_CACHE_DIR, else the user's
+                                           ///< cache; empty: no cache
 };
 
 /// Where `Program::emit` stops.
@@ -70,6 +71,9 @@ struct EntryPoint {
   std::vector<Residual> residuals;
   std::vector<std::string> files; ///< per instruction of the tape, the source that its line is of; empty when unknown
 };
+
+/// What is computed with a program.
+enum class CallPasses { Forward, ForwardAndBackward };
 
 class Program;
 
@@ -106,8 +110,10 @@ public:
   /// The program's text at a stage of the compiler; of one entry point for Llvm, Assembly and Cuda.
   StatusOr<std::string> emit(Stage stage, const EntryPoint &entry) const;
 
-  /// Machine code for this CPU. Compiled on first use and kept. `bindings` decide between 32-bit and 64-bit ints.
-  StatusOr<HostFunctions> hostFunctions(const EntryPoint &entry, const Bindings &bindings) const;
+  /// Machine code for this CPU: from this object, from the cache on disk, or compiled and kept in both. `bindings` decide
+  /// between 32-bit and 64-bit ints. Without backward there may be no scoreGradient.
+  StatusOr<HostFunctions> hostFunctions(const EntryPoint &entry, const Bindings &bindings,
+                                        CallPasses passes = CallPasses::ForwardAndBackward) const;
 
   /// The functor that CUDA kernels call, ints chosen likewise.
   StatusOr<DeviceFunctions> deviceFunctions(const EntryPoint &entry, const Bindings &bindings) const;
@@ -260,7 +266,7 @@ struct LoadOptions {
   int64_t headDim = 64;
   int64_t vHeadDim = -1;      ///< -1: headDim
   std::optional<float> scale; ///< instead of the entry point's
-  enum class Passes { Forward, ForwardAndBackward } passes = Passes::Forward;
+  CallPasses passes = CallPasses::Forward;
   int numThreads = 0;     ///< of calls on the CPU, 0: one per hardware thread; results do not depend on it
   CallPart part;          ///< as given to buildBlockMask
   void *stream = nullptr; ///< CUDA: where tables are uploaded; calls on other streams must wait for it

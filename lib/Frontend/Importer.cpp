@@ -226,6 +226,9 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
   frames_.pop_back();
   if (diagnostics_.hasErrors())
     return {};
+  for (const Module *module : loadOrder_)
+    if (options_.texts)
+      options_.texts->emplace_back(module->file.source->text());
   return std::move(result_);
 }
 

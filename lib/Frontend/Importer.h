@@ -25,6 +25,8 @@ struct ImportOptions {
   /// Values for `const` declarations by name, as text (`-D name=value`). Names that are no `const`
   /// of the program are left to the caller: they may be params.
   std::map<std::string, std::string> constants;
+  /// Where not null: gets the texts that the program was made of, the main file's first.
+  std::vector<std::string> *texts = nullptr;
 };
 
 /// The module of a parsed file: `mask.capture` and `mask.param` declarations, per entry point E

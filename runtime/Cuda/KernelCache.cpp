@@ -1,4 +1,4 @@
-// Reading, writing and trimming the cache's folder.
+// What a kept kernel looks like in the cache's folder.
 #include "runtime/Cuda/KernelCache.h"
 
 #include "runtime/Cuda/Sha256.h"
@@ -6,50 +6,20 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
-#include <chrono>
 #include <filesystem>
-#include <fstream>
-#include <random>
-#include <sstream>
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 namespace cpflex {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr int kFormatVersion = 1;
-constexpr size_t kKeyLength = 64;
-/// What a writer left aside for longer than this belongs to a process that died.
-constexpr std::chrono::hours kAbandonedAfter(1);
-constexpr const char *kAsidePrefix = ".aside-";
-
-std::optional<std::string> readFile(const fs::path &path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
-    return std::nullopt;
-  std::ostringstream contents;
-  contents << file.rdbuf();
-  return file.bad() ? std::nullopt : std::optional(contents.str());
-}
-
-bool writeFile(const fs::path &path, std::string_view contents) {
-  std::ofstream file(path, std::ios::binary);
-  file.write(contents.data(), static_cast<std::streamsize>(contents.size()));
-  file.close();
-  return file.good();
-}
+constexpr std::string_view kName = "kernel cache";
+constexpr const char *kSourceFile = "kernel.cu", *kCubinFile = "kernel.cubin", *kResourcesFile = "resources.json";
 
 std::string_view bytesOf(const std::vector<char> &bytes) { return {bytes.data(), bytes.size()}; }
-
-bool isKey(const std::string &name) {
-  return name.size() == kKeyLength && name.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
 
 Json toJson(const KernelSource &source, const KernelImage &image) {
   const TileConfig &tiles = image.tiles;
@@ -139,37 +109,6 @@ std::optional<KernelImage> fromJson(const std::string &text, std::string &cubinD
   return image;
 }
 
-int64_t sizeOfFolder(const fs::path &folder) {
-  int64_t total = 0;
-  std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    std::error_code sizeError;
-    auto size = it->file_size(sizeError);
-    total += sizeError ? 0 : static_cast<int64_t>(size);
-  }
-  return total;
-}
-
-/// A name that no other writer uses, in this process or another.
-std::string asideName() {
-  std::random_device random;
-  return fmt::format("{}{}-{:08x}{:08x}", kAsidePrefix, getpid(), random(), random());
-}
-
-bool isAbandoned(const fs::path &path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0 &&
-         std::chrono::system_clock::now() - std::chrono::system_clock::from_time_t(status.st_mtime) > kAbandonedAfter;
-}
-
-/// Removes a folder under readers: it vanishes in one step, then its files go.
-void removeEntry(const fs::path &path) {
-  std::error_code error;
-  fs::path aside = path.parent_path() / asideName();
-  fs::rename(path, aside, error);
-  fs::remove_all(error ? path : aside, error);
-}
-
 } // namespace
 
 std::string KernelCache::defaultFolder(const EnvironmentLookup &environment) {
@@ -183,9 +122,8 @@ std::string KernelCache::defaultFolder(const EnvironmentLookup &environment) {
 }
 
 std::optional<KernelImage> KernelCache::find(const std::string &key) const {
-  fs::path entry = fs::path(folder_) / key;
-  std::optional<std::string> resources = readFile(entry / "resources.json");
-  std::optional<std::string> cubin = readFile(entry / "kernel.cubin");
+  std::optional<std::string> resources = disk_.read(key, kResourcesFile);
+  std::optional<std::string> cubin = disk_.read(key, kCubinFile);
   if (!resources || !cubin)
     return std::nullopt;
   std::string digest;
@@ -193,106 +131,43 @@ std::optional<KernelImage> KernelCache::find(const std::string &key) const {
   if (!image || digest != sha256(*cubin))
     return std::nullopt;
   image->cubin.assign(cubin->begin(), cubin->end());
-  // The time of last use, for eviction; a cache that is read-only keeps its own.
-  (void)utimensat(AT_FDCWD, entry.c_str(), nullptr, 0);
+  disk_.touch(key);
   return image;
 }
 
 Status KernelCache::store(const std::string &key, const KernelSource &source, const KernelImage &image) const {
-  std::error_code error;
-  auto failed = [&](std::string_view act) {
-    return Status::unavailable(
-        fmt::format("the kernel cache '{}' cannot be written ({}{}{}); kernels are compiled anew in "
-                    "each process until it can",
-                    folder_, act, error ? ": " : "", error ? error.message() : ""));
-  };
-  fs::path folder = folder_, aside = folder / asideName(), entry = folder / key;
-  fs::create_directories(aside, error);
-  if (error)
-    return failed("making a folder");
-  bool isWritten = writeFile(aside / "kernel.cu", source.text) &&
-                   writeFile(aside / "kernel.cubin", bytesOf(image.cubin)) &&
-                   writeFile(aside / "resources.json",
-                             toJson(source, image).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-  if (isWritten) {
-    fs::rename(aside, entry, error);
-    std::error_code ignored;
-    if (error && fs::exists(entry, ignored) && !find(key)) {
-      // A damaged entry is in the way.
-      removeEntry(entry);
-      error.clear();
-      fs::rename(aside, entry, error);
-    }
-    if (error && fs::exists(entry, ignored))
-      error.clear(); // another process kept it first
-    else if (error)
-      isWritten = false;
-  }
-  Status result = isWritten ? Status::ok() : failed("writing an entry");
-  fs::remove_all(aside, error);
-  if (result)
-    evict(key);
-  return result;
+  const std::string resources = toJson(source, image).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const DiskCache::File files[] = {
+      {kSourceFile, source.text}, {kCubinFile, bytesOf(image.cubin)}, {kResourcesFile, resources}};
+  return disk_.store(key, files, [&] { return !find(key); }, kName, "kernels are compiled anew in each process until it can");
 }
 
 std::vector<KernelCache::Entry> KernelCache::list() const {
   std::vector<Entry> entries;
-  std::error_code error;
-  for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
-    struct stat status{};
-    std::string name = it->path().filename();
-    if (!isKey(name) || stat(it->path().c_str(), &status) != 0)
+  for (const DiskCache::Entry &kept : disk_.list()) {
+    std::optional<std::string> resources = disk_.read(kept.key, kResourcesFile);
+    if (!resources)
       continue;
-    Entry entry;
-    entry.key = name;
-    entry.sizeInBytes = sizeOfFolder(it->path());
-    entry.lastUsed = status.st_mtime;
+    Entry entry{.key = kept.key, .functionName = {}, .architecture = {}, .sizeInBytes = kept.sizeInBytes,
+                .lastUsed = kept.lastUsed};
     std::string digest;
-    if (std::optional<std::string> resources = readFile(it->path() / "resources.json"))
-      if (std::optional<KernelImage> image = fromJson(*resources, digest)) {
-        entry.functionName = image->functionName;
-        entry.architecture = image->architecture;
-        entry.registers = image->registers;
-        entry.spillBytes = image->spillBytes;
-      }
+    if (std::optional<KernelImage> image = fromJson(*resources, digest)) {
+      entry.functionName = image->functionName;
+      entry.architecture = image->architecture;
+      entry.registers = image->registers;
+      entry.spillBytes = image->spillBytes;
+    }
     entries.push_back(std::move(entry));
   }
-  std::ranges::sort(entries, [](const Entry &a, const Entry &b) {
-    return a.lastUsed != b.lastUsed ? a.lastUsed > b.lastUsed : a.key < b.key;
-  });
   return entries;
 }
 
 StatusOr<KernelCache::Cleared> KernelCache::clear() const {
-  Cleared cleared;
-  for (const Entry &entry : list()) {
-    fs::path path = fs::path(folder_) / entry.key;
-    removeEntry(path);
-    std::error_code error;
-    if (fs::exists(path, error))
-      return Status::unavailable(fmt::format("'{}' cannot be removed from the kernel cache", path.string()));
-    ++cleared.numEntries;
-    cleared.sizeInBytes += entry.sizeInBytes;
-  }
+  StatusOr<Cleared> cleared = disk_.clear(kName);
   std::error_code error;
-  fs::remove_all(fs::path(folder_) / "rejected", error);
-  evict({});
+  if (cleared)
+    std::filesystem::remove_all(std::filesystem::path(folder()) / "rejected", error);
   return cleared;
-}
-
-void KernelCache::evict(const std::string &keptKey) const {
-  std::error_code error;
-  for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
-    std::error_code ignored;
-    if (it->path().filename().string().starts_with(kAsidePrefix) && isAbandoned(it->path()))
-      fs::remove_all(it->path(), ignored);
-  }
-  int64_t total = 0;
-  for (const Entry &entry : list()) {
-    total += entry.sizeInBytes;
-    if (total > limitInBytes_ && entry.key != keptKey)
-      removeEntry(fs::path(folder_) / entry.key);
-  }
 }
 
 } // namespace cpflex

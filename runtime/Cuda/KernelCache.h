@@ -1,8 +1,9 @@
-// The disk cache of compiled kernels: one folder per kernel, safe against other processes, damage and a full disk.
-// Which kernels share a key is CompileKernel's business.
+// The disk cache of compiled kernels: one folder per kernel of a DiskCache, which other compiled code may share. Which
+// kernels share a key is CompileKernel's business.
 #pragma once
 
 #include "runtime/Cuda/SharedLibrary.h"
+#include "runtime/Files/DiskCache.h"
 #include "runtime/contract/KernelSource.h"
 #include "runtime/contract/Status.h"
 
@@ -13,15 +14,13 @@
 
 namespace cpflex {
 
-/// A folder of entries `<key>/{kernel.cu,kernel.cubin,resources.json}`. Entries are written aside and renamed, so a
-/// reader sees a whole entry or none, however many processes start cold. The object holds no state but the folder.
+/// Entries `<key>/{kernel.cu,kernel.cubin,resources.json}` of a DiskCache.
 class KernelCache {
 public:
-  static constexpr int64_t kDefaultLimitInBytes = int64_t(1) << 30;
+  static constexpr int64_t kDefaultLimitInBytes = DiskCache::kDefaultLimitInBytes;
 
-  /// Nothing is created before the first store. Beyond the limit, entries unused for longest are removed.
   explicit KernelCache(std::string folder, int64_t limitInBytes = kDefaultLimitInBytes)
-      : folder_(std::move(folder)), limitInBytes_(limitInBytes) {}
+      : disk_(std::move(folder), limitInBytes) {}
 
   /// `$CPFLEX_CACHE_DIR`, else `$XDG_CACHE_HOME/cpflex`, else `~/.cache/cpflex`, else a folder for temporary files.
   static std::string defaultFolder(const EnvironmentLookup &environment = processEnvironment);
@@ -43,23 +42,17 @@ public:
     int32_t registers = 0;
     int32_t spillBytes = 0;
   };
-  /// Every entry, latest used first; empty when the folder does not exist.
+  /// Every kernel, latest used first; empty when the folder does not exist.
   std::vector<Entry> list() const;
 
-  /// Removes every entry and what crashed writers left behind, and nothing else in the folder.
-  struct Cleared {
-    int64_t numEntries = 0;
-    int64_t sizeInBytes = 0;
-  };
+  /// Removes every entry of the folder, other compiled code included, and what crashed writers left behind.
+  using Cleared = DiskCache::Cleared;
   StatusOr<Cleared> clear() const;
 
-  const std::string &folder() const { return folder_; }
+  const std::string &folder() const { return disk_.folder(); }
 
 private:
-  void evict(const std::string &keptKey) const;
-
-  std::string folder_;
-  int64_t limitInBytes_;
+  DiskCache disk_;
 };
 
 } // namespace cpflex

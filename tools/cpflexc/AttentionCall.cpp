@@ -220,7 +220,7 @@ int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &c
   load.type = call.type;
   load.headDim = options.headDim >= 0 ? options.headDim : 64;
   load.vHeadDim = options.vHeadDim;
-  load.passes = call.isBackward ? LoadOptions::Passes::ForwardAndBackward : LoadOptions::Passes::Forward;
+  load.passes = call.isBackward ? CallPasses::ForwardAndBackward : CallPasses::Forward;
   load.numThreads = threadCount(options);
   auto executable = Executable::load(call.loaded.program, *call.loaded.entry, call.binding,
                                      std::make_shared<const BlockMask>(std::move(mask->mask)), load);

@@ -130,6 +130,9 @@ StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string 
 
 int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choice) {
   CompileOptions compileOptions{.includeDirs = options.includeDirs};
+  compileOptions.log = {.level = LogLevel::Warning, .function = [](LogLevel, const std::string &text) {
+                          std::fprintf(stderr, "warning: %s\n", text.c_str());
+                        }};
   for (const std::string &define : options.defines) {
     auto parts = splitAssignment(define, "-D");
     if (!parts)

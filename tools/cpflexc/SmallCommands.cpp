@@ -1,6 +1,7 @@
 // `cpflexc port`, `devices` and `cache`: translating a FlexAttention function, and what this machine has.
 #include "tools/cpflexc/Options.h"
 
+#include "lib/API/HostCodeCache.h"
 #include "runtime/Cuda/CudaDevice.h"
 #include "runtime/Cuda/KernelCache.h"
 
@@ -46,7 +47,10 @@ int listCache() {
   for (const KernelCache::Entry &entry : cache.list())
     fmt::print("{}  {}  {}  {} bytes  {} registers  {} bytes spilled\n", entry.key.substr(0, 16), entry.functionName,
                entry.architecture, entry.sizeInBytes, entry.registers, entry.spillBytes);
-  fmt::print("{} kernels in {}\n", cache.list().size(), cache.folder());
+  const std::vector<HostCodeCache::Entry> hostEntries = HostCodeCache(cache.folder()).list();
+  for (const HostCodeCache::Entry &entry : hostEntries)
+    fmt::print("{}  {}  cpu  {} bytes\n", entry.key.substr(0, 16), entry.entry, entry.sizeInBytes);
+  fmt::print("{} kernels and {} programs for the cpu in {}\n", cache.list().size(), hostEntries.size(), cache.folder());
   return kDone;
 }
 
@@ -55,7 +59,7 @@ int clearCache() {
   StatusOr<KernelCache::Cleared> cleared = cache.clear();
   if (!cleared)
     return reportFailure(cleared.status());
-  fmt::print("{} kernels removed, {} bytes\n", cleared->numEntries, cleared->sizeInBytes);
+  fmt::print("{} entries removed, {} bytes\n", cleared->numEntries, cleared->sizeInBytes);
   return kDone;
 }
 
@@ -73,9 +77,9 @@ void addSmallCommands(CLI::App &app, int &exitCode) {
   command->add_option("-o", options->output, "file to write");
   command->callback([options, &exitCode] { exitCode = port(*options); });
   app.add_subcommand("devices", "list GPUs")->callback([&exitCode] { exitCode = listDevices(); });
-  CLI::App *cache = app.add_subcommand("cache", "list or clear compiled kernels");
+  CLI::App *cache = app.add_subcommand("cache", "list or clear compiled code");
   cache->require_subcommand(1);
-  cache->add_subcommand("list", "kernels on disk")->callback([&exitCode] { exitCode = listCache(); });
+  cache->add_subcommand("list", "kernels and host code on disk")->callback([&exitCode] { exitCode = listCache(); });
   cache->add_subcommand("clear", "remove them")->callback([&exitCode] { exitCode = clearCache(); });
 }
 
