@@ -10,7 +10,7 @@ namespace cpflex {
 namespace {
 
 /// Reductions stay loops when written out they would have more operations.
-constexpr int64_t kMostUnrolledOperations = 512;
+constexpr int64_t kMostUnrolledOperations = 64;
 
 bool holdsDifferentiatedLoad(mask::ReduceOp op, ModuleOp module) {
   return op.getBody()

@@ -5,6 +5,7 @@
 #include "lib/Analysis/ProgramSignature.h"
 
 #include "mlir/IR/Location.h"
+#include "mlir/IR/Matchers.h"
 #include "llvm/Support/Path.h"
 
 #include <fmt/format.h>
@@ -151,6 +152,11 @@ void FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
                       lineComment(reduce.getLoc()));
   // A decided any or all needs no further elements.
   std::string condition = isAny ? " && !" + total : isAll ? " && " + total : "";
+  // Every accumulator of a thread has its copy of this loop; written out as well, long ones take minutes to compile.
+  constexpr int64_t kMostUnrolled = 4;
+  llvm::APInt turns;
+  if (!matchPattern(reduce.getCount(), m_ConstantInt(&turns)) || turns.sgt(kMostUnrolled))
+    text += fmt::format("{}#pragma unroll 1\n", indent);
   text += fmt::format("{}for ({} {} = 0; {} < {}{}; ++{}) {{\n", indent, indexType, index, index,
                       operand(reduce.getCount()), condition, index);
   values[body.getArgument(0)] = {index, /*isAtom=*/true};
