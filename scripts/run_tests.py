@@ -72,8 +72,8 @@ def run_lit(build, tally, environment):
     """Runs the lit suite of the default build tree."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "lit.json"
-        done = subprocess.run([LIT, f"-j{os.cpu_count()}", "-q", "--output", report, build / "test"], capture_output=True, text=True,
-                              errors="replace", env=environment, stdin=subprocess.DEVNULL)
+        done = subprocess.run([LIT, f"-j{os.cpu_count()}", "-q", "--output", report, build / "test"],
+                              capture_output=True, text=True, errors="replace", env=environment, stdin=subprocess.DEVNULL)
         if not report.exists():
             tally.add_failure("lit", done.stdout + done.stderr)
             return

@@ -1,7 +1,6 @@
 // Does every interval answer contain what really happens? Fuzzes the rule of each operation, whole
 // random predicates over tiles of every size, and the finished masks, against plain interpretation.
-// 100,000 tiles; with CPFLEX_FULL a million, of 25,000 predicates. CPFLEX_FUZZ_SCALE sets another
-// multiple of 100,000.
+// 100,000 tiles; with CPFLEX_FULL a million, of 25,000 predicates.
 #include "runtime/BlockMask/AbstractValue.h"
 #include "runtime/BlockMask/BlockMaskBuilder.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
@@ -25,11 +24,7 @@
 namespace cpflex::test {
 namespace {
 
-int64_t fuzzScale() {
-  if (const char *text = std::getenv("CPFLEX_FUZZ_SCALE"))
-    return std::max<int64_t>(1, std::atoll(text));
-  return std::getenv("CPFLEX_FULL") ? 10 : 1;
-}
+int64_t fuzzScale() { return std::getenv("CPFLEX_FULL") ? 10 : 1; }
 
 constexpr int64_t kQLen = 21, kKVLen = 27;
 
