@@ -1,6 +1,6 @@
-// A sample of the table of tiles compiled for its architectures, and what the compiler says of the result: no spills but
+// The table of tiles compiled for its architectures, and what the compiler says of the result: no spills but
 // those that are allowed for, no local memory, no serialised wgmma. Needs NVRTC, no GPU. A short selection runs always,
-// two head sizes with two functors on every architecture where CPFLEX_FULL is set, and every row where it is 'matrix'.
+// every row where CPFLEX_FULL is set.
 #include "runtime/Cuda/CompileKernel.h"
 #include "runtime/Cuda/CudaProgram.h"
 #include "runtime/Cuda/KernelAssembly.h"
@@ -11,7 +11,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <string_view>
 
 namespace cpflex {
 namespace {
@@ -44,24 +43,12 @@ DeviceFunctions functorNamed(const std::string &name) {
 int spillsOfFunctor(const std::string &name) { return name == "document_causal" ? 256 : name == "large" ? 2048 : 0; }
 
 std::vector<Row> matrix() {
-  const char *full = std::getenv("CPFLEX_FULL");
-  bool isFull = full != nullptr;
-  const bool isWhole = isFull && std::string_view(full) == "matrix"; // compiles for many minutes
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-  isFull = false; // NVRTC is not instrumented; once is enough
-#endif
-#endif
   std::vector<std::pair<int, int>> heads = {{128, 128}};
   std::vector<std::string> functors = {"document_causal"};
   std::vector<std::pair<KernelFamily, int>> targets = {{KernelFamily::Wgmma, 90}, {KernelFamily::MmaSync, 80}};
-  if (isFull) {
-    heads = {{64, 64}, {128, 128}};
-    functors = {"document_causal", "large"};
+  if (std::getenv("CPFLEX_FULL")) {
     targets.push_back({KernelFamily::MmaSync, 86});
     targets.push_back({KernelFamily::MmaSync, 90});
-  }
-  if (isFull && isWhole) {
     heads = {{64, 64}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
     functors = {"causal", "document_causal", "soft_cap", "large"};
   }
