@@ -27,7 +27,31 @@ bool isFloat(ElementType type) {
 constexpr const char *kExpectedDeclaration =
     "expected param[int], const[int] or tensor[i32, KV_LEN], with int, float, bool or u32 for int";
 
+// What an alias stands for: its expression, or one element of a tuple that is written out; null for anything else.
+const Expr *aliasedExpr(const Symbol &symbol) {
+  if (symbol.kind != SymbolKind::Alias || symbol.isBroken)
+    return nullptr;
+  if (symbol.element < 0)
+    return symbol.expr;
+  bool isWritten = symbol.expr->kind == ExprKind::Tuple &&
+                   size_t(symbol.element) < symbol.expr->operands.size();
+  return isWritten ? symbol.expr->operands[symbol.element].get() : nullptr;
+}
+
 } // namespace
+
+Importer::Definition Importer::definitionOf(Module &module, const std::string &name) {
+  Definition found{&module, name, nullptr};
+  for (auto symbol = module.symbols.find(name); symbol != found.module->symbols.end();
+       symbol = found.module->symbols.find(found.name)) {
+    found.symbol = &symbol->second;
+    if (found.symbol->kind != SymbolKind::Imported || found.symbol->isBroken)
+      break;
+    found.name = found.symbol->name;
+    found.module = found.symbol->module;
+  }
+  return found;
+}
 
 // Names that occur in dimensions and are defined nowhere else are sizes that become known when
 // arrays are bound.
@@ -35,8 +59,17 @@ void Importer::registerDimensions(Module &module, const Expr &expr) {
   if (expr.kind == ExprKind::Unary || expr.kind == ExprKind::Binary)
     for (const ExprRef &operand : expr.operands)
       registerDimensions(module, *operand);
-  if (expr.kind != ExprKind::Name || isBuiltinDimension(expr.name) ||
-      module.symbols.contains(expr.name) || !isUsableName(module, expr.name, expr.range))
+  if (expr.kind != ExprKind::Name || isBuiltinDimension(expr.name))
+    return;
+  Definition found = definitionOf(module, expr.name);
+  if (const Expr *aliased = found.symbol ? aliasedExpr(*found.symbol) : nullptr) {
+    if (enter(expr.range)) {
+      registerDimensions(*found.module, *aliased);
+      --depth_;
+    }
+    return;
+  }
+  if (found.symbol || !isUsableName(module, expr.name, expr.range))
     return;
   Symbol dimension;
   dimension.kind = SymbolKind::Dimension;
@@ -346,31 +379,30 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
   case ExprKind::Name: {
     if (isBuiltinDimension(expr.name))
       return true;
-    auto symbol = module.symbols.find(expr.name);
-    if (symbol == module.symbols.end())
-      return false; // a name that registerDimensions refused
-    Symbol *resolved = &symbol->second;
-    while (resolved->kind == SymbolKind::Imported && !resolved->isBroken)
-      resolved = &resolved->module->symbols.at(resolved->name);
-    if (resolved->isBroken)
-      return false;
-    if (resolved->kind == SymbolKind::Alias && resolved->element < 0) {
+    Definition found = definitionOf(module, expr.name);
+    if (!found.symbol || found.symbol->isBroken)
+      return false; // was reported
+    if (const Expr *aliased = aliasedExpr(*found.symbol)) {
       if (!enter(expr.range))
         return false;
-      bool isRight = checkDimensionNames(module, *resolved->expr);
+      bool isRight = checkDimensionNames(*found.module, *aliased);
       --depth_;
       return isRight;
     }
-    bool isInt = resolved->kind == SymbolKind::Dimension || resolved->kind == SymbolKind::Alias ||
-                 (resolved->kind == SymbolKind::Scalar && resolved->scalar &&
-                  resolved->scalar->type == ValueType::Int);
+    bool isInt = found.symbol->kind == SymbolKind::Dimension ||
+                 (found.symbol->kind == SymbolKind::Scalar && found.symbol->scalar &&
+                  found.symbol->scalar->type == ValueType::Int);
+    if (!isInt && found.symbol->kind == SymbolKind::Alias) {
+      std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); });
+      isInt = constant && constant->type == ValueType::Int;
+    }
     if (isInt)
       return true;
     Diagnostic &diagnostic = errorIn(module, expr.range,
                                      fmt::format("'{}' is not an int; a dimension is a literal, an "
                                                  "int const or param, or a name of its own",
                                                  expr.name));
-    addNote(diagnostic, module.file.source, symbol->second.range, "defined here");
+    addNote(diagnostic, module.file.source, module.symbols.at(expr.name).range, "defined here");
     return false;
   }
   case ExprKind::Unary:
@@ -393,12 +425,9 @@ std::string Importer::dimensionText(Module &module, const Expr &expr) {
     return std::to_string(constant->bits);
   switch (expr.kind) {
   case ExprKind::Name: {
-    auto symbol = module.symbols.find(expr.name);
-    if (symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Alias)
-      return dimensionText(module, *symbol->second.expr);
-    return symbol != module.symbols.end() && symbol->second.kind == SymbolKind::Imported
-               ? symbol->second.name
-               : expr.name;
+    Definition found = definitionOf(module, expr.name);
+    const Expr *aliased = found.symbol ? aliasedExpr(*found.symbol) : nullptr;
+    return aliased ? dimensionText(*found.module, *aliased) : found.name;
   }
   case ExprKind::Unary:
     return fmt::format("{}{}", toString(expr.op), dimensionText(module, *expr.operands[0]));

@@ -77,6 +77,14 @@ private:
   void resolveScalar(Module &module, Symbol &symbol);
   void resolveTensor(Module &module, Symbol &symbol);
   bool resolveDimension(Module &module, const ast::Expr &expr, Dimension &dimension);
+  /// Where a name is defined: the file, the name there and the symbol, null when there is none.
+  struct Definition {
+    Module *module;
+    std::string name;
+    Symbol *symbol;
+  };
+  /// Follows the imports of `name` as seen in `module`.
+  static Definition definitionOf(Module &module, const std::string &name);
   bool checkDimensionNames(Module &module, const ast::Expr &expr);
   std::string dimensionText(Module &module, const ast::Expr &expr);
   void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);

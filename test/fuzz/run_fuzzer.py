@@ -1,5 +1,6 @@
 """Runs the fuzzer for 10 seconds, or 3 minutes when CPFLEX_FULL is set. Usage: run_fuzzer.py FUZZER FOUND CORPUS..."""
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,5 +12,7 @@ done = subprocess.run([sys.argv[1], f"-max_total_time={SECONDS}", "-seed=1", "-t
 report = done.stderr.splitlines()
 print("\n".join(report[-25:]))
 if done.returncode:
+    for found in sorted(pathlib.Path(sys.argv[2]).glob("*-*")):
+        print(f"{found.name}: {found.read_bytes()!r}")
     sys.exit(f"the fuzzer ended with {done.returncode}")
 print("no crash, no hang")

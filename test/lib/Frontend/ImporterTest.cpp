@@ -53,6 +53,15 @@ TEST(Importer, declaresCapturesAndParams) {
   EXPECT_TRUE(contains(module, "mask.capture @cut : ui32 [\"P + 1\", \"D\"]")) << module;
 }
 
+TEST(Importer, followsAliasesInDimensions) {
+  std::string module = moduleOf("R: const[int] = 4\n"
+                                "edge, length = R + 1, N\n"
+                                "columns = length\n"
+                                "tab: tensor[i32, edge, columns * 2]\n"
+                                "@mask\ndef m(b, h, q, kv):\n    return True\n");
+  EXPECT_TRUE(contains(module, "mask.capture @tab : i32 [\"5\", \"N * 2\"]")) << module;
+}
+
 TEST(Importer, takesConstsFromOptions) {
   ImportOptions options;
   options.constants = {{"R", "7"}, {"X", "-0.5"}, {"Y", "True"}};
@@ -250,6 +259,11 @@ TEST(Importer, importsFilesBesideAndFromFolders) {
       importText("from near import far_away\nattention(\"a\")\n", options, main);
   EXPECT_TRUE(contains(renderDiagnostics(missing.diagnostics), "'near' has no 'far_away'"))
       << renderDiagnostics(missing.diagnostics);
+  std::ofstream(folder / "sizes.cpf") << "K: const[int] = 4\nedge = K + COUNT\n";
+  std::string sizes = moduleOf("from sizes import edge as rim\ndoc: tensor[i32, rim]\n@mask\ndef m(b, h, q, kv):\n"
+                               "    return doc[q] == 0\n",
+                               options, main);
+  EXPECT_TRUE(contains(sizes, "mask.capture @doc : i32 [\"4 + COUNT\"]")) << sizes;
   std::ofstream(folder / "large.cpf") << std::string(kMaxSourceBytes + 1, ' ');
   ImportedProgram large = importText("from large import x\nattention(\"a\")\n", options, main);
   EXPECT_TRUE(contains(renderDiagnostics(large.diagnostics),
