@@ -226,7 +226,7 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
   for (const ParamDeclaration &param : signature.params) {
     auto given = request.params.find(param.name);
     if (given == request.params.end() && !param.hasDefault)
-      return Status::invalid(fmt::format("param '{}' has no value; give one with -D {}=VALUE", param.name, param.name));
+      return Status::invalid(fmt::format("param '{}' has no value; expected one, since it has no default", param.name));
     StatusOr<ScalarSlot> value =
         given == request.params.end() ? StatusOr<ScalarSlot>(param.defaultValue) : parseParam(param, given->second);
     if (!value)
@@ -258,8 +258,8 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
     auto array = request.arrays.find(capture.name);
     auto view = request.views.find(capture.name);
     if (array == request.arrays.end() && view == request.views.end())
-      return Status::invalid(fmt::format("array '{}' is not bound; give one with --bind {}=FILE.npy", capture.name,
-                                         capture.name));
+      return Status::invalid(fmt::format("array '{}' is not bound; expected one of {} with axes [{}]", capture.name,
+                                         toString(capture.type), fmt::join(capture.dims, ", ")));
     const std::vector<int64_t> &shape = view != request.views.end() ? view->second.shape : array->second.shape;
     if (shape.size() != capture.dims.size())
       return Status::invalid(fmt::format("array for '{}' has {} dimensions; expected {}", capture.name, shape.size(),
@@ -280,7 +280,7 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
   call.heads = orDefault("H", sizes.count("HKV") ? sizes["HKV"] : 1);
   call.kvHeads = orDefault("HKV", call.heads);
   if (!sizes.count("Q_LEN") && !sizes.count("KV_LEN"))
-    return Status::invalid("the lengths are unknown; give --q-len and, where it differs, --kv-len");
+    return Status::invalid("the lengths are unknown; expected that of the queries, or an array with an axis Q_LEN or KV_LEN");
   call.qLen = orDefault("Q_LEN", sizes.count("KV_LEN") ? sizes["KV_LEN"] : 0);
   call.kvLen = orDefault("KV_LEN", call.qLen);
   for (const char *name : {"B", "H", "HKV"})

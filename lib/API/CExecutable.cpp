@@ -41,6 +41,21 @@ Status toCallTensors(std::initializer_list<Argument> arguments) {
   return Status::ok();
 }
 
+// Names of arguments in C where they are others than in C++.
+constexpr std::pair<const char *, const char *> kNamesInC[] = {
+    {"'rowMax'", "'row_max'"}, {"'dOut'", "'d_out'"}, {"'dLse'", "'d_lse'"}, {"'dQ'", "'d_q'"}, {"'dK'", "'d_k'"},
+    {"'dV'", "'d_v'"}, {"'captureGradients'", "'capture_gradients'"}, {"'sinkGradient'", "'sink_gradient'"},
+    {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"}};
+
+// The status of a C++ call, said about the arguments of the C call.
+Status inC(const Status &status) {
+  std::string message = status.message();
+  for (auto [name, nameInC] : kNamesInC)
+    for (size_t at; (at = message.find(name)) != std::string::npos;)
+      message.replace(at, std::char_traits<char>::length(name), nameInC);
+  return {status.code(), message};
+}
+
 bool isSamePart(const CallPart &a, const CallPart &b) {
   return a.batch == b.batch && a.heads == b.heads && a.q == b.q && a.kv == b.kv;
 }
@@ -109,7 +124,7 @@ cpflex_error *cpflex_load(const cpflex_binding *binding, const char *entry, cons
     auto loaded = Executable::load(binding->program, **point, binding->binding, std::move(blocks), *given);
     if (loaded)
       *executable = new cpflex_executable{*loaded};
-    return loaded.status();
+    return inC(loaded.status());
   });
 }
 void cpflex_executable_free(cpflex_executable *executable) { delete executable; }
@@ -133,7 +148,7 @@ cpflex_error *cpflex_forward(const cpflex_executable *executable, const cpflex_f
                                           {"out", tensors->out, 4, call.out},
                                           {"lse", tensors->lse, 3, call.lse},
                                           {"row_max", tensors->row_max, 3, call.rowMax}}));
-    return executable->executable->forward(call, workspace, workspace_bytes, stream);
+    return inC(executable->executable->forward(call, workspace, workspace_bytes, stream));
   });
 }
 
@@ -157,7 +172,7 @@ cpflex_error *cpflex_backward(const cpflex_executable *executable, const cpflex_
       call.captureGradients.assign(tensors->capture_gradients,
                                    tensors->capture_gradients + tensors->num_capture_gradients);
     call.sinkGradient = tensors->sink_gradient;
-    return executable->executable->backward(call, workspace, workspace_bytes, stream);
+    return inC(executable->executable->backward(call, workspace, workspace_bytes, stream));
   });
 }
 

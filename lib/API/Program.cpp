@@ -94,8 +94,8 @@ StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
     names += fmt::format("{}'{}'", names.empty() ? "" : ", ", candidate.name);
   }
   if (name.empty())
-    return Status::invalid(fmt::format("the file has several entry points; choose one of {} with --entry", names));
-  return Status::invalid(fmt::format("there is no entry point '{}'; the file has {}", name, names));
+    return Status::invalid(fmt::format("the program has several entry points; expected the name of one of {}", names));
+  return Status::invalid(fmt::format("there is no entry point '{}'; expected one of {}", name, names));
 }
 
 static std::optional<std::string> fillEntries(Program::State &state) {

@@ -189,8 +189,8 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
         return;
     } else if (!declaration.value) {
       errorIn(module, statement.nameRange,
-              fmt::format("const '{}' has no value; give one here or with -D {}=VALUE",
-                          statement.name, statement.name));
+              fmt::format("const '{}' has no value; expected one here or from the caller",
+                          statement.name));
       return;
     }
   }
@@ -228,7 +228,7 @@ std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &de
   }
   }
   Diagnostic &diagnostic = diagnostics_.error(fmt::format(
-      "-D {}={} is not {}; expected a value of type {}", declaration.name, text.substr(0, 60),
+      "value of '{}' is '{}', which is not {}; expected a value of type {}", declaration.name, text.substr(0, 60),
       declaration.type == ValueType::Int ? "an int"
                                          : fmt::format("a {}", typeName(declaration.type)),
       typeName(declaration.type)));

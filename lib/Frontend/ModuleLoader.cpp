@@ -154,8 +154,8 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
   errorIn(from, range,
           !message.empty()
               ? message
-              : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from -I and "
-                            "from 'cpflex.std'",
+              : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from the "
+                            "include folders and from 'cpflex.std'",
                             relative, looked, looked.empty() ? "the search path" : ""));
   return nullptr;
 }

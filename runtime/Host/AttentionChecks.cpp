@@ -2,7 +2,10 @@
 #include "runtime/Host/AttentionChecks.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fmt/format.h>
+#include <numeric>
+#include <optional>
 
 namespace cpflex {
 
@@ -133,6 +136,18 @@ static bool isUsed(const CheckedTensor &argument) {
   return argument.view.data != nullptr && numElements(argument.sizes) > 0;
 }
 
+/// Two axes of which a step along one is a step along the other, within their sizes.
+static std::optional<std::pair<int, int>> coincidingAxes(const CheckedTensor &argument) {
+  for (int i = 0; i < 4; ++i)
+    for (int j = i + 1; j < 4; ++j) {
+      const int64_t first = std::abs(argument.view.strides[i]), second = std::abs(argument.view.strides[j]);
+      const int64_t common = std::gcd(first, second);
+      if (common > 0 && second / common < argument.sizes[i] && first / common < argument.sizes[j])
+        return std::pair(i, j);
+    }
+  return std::nullopt;
+}
+
 static Status checkTensor(const CheckedTensor &argument, const CheckedTensor &first) {
   if (numElements(argument.sizes) == 0)
     return Status::ok();
@@ -157,6 +172,11 @@ static Status checkTensor(const CheckedTensor &argument, const CheckedTensor &fi
         return Status::invalid(fmt::format("'{}' has stride 0 along axis {} of size {}; expected an output whose elements "
                                            "are distinct",
                                            argument.name, axis, argument.sizes[axis]));
+  if (const auto axes = coincidingAxes(argument); argument.role == CheckedTensor::Role::Output && axes)
+    return Status::invalid(fmt::format("'{}' has strides {} and {} along axes {} and {}, with which elements coincide; "
+                                       "expected an output whose elements are distinct",
+                                       argument.name, argument.view.strides[axes->first],
+                                       argument.view.strides[axes->second], axes->first, axes->second));
   return Status::ok();
 }
 

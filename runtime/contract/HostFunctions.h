@@ -27,9 +27,9 @@ using ScoreFunction = void (*)(const Bindings *bindings, const TileCoordinates *
                                int64_t rowStride);
 
 /// In: `scores` before the score function, and `gradients` of the loss in the function's result, 0 for forbidden pairs.
-/// Out: `gradients` in the incoming score. Where captureGradients[c] is not null, adds the gradient of capture c to that
-/// dense f32 array, laid out like the capture with its own sizes (broadcast axes summed). One caller at a time per
-/// gradient array. A pair whose incoming gradient is 0 contributes exactly 0, whatever its score.
+/// Out: `gradients` in the incoming score. Where captureGradients and captureGradients[c] are not null, adds the gradient
+/// of capture c to that dense f32 array, laid out like the capture with its own sizes (broadcast axes summed). One caller
+/// at a time per gradient array. A pair whose incoming gradient is 0 contributes exactly 0, whatever its score.
 using ScoreGradientFunction = void (*)(const Bindings *bindings, const TileCoordinates *tile, const float *scores,
                                        float *gradients, int64_t rowStride, float *const *captureGradients);
 

@@ -57,7 +57,7 @@ TEST_F(MisuseC, Shapes) {
   EXPECT_EQ(forwardMessage(tensors), "'v' has 3 axes; expected 4");
   cpflex_backward_tensors backward = given_.backward();
   backward.d_v.shape[3] = 16;
-  EXPECT_EQ(backwardMessage(backward), "'dV' has shape 1x2x90x16; expected 1x2x90x24");
+  EXPECT_EQ(backwardMessage(backward), "'d_v' has shape 1x2x90x16; expected 1x2x90x24");
 }
 
 TEST_F(MisuseC, Types) {
@@ -78,6 +78,10 @@ TEST_F(MisuseC, Strides) {
   tensors.out.strides[1] = 0;
   EXPECT_EQ(forwardMessage(tensors),
             "'out' has stride 0 along axis 1 of size 4; expected an output whose elements are distinct");
+  cpflex_backward_tensors backward = given_.backward();
+  backward.d_q.strides[2] = 8;
+  EXPECT_EQ(backwardMessage(backward), "'d_q' has strides 8 and 1 along axes 2 and 3, with which elements coincide; expected "
+                                       "an output whose elements are distinct");
 }
 
 TEST_F(MisuseC, Null) {
@@ -93,6 +97,21 @@ TEST_F(MisuseC, Null) {
             "'mask' is null; expected a value");
   cpflex_executable_free(nullptr);
   EXPECT_EQ(cpflex_executable_workspace_bytes(nullptr, CPFLEX_FORWARD), 0);
+}
+
+TEST_F(MisuseC, ArgumentsHaveTheirNamesInC) {
+  cpflex_backward_tensors backward = given_.backward();
+  backward.d_k.data = backward.d_v.data;
+  EXPECT_EQ(backwardMessage(backward), "'d_k' overlaps 'd_v'; expected separate memory");
+  backward = given_.backward();
+  backward.d_out.data = nullptr;
+  EXPECT_EQ(backwardMessage(backward), "data of 'd_out' is null; expected an array of 1x4x70x24 elements");
+  cpflex_forward_tensors tensors = given_.forward();
+  tensors.row_max.dtype = CPFLEX_BF16;
+  EXPECT_EQ(forwardMessage(tensors), "'row_max' has element type bf16; expected f32");
+  cpflex_load_options options = loadOptions(given_);
+  options.num_threads = -1;
+  EXPECT_EQ(loadMessage(options).find("'num_threads' is -1"), 0u) << loadMessage(options);
 }
 
 TEST_F(MisuseC, OverlapAlignmentAndPlace) {
@@ -185,7 +204,7 @@ TEST_F(MisuseC, LoadOptions) {
   EXPECT_EQ(loadMessage(options), "device is 'tpu'; expected cpu, cuda or cuda:N");
   options = loadOptions(given_);
   options.dtype = CPFLEX_I32;
-  EXPECT_EQ(loadMessage(options), "'type' is i32; expected f32, bf16 or f16");
+  EXPECT_EQ(loadMessage(options), "'dtype' is i32; expected f32, bf16 or f16");
   options.dtype = -1;
   EXPECT_EQ(loadMessage(options), "'dtype' is -1; expected 9, 10 or 11");
   options = loadOptions(given_);
@@ -215,18 +234,20 @@ TEST_F(MisuseC, Gradients) {
   EXPECT_EQ(backwardMessage(given_.backward()),
             "the executable was loaded for forward only; expected one loaded for backward too");
   executable_ = load(binding_, loadOptions(given_), "f");
+  ASSERT_EQ(forwardMessage(given_.forward()), "");
+  EXPECT_EQ(backwardMessage(given_.backward()), ""); // gradients of captures are not wanted
   cpflex_backward_tensors tensors = given_.backward();
   float gradient[90];
   float *gradients[2] = {gradient, gradient};
   tensors.capture_gradients = gradients;
   tensors.num_capture_gradients = 1;
-  EXPECT_EQ(backwardMessage(tensors), "'captureGradients' has 1 entries; expected none or 2, one for each capture");
+  EXPECT_EQ(backwardMessage(tensors), "'capture_gradients' has 1 entries; expected none or 2, one for each capture");
   tensors.num_capture_gradients = 2;
   EXPECT_EQ(backwardMessage(tensors),
-            "'captureGradients' has an array for 'doc'; expected null, since it is not declared with grad=True");
+            "'capture_gradients' has an array for 'doc'; expected null, since it is not declared with grad=True");
   tensors = given_.backward();
   tensors.sink_gradient = gradient;
-  EXPECT_EQ(backwardMessage(tensors), "'sinkGradient' is given without 'sink'; expected null");
+  EXPECT_EQ(backwardMessage(tensors), "'sink_gradient' is given without 'sink'; expected null");
 }
 
 } // namespace

@@ -43,7 +43,7 @@ int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, Buil
   if (!request)
     return reportFailure(request.status());
   const auto begin = std::chrono::steady_clock::now();
-  StatusOr<std::shared_ptr<Binding>> binding = Binding::create(*built.loaded.program, *request);
+  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(*request, *built.loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   built.binding = *binding;

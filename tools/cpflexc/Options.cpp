@@ -128,6 +128,11 @@ StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string 
   return std::make_pair(text.substr(0, equals), text.substr(equals + 1));
 }
 
+// What the library misses, with the option of the command line that gives it.
+static Status withOption(const Status &status, const std::string &option) {
+  return {status.code(), fmt::format("{}; give it with {}", status.message(), option)};
+}
+
 int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choice) {
   CompileOptions compileOptions{.includeDirs = options.includeDirs};
   compileOptions.log = {.level = LogLevel::Warning, .function = [](LogLevel, const std::string &text) {
@@ -148,7 +153,7 @@ int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choic
   StatusOr<const EntryPoint *> entry =
       result.program->entry(isFirst ? result.program->entries().front().name : options.entry);
   if (!entry)
-    return reportFailure(entry.status());
+    return reportFailure(options.entry.empty() ? withOption(entry.status(), "--entry NAME") : entry.status());
   loaded = {result.program, *entry, result.compileMs};
   return kDone;
 }
@@ -206,11 +211,25 @@ StatusOr<BindRequest> readBindRequest(const Options &options) {
   return request;
 }
 
+StatusOr<std::shared_ptr<Binding>> bindProgram(const BindRequest &request, const Program &program) {
+  StatusOr<std::shared_ptr<Binding>> binding = Binding::create(program, request);
+  if (binding)
+    return binding;
+  const std::string message = binding.status().message();
+  for (const ParamDeclaration &param : program.signature().params)
+    if (message.starts_with(fmt::format("param '{}' has no value", param.name)))
+      return withOption(binding.status(), fmt::format("-D {}=VALUE", param.name));
+  for (const CaptureDeclaration &capture : program.signature().captures)
+    if (message.starts_with(fmt::format("array '{}' is not bound", capture.name)))
+      return withOption(binding.status(), fmt::format("--bind {}=FILE.npy", capture.name));
+  if (message.starts_with("the lengths are unknown"))
+    return withOption(binding.status(), "--q-len N, and --kv-len N where it differs");
+  return binding;
+}
+
 StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program) {
   StatusOr<BindRequest> request = readBindRequest(options);
-  if (!request)
-    return request.status();
-  return Binding::create(program, *request);
+  return request ? bindProgram(*request, program) : request.status();
 }
 
 int threadCount(const Options &options) {

@@ -60,7 +60,10 @@ int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choic
 /// Reads the arrays of --bind and the values of -D.
 StatusOr<BindRequest> readBindRequest(const Options &options);
 
-/// The same, bound.
+/// Binds; messages about what is missing name the option that gives it.
+StatusOr<std::shared_ptr<Binding>> bindProgram(const BindRequest &request, const Program &program);
+
+/// Reads and binds.
 StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program);
 
 /// `name=value` in its two parts; InvalidArgument when there is no `=`.

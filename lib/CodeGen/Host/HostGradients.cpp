@@ -65,7 +65,13 @@ mlir::Value HostLowering::gradientsOf(ExpressionEmitter &emitter, mlir::Value ca
                                       mask::ScatterAddOp op) {
   Location loc = op.getLoc();
   mlir::Value slot = emitter.constantInt(loc, builder.getI64Type(), captureSlot(signature, op.getCapture()));
-  return LLVM::LoadOp::create(builder, loc, pointerType(), element(captureGradients, pointerType(), slot, loc));
+  // Without a table no gradient is wanted: then what is read is a null pointer of our own.
+  mlir::Value none = LLVM::AllocaOp::create(builder, loc, pointerType(), pointerType(),
+                                            emitter.constantInt(loc, builder.getI64Type(), 1));
+  LLVM::StoreOp::create(builder, loc, LLVM::ZeroOp::create(builder, loc, pointerType()), none);
+  mlir::Value given = element(captureGradients, pointerType(), slot, loc);
+  mlir::Value address = LLVM::SelectOp::create(builder, loc, isNull(captureGradients, loc), none, given);
+  return LLVM::LoadOp::create(builder, loc, pointerType(), address);
 }
 
 mlir::Value HostLowering::isWanted(ExpressionEmitter &emitter, mlir::Value gradients, Location loc) {

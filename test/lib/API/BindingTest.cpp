@@ -70,7 +70,7 @@ TEST_F(BindingTest, SizeOneBroadcastsToABuiltinDimension) {
 TEST_F(BindingTest, MismatchesAreNamed) {
   BindRequest request = goodRequest();
   request.params.clear();
-  expectMessage(request, "param 'W' has no value; give one with -D W=VALUE");
+  expectMessage(request, "param 'W' has no value; expected one, since it has no default");
   request.params["W"] = "wide";
   expectMessage(request, "value of 'W' is 'wide'; expected a whole number");
   request.params["W"] = "1";
@@ -88,7 +88,7 @@ TEST_F(BindingTest, MismatchesAreNamed) {
   expectMessage(request, "the program declares no array 'dok'");
   request = goodRequest();
   request.arrays.erase("tab");
-  expectMessage(request, "array 'tab' is not bound; give one with --bind tab=FILE.npy");
+  expectMessage(request, "array 'tab' is not bound; expected one of f32 with axes [H, (2 * N) + 1]");
   request = goodRequest();
   request.arrays["doc"].shape = {8};
   expectMessage(request, "array for 'doc' has 1 dimensions; expected 2");
@@ -123,7 +123,7 @@ TEST(BindingSizes, UnknownLengthsAndWrongCountsAreErrors) {
   auto program = compileText("c.cpf", "@mask\ndef causal(b, h, q, kv):\n    return kv <= q\n").program;
   ASSERT_TRUE(program);
   EXPECT_EQ(Binding::create(*program, {}).status().message(),
-            "the lengths are unknown; give --q-len and, where it differs, --kv-len");
+            "the lengths are unknown; expected that of the queries, or an array with an axis Q_LEN or KV_LEN");
   EXPECT_EQ(Binding::create(*program, {.sizes = {.batch = 0, .qLen = 4}}).status().message(),
             "dimension 'B' is 0; expected 1 to 1048576");
   EXPECT_EQ(Binding::create(*program, {.sizes = {.qLen = int64_t(1) << 50}}).status().message(),

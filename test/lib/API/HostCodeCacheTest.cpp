@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include <sys/mount.h>
 #include <unistd.h>
 
 using namespace cpflex;
@@ -125,6 +126,64 @@ TEST_F(HostCodeCacheTest, AFolderThatCannotBeWrittenIsOneWarning) {
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[1].find("the cache of compiled code '/proc/nowhere' cannot be written (making a folder"), 0u);
   EXPECT_NE(lines[1].find("code is compiled anew"), std::string::npos);
+}
+
+/// A small file system of its own, while it lives; needs the rights of root.
+class MountedFolder {
+public:
+  MountedFolder(const fs::path &folder, const char *options) : folder_(folder) {
+    fs::create_directories(folder_);
+    isMounted_ = mount("tmpfs", folder_.c_str(), "tmpfs", 0, options) == 0;
+  }
+  ~MountedFolder() {
+    if (isMounted_)
+      umount(folder_.c_str());
+  }
+  MountedFolder(const MountedFolder &) = delete;
+  bool isMounted() const { return isMounted_; }
+  bool makeReadOnly() const { return mount("tmpfs", folder_.c_str(), "tmpfs", MS_REMOUNT | MS_RDONLY, nullptr) == 0; }
+
+private:
+  fs::path folder_;
+  bool isMounted_;
+};
+
+TEST_F(HostCodeCacheTest, AFullFolderIsOneWarning) {
+  const MountedFolder mounted(folder_, "size=4k");
+  if (!mounted.isMounted())
+    GTEST_SKIP() << "a full file system cannot be made: mounting needs the rights of root";
+  const Lines lines = said({});
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0], compiled_[0]);
+  EXPECT_EQ(lines[1].find("the cache of compiled code '" + folder_.string() + "' cannot be written (writing an entry"), 0u)
+      << lines[1];
+  EXPECT_TRUE(HostCodeCache(folder_).list().empty());
+  EXPECT_EQ(said({}).size(), 2u);
+}
+
+TEST_F(HostCodeCacheTest, AReadOnlyFolderServesWhatItHas) {
+  const MountedFolder mounted(folder_, "size=4m");
+  if (!mounted.isMounted())
+    GTEST_SKIP() << "a read-only file system cannot be made: mounting needs the rights of root";
+  EXPECT_EQ(said({}), compiled_);
+  ASSERT_TRUE(mounted.makeReadOnly());
+  EXPECT_EQ(said({}), cached_);
+  const Lines lines = said({.passes = CallPasses::Forward});
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0], compiled_[0]);
+  EXPECT_EQ(lines[1].find("the cache of compiled code '" + folder_.string() + "' cannot be written"), 0u) << lines[1];
+}
+
+TEST_F(HostCodeCacheTest, AProgramWarnsOnce) {
+  CompileOptions options;
+  options.cacheDir = "/proc/nowhere";
+  int numWarnings = 0;
+  options.log = {.level = LogLevel::Warning, .function = [&](LogLevel, const std::string &) { ++numWarnings; }};
+  CompileResult compiled = compileText("test.cpf", kProgram, options);
+  auto binding = Binding::create(*compiled.program, {.sizes = {.qLen = 16}});
+  for (CallPasses passes : {CallPasses::Forward, CallPasses::ForwardAndBackward})
+    EXPECT_TRUE(compiled.program->hostFunctions(compiled.program->entries()[0], (*binding)->bindings(), passes));
+  EXPECT_EQ(numWarnings, 1);
 }
 
 TEST_F(HostCodeCacheTest, AnEmptyFolderNameMeansNoCache) {

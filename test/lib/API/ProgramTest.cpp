@@ -62,9 +62,9 @@ TEST(Program, EntryPointsAreChosenByName) {
   auto program = programOf(kTwoMasks);
   EXPECT_TRUE(program->entry("everything").isOk());
   EXPECT_EQ(program->entry("").status().message(),
-            "the file has several entry points; choose one of 'causal', 'everything' with --entry");
+            "the program has several entry points; expected the name of one of 'causal', 'everything'");
   EXPECT_EQ(program->entry("casual").status().message(),
-            "there is no entry point 'casual'; the file has 'causal', 'everything'");
+            "there is no entry point 'casual'; expected one of 'causal', 'everything'");
 }
 
 TEST(Program, MistakesAreLocated) {

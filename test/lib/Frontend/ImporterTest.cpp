@@ -75,10 +75,10 @@ TEST(Importer, takesConstsFromOptions) {
 
 TEST(Importer, rejectsConstsOfTheWrongForm) {
   for (auto [type, value, expected] :
-       {std::tuple("int", "1.5", "-D R=1.5 is not an int; expected a value of type int"),
-        std::tuple("bool", "3", "-D R=3 is not a bool; expected a value of type bool"),
-        std::tuple("u32", "-1", "-D R=-1 is not a u32; expected a value of type u32"),
-        std::tuple("float", "x", "-D R=x is not a float; expected a value of type float")}) {
+       {std::tuple("int", "1.5", "value of 'R' is '1.5', which is not an int; expected a value of type int"),
+        std::tuple("bool", "3", "value of 'R' is '3', which is not a bool; expected a value of type bool"),
+        std::tuple("u32", "-1", "value of 'R' is '-1', which is not a u32; expected a value of type u32"),
+        std::tuple("float", "x", "value of 'R' is 'x', which is not a float; expected a value of type float")}) {
     ImportOptions options;
     options.constants = {{"R", value}};
     ImportedProgram program = importText(std::string("R: const[") + type +

@@ -309,8 +309,11 @@ TEST_F(HostJit, gradientsAreScatteredIntoDenseArrays) {
 
   // Arrays whose gradient is not wanted are left out.
   float *unwanted[] = {nullptr, nullptr};
+  std::vector<float> withoutTable = again;
   functions.scoreGradient(&arrays.bindings, &tile, scores.data(), again.data(), kStride, unwanted);
   EXPECT_EQ(again, gradients);
+  functions.scoreGradient(&arrays.bindings, &tile, scores.data(), withoutTable.data(), kStride, nullptr);
+  EXPECT_EQ(withoutTable, gradients);
 }
 
 TEST_F(HostJit, gradientsAreLeftOutWhenNotAskedFor) {

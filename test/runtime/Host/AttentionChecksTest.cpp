@@ -126,6 +126,13 @@ TEST(AttentionChecks, OutputThatIsBroadcast) {
                 "'out' has stride 0 along axis 1 of size 4; expected an output whose elements are distinct");
 }
 
+TEST(AttentionChecks, OutputWithElementsThatCoincide) {
+  ForwardArguments arguments;
+  arguments.tensors.lse.strides[1] = arguments.tensors.lse.strides[2];
+  expectMessage(arguments.run(), "'lse' has strides 1 and 1 along axes 1 and 2, with which elements coincide; expected an "
+                                 "output whose elements are distinct");
+}
+
 TEST(AttentionChecks, OverlappingTensors) {
   ForwardArguments input, output;
   input.tensors.out.data = static_cast<float *>(input.tensors.q.data) + 8;
