@@ -1,11 +1,14 @@
 // A C++ program that embeds cpflex: compiles a mask for packed documents, looks at its block mask, and runs attention
-// forward and backward into its own memory.
+// forward and backward into its own memory, alone and by three ranks.
 #include <cpflex/cpflex.h>
 #include <cpflex/runtime/BlockMask/BlockMaskPicture.h>
 #include <cpflex/runtime/BlockMask/BlockMaskStatistics.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <memory>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -131,7 +134,45 @@ int main() {
     sum += gradient;
   std::printf("gradients in V sum to %.1f of %lld\n", sum, (long long)(kHeads * kLength * kHeadDim));
 
-  // 7. A mistake is a Status that names the argument.
+  // 7. The same call by three ranks, here threads: each gets its shard of the tensors and receives the keys that it needs.
+  const auto plan = cpflex::ContextParallelPlan::create(*executable, {.worldSize = 3});
+  if (!plan)
+    return failed("planning", plan.status());
+  const cpflex::Layout &layout = (*plan)->forward().qLayout;
+  std::printf("%s", cpflex::toSummary((*plan)->forward()).c_str());
+  std::vector<float> together(out.size());
+  const std::vector<cpflex::Status> statuses = cpflex::runRanksInThreads(3, [&](cpflex::Communicator &communicator) {
+    // The group owns the communicator; the rank borrows it.
+    const auto rank = cpflex::RankExecutable::load(*plan, {std::shared_ptr<void>(), &communicator});
+    if (!rank)
+      return rank.status();
+    const int32_t index = communicator.rank();
+    const int64_t rows = layout.shardSize(index);
+    const auto shapeOf = [](int64_t heads) {
+      return cpflex::SequenceArrayShape{.batch = 1, .outer = heads, .inner = kHeadDim,
+                                        .elementSizeInBytes = int64_t(sizeof(float))};
+    };
+    std::vector<float> myQ, myK, myV, myOut;
+    cpflex::ForwardCallTensors shards;
+    shards.q = tensorOf(myQ, kHeads, rows, kHeadDim);
+    shards.k = tensorOf(myK, kKVHeads, rows, kHeadDim);
+    shards.v = tensorOf(myV, kKVHeads, rows, kHeadDim);
+    shards.out = tensorOf(myOut, kHeads, rows, kHeadDim);
+    for (auto [whole, mine, heads] : {std::tuple(&q, &myQ, kHeads), {&k, &myK, kKVHeads}, {&v, &myV, kKVHeads}})
+      if (cpflex::Status status = cpflex::shard(layout, index, shapeOf(heads), whole->data(), mine->data()); !status)
+        return status;
+    if (cpflex::Status status = (*rank)->forward(shards); !status)
+      return status;
+    return cpflex::unshard(layout, index, shapeOf(kHeads), myOut.data(), together.data());
+  });
+  if (const cpflex::Status status = cpflex::firstFailure(statuses); !status)
+    return failed("ranks", status);
+  double difference = 0;
+  for (size_t i = 0; i < out.size(); ++i)
+    difference = std::max(difference, double(std::abs(out[i] - together[i])));
+  std::printf("three ranks differ from one device by %s\n", difference < 1e-5 ? "rounding only" : "more than rounding");
+
+  // 8. A mistake is a Status that names the argument.
   forward.k.shape[2] = kLength - 1;
   const cpflex::Status wrong = (*executable)->forward(forward, workspace.data(), int64_t(workspace.size()));
   std::printf("a wrong call: %s\n", wrong.message().c_str());

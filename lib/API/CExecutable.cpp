@@ -45,16 +45,8 @@ Status toCallTensors(std::initializer_list<Argument> arguments) {
 constexpr std::pair<const char *, const char *> kNamesInC[] = {
     {"'rowMax'", "'row_max'"}, {"'dOut'", "'d_out'"}, {"'dLse'", "'d_lse'"}, {"'dQ'", "'d_q'"}, {"'dK'", "'d_k'"},
     {"'dV'", "'d_v'"}, {"'captureGradients'", "'capture_gradients'"}, {"'sinkGradient'", "'sink_gradient'"},
-    {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"}};
-
-// The status of a C++ call, said about the arguments of the C call.
-Status inC(const Status &status) {
-  std::string message = status.message();
-  for (auto [name, nameInC] : kNamesInC)
-    for (size_t at; (at = message.find(name)) != std::string::npos;)
-      message.replace(at, std::char_traits<char>::length(name), nameInC);
-  return {status.code(), message};
-}
+    {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"},
+    {"'otherMasks'", "'other_masks'"}};
 
 bool isSamePart(const CallPart &a, const CallPart &b) {
   return a.batch == b.batch && a.heads == b.heads && a.q == b.q && a.kv == b.kv;
@@ -101,6 +93,45 @@ StatusOr<LoadOptions> fromC(const cpflex_load_options &options) {
 
 } // namespace
 
+namespace cpflex {
+
+Status inC(const Status &status) {
+  std::string message = status.message();
+  for (auto [name, nameInC] : kNamesInC)
+    for (size_t at; (at = message.find(name)) != std::string::npos;)
+      message.replace(at, std::char_traits<char>::length(name), nameInC);
+  return {status.code(), message};
+}
+
+Status fromC(const cpflex_forward_tensors &tensors, ForwardCallTensors &call) {
+  return toCallTensors({{"q", tensors.q, 4, call.q},
+                        {"k", tensors.k, 4, call.k},
+                        {"v", tensors.v, 4, call.v},
+                        {"out", tensors.out, 4, call.out},
+                        {"lse", tensors.lse, 3, call.lse},
+                        {"row_max", tensors.row_max, 3, call.rowMax}});
+}
+
+Status fromC(const cpflex_backward_tensors &tensors, BackwardCallTensors &call) {
+  CPFLEX_RETURN_IF_ERROR(toCallTensors({{"q", tensors.q, 4, call.q},
+                                        {"k", tensors.k, 4, call.k},
+                                        {"v", tensors.v, 4, call.v},
+                                        {"out", tensors.out, 4, call.out},
+                                        {"lse", tensors.lse, 3, call.lse},
+                                        {"d_out", tensors.d_out, 4, call.dOut},
+                                        {"d_lse", tensors.d_lse, 3, call.dLse},
+                                        {"d_q", tensors.d_q, 4, call.dQ},
+                                        {"d_k", tensors.d_k, 4, call.dK},
+                                        {"d_v", tensors.d_v, 4, call.dV}}));
+  if (tensors.capture_gradients)
+    call.captureGradients.assign(tensors.capture_gradients,
+                                 tensors.capture_gradients + tensors.num_capture_gradients);
+  call.sinkGradient = tensors.sink_gradient;
+  return Status::ok();
+}
+
+} // namespace cpflex
+
 extern "C" {
 
 cpflex_error *cpflex_load(const cpflex_binding *binding, const char *entry, const cpflex_block_mask *mask,
@@ -142,12 +173,7 @@ cpflex_error *cpflex_forward(const cpflex_executable *executable, const cpflex_f
     CPFLEX_RETURN_IF_ERROR(required(executable, "executable"));
     CPFLEX_RETURN_IF_ERROR(required(tensors, "tensors"));
     ForwardCallTensors call;
-    CPFLEX_RETURN_IF_ERROR(toCallTensors({{"q", tensors->q, 4, call.q},
-                                          {"k", tensors->k, 4, call.k},
-                                          {"v", tensors->v, 4, call.v},
-                                          {"out", tensors->out, 4, call.out},
-                                          {"lse", tensors->lse, 3, call.lse},
-                                          {"row_max", tensors->row_max, 3, call.rowMax}}));
+    CPFLEX_RETURN_IF_ERROR(fromC(*tensors, call));
     return inC(executable->executable->forward(call, workspace, workspace_bytes, stream));
   });
 }
@@ -158,20 +184,7 @@ cpflex_error *cpflex_backward(const cpflex_executable *executable, const cpflex_
     CPFLEX_RETURN_IF_ERROR(required(executable, "executable"));
     CPFLEX_RETURN_IF_ERROR(required(tensors, "tensors"));
     BackwardCallTensors call;
-    CPFLEX_RETURN_IF_ERROR(toCallTensors({{"q", tensors->q, 4, call.q},
-                                          {"k", tensors->k, 4, call.k},
-                                          {"v", tensors->v, 4, call.v},
-                                          {"out", tensors->out, 4, call.out},
-                                          {"lse", tensors->lse, 3, call.lse},
-                                          {"d_out", tensors->d_out, 4, call.dOut},
-                                          {"d_lse", tensors->d_lse, 3, call.dLse},
-                                          {"d_q", tensors->d_q, 4, call.dQ},
-                                          {"d_k", tensors->d_k, 4, call.dK},
-                                          {"d_v", tensors->d_v, 4, call.dV}}));
-    if (tensors->capture_gradients)
-      call.captureGradients.assign(tensors->capture_gradients,
-                                   tensors->capture_gradients + tensors->num_capture_gradients);
-    call.sinkGradient = tensors->sink_gradient;
+    CPFLEX_RETURN_IF_ERROR(fromC(*tensors, call));
     return inC(executable->executable->backward(call, workspace, workspace_bytes, stream));
   });
 }

@@ -54,6 +54,26 @@ struct cpflex_executable {
   std::shared_ptr<const cpflex::Executable> executable;
 };
 
+struct cpflex_layout {
+  cpflex::Layout layout;
+};
+
+struct cpflex_plan {
+  std::shared_ptr<const cpflex::ContextParallelPlan> plan;
+};
+
+struct cpflex_thread_group {
+  std::shared_ptr<cpflex::ThreadsHub> hub;
+};
+
+struct cpflex_communicator {
+  std::shared_ptr<cpflex::Communicator> communicator;
+};
+
+struct cpflex_rank {
+  std::shared_ptr<cpflex::RankExecutable> rank;
+};
+
 namespace cpflex {
 
 /// An error for the caller; never null.
@@ -91,6 +111,13 @@ StatusOr<ArrayView> fromC(const cpflex_array &array, const char *name);
 cpflex_array toC(const ArrayView &view);
 
 CallPart fromC(const cpflex_part &part);
+
+/// The status of a C++ call, said about the arguments of the C call.
+Status inC(const Status &status);
+
+/// The tensors of a call; the names in messages are those of the C structs.
+Status fromC(const cpflex_forward_tensors &tensors, ForwardCallTensors &call);
+Status fromC(const cpflex_backward_tensors &tensors, BackwardCallTensors &call);
 
 /// The entry point `name`, or the only one when it is null.
 StatusOr<const EntryPoint *> findEntry(const Program &program, const char *name);

@@ -3,6 +3,8 @@
 
 #include "lib/API/CallParts.h"
 #include "lib/API/CudaCalls.h"
+#include "lib/API/ExecutableState.h"
+#include "lib/API/TensorChecks.h"
 #include "runtime/BlockMask/PointEvaluator.h"
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/BackwardBuffers.h"
@@ -18,34 +20,7 @@
 
 namespace cpflex {
 
-struct Executable::State {
-  std::shared_ptr<const Program> program;
-  std::shared_ptr<const Binding> binding;
-  std::shared_ptr<const BlockMask> mask;
-  uint64_t version = 0; ///< of the binding
-  AttentionProblem problem;
-  HostFunctions functions;
-  std::vector<float> sink; ///< one per head of the whole problem
-  ElementType type = ElementType::F32;
-  DeviceId device;
-  CallPasses passes = CallPasses::Forward;
-  HostAttentionOptions host;
-  int64_t forwardInBytes = 0, backwardInBytes = 0;
-  std::unique_ptr<CudaCalls> cuda; ///< null on the CPU
-
-  /// Workers of one call at a time; a call beside it starts its own.
-  std::mutex threadsMutex;
-  std::unique_ptr<HostThreads> threads;
-
-  std::mutex workspacesMutex;
-  std::vector<void *> workspacesInUse;
-};
-
 namespace {
-
-std::string nameOf(DeviceId device) {
-  return device.type == DeviceType::Cuda ? fmt::format("cuda:{}", device.index) : "cpu";
-}
 
 StatusOr<DeviceId> parseDevice(const std::string &text) {
   if (text == "cpu")
@@ -73,7 +48,7 @@ std::vector<float> sinkValues(const CaptureView &view, int64_t heads) {
 Status fillProblem(Executable::State &state, const EntryPoint &entry, const LoadOptions &options) {
   const CallSizes &sizes = state.binding->sizes();
   CPFLEX_RETURN_IF_ERROR(checkPart(options.part, sizes));
-  const CallPart part = withEnds(options.part, sizes);
+  const CallPart part = state.part = withEnds(options.part, sizes);
   if (sizes.heads % sizes.kvHeads != 0)
     return Status::invalid(
         fmt::format("{} query heads do not divide over {} kv heads", sizes.heads, sizes.kvHeads));
@@ -213,54 +188,12 @@ Status checkCall(const Executable::State &state, void *workspace, int64_t worksp
   return Status::ok();
 }
 
-struct NamedTensor {
-  const char *name;
-  const CallTensor &tensor;
-  const int64_t (&shape)[4];
-};
-
-// Shape, device and alignment; the runtimes check the rest.
-Status checkTensor(const Executable::State &state, const NamedTensor &argument) {
-  const CallTensor &tensor = argument.tensor;
-  if (!tensor.data)
-    return Status::ok();
-  if (!std::ranges::equal(tensor.shape, argument.shape))
-    return Status::invalid(fmt::format("'{}' has shape {}; expected {}", argument.name, fmt::join(tensor.shape, "x"),
-                                       fmt::join(argument.shape, "x")));
-  if (tensor.device.type != DeviceType::Unknown && tensor.device != state.device)
-    return Status::invalid(fmt::format("'{}' is on {}; expected {}", argument.name, nameOf(tensor.device),
-                                       nameOf(state.device)));
-  if (reinterpret_cast<uintptr_t>(tensor.data) % uintptr_t(sizeInBytes(tensor.type)) != 0)
-    return Status::invalid(fmt::format("'{}' is at address {}; expected a multiple of {}, the size of its elements",
-                                       argument.name, fmt::ptr(tensor.data), sizeInBytes(tensor.type)));
-  return Status::ok();
-}
-
-Status checkType(const Executable::State &state, const char *name, const CallTensor &tensor) {
-  if (tensor.data && tensor.type != state.type)
-    return Status::invalid(fmt::format("'{}' has element type {}; expected {}, the type that the executable was loaded for",
-                                       name, toString(tensor.type), toString(state.type)));
-  return Status::ok();
-}
-
-Status checkCaptureGradients(const Executable::State &state, const BackwardCallTensors &tensors) {
-  const std::vector<CaptureDeclaration> &captures = state.program->signature().captures;
-  if (!tensors.captureGradients.empty() && tensors.captureGradients.size() != captures.size())
-    return Status::invalid(fmt::format("'captureGradients' has {} entries; expected none or {}, one for each capture",
-                                       tensors.captureGradients.size(), captures.size()));
-  for (size_t slot = 0; slot < tensors.captureGradients.size(); ++slot)
-    if (tensors.captureGradients[slot] && !captures[slot].needsGradient)
-      return Status::invalid(fmt::format("'captureGradients' has an array for '{}'; expected null, since it is not declared "
-                                         "with grad=True",
-                                         captures[slot].name));
-  return Status::ok();
-}
-
 } // namespace
 
 Executable::Executable(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Executable::~Executable() = default;
 const AttentionProblem &Executable::problem() const { return state_->problem; }
+const Executable::State &Executable::state() const { return *state_; }
 ElementType Executable::type() const { return state_->type; }
 
 int64_t Executable::workspaceInBytes(Pass pass) const {
@@ -276,6 +209,7 @@ StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Pro
   auto state = std::make_unique<State>();
   state->program = std::move(program);
   state->binding = std::move(binding);
+  state->entry = entry;
   state->version = state->binding->version();
   StatusOr<DeviceId> device = parseDevice(options.device);
   if (!device)
@@ -310,9 +244,9 @@ Status Executable::forward(const ForwardCallTensors &tensors, void *workspace, i
   for (const NamedTensor &argument :
        {NamedTensor{"q", tensors.q, shapes.q}, {"k", tensors.k, shapes.k}, {"v", tensors.v, shapes.v},
         {"out", tensors.out, shapes.out}, {"lse", tensors.lse, shapes.row}, {"rowMax", tensors.rowMax, shapes.row}})
-    CPFLEX_RETURN_IF_ERROR(checkTensor(state, argument));
+    CPFLEX_RETURN_IF_ERROR(checkTensor(argument, state.device));
   for (auto [name, tensor] : {std::pair("q", &tensors.q), {"k", &tensors.k}, {"v", &tensors.v}, {"out", &tensors.out}})
-    CPFLEX_RETURN_IF_ERROR(checkType(state, name, *tensor));
+    CPFLEX_RETURN_IF_ERROR(checkType(name, *tensor, state.type));
   const WorkspaceUse use(state, workspace);
   CPFLEX_RETURN_IF_ERROR(use.status());
   if (state.cuda)
@@ -341,10 +275,10 @@ Status Executable::backward(const BackwardCallTensors &tensors, void *workspace,
         {"out", tensors.out, shapes.out}, {"lse", tensors.lse, shapes.row}, {"dOut", tensors.dOut, shapes.out},
         {"dLse", tensors.dLse, shapes.row}, {"dQ", tensors.dQ, shapes.q}, {"dK", tensors.dK, shapes.k},
         {"dV", tensors.dV, shapes.v}})
-    CPFLEX_RETURN_IF_ERROR(checkTensor(state, argument));
+    CPFLEX_RETURN_IF_ERROR(checkTensor(argument, state.device));
   for (auto [name, tensor] : {std::pair("q", &tensors.q), {"k", &tensors.k}, {"v", &tensors.v}})
-    CPFLEX_RETURN_IF_ERROR(checkType(state, name, *tensor));
-  CPFLEX_RETURN_IF_ERROR(checkCaptureGradients(state, tensors));
+    CPFLEX_RETURN_IF_ERROR(checkType(name, *tensor, state.type));
+  CPFLEX_RETURN_IF_ERROR(checkCaptureGradients(*state.program, tensors));
   const WorkspaceUse use(state, workspace);
   CPFLEX_RETURN_IF_ERROR(use.status());
   if (state.cuda)

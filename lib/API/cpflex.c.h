@@ -456,6 +456,165 @@ typedef struct cpflex_backward_tensors {
 CPFLEX_EXPORT cpflex_error *cpflex_backward(const cpflex_executable *executable, const cpflex_backward_tensors *tensors,
                                             void *workspace, int64_t workspace_bytes, void *stream);
 
+/* ---- Several ranks --------------------------------------------------------------------------------------------------- */
+
+/** Which rank of a group owns which tokens, for each batch row. Immutable. */
+typedef struct cpflex_layout cpflex_layout;
+
+/** A layout by rule: "contiguous", "head-tail", "striped", or "per-document", which takes the documents' cumulative
+ * lengths ([0, l0, l0 + l1, ...]; i32 or i64, rank 1, host memory) in `cu_seqlens`, else NULL. Rules that read a mask belong
+ * to cpflex_plan_create. */
+CPFLEX_EXPORT cpflex_error *cpflex_layout_create(const char *kind, int64_t length, int32_t world_size,
+                                                 const cpflex_array *cu_seqlens, cpflex_layout **layout);
+/** The caller's own layout: the positions that rank 0 owns, then those of rank 1, ... (i64, dense, host memory; [length] or
+ * [batch, length]), and how many each of `world_size` ranks owns. INVALID_ARGUMENT unless each position is there once. */
+CPFLEX_EXPORT cpflex_error *cpflex_layout_from_permutation(const cpflex_array *permutation, const int64_t *shard_sizes,
+                                                           int32_t world_size, cpflex_layout **layout);
+CPFLEX_EXPORT void cpflex_layout_free(cpflex_layout *layout);
+
+typedef struct cpflex_layout_shape {
+  const char *kind; /**< the rule's word; "solved" or "custom" among others. Static storage */
+  int64_t length;
+  int32_t world_size;
+  int64_t rows; /**< 1: all batch rows alike; else the number of batch rows */
+} cpflex_layout_shape;
+CPFLEX_EXPORT cpflex_layout_shape cpflex_layout_shape_of(const cpflex_layout *layout);
+/** Tokens that a rank owns in each batch row; 0 for a rank that is none. */
+CPFLEX_EXPORT int64_t cpflex_layout_shard_size(const cpflex_layout *layout, int32_t rank);
+/** Writes [rows, length] numbers each: the token at each place of the concatenated shards, and the place of each token.
+ * Either may be NULL. */
+CPFLEX_EXPORT cpflex_error *cpflex_layout_permutation(const cpflex_layout *layout, int64_t *permutation,
+                                                      int64_t *inverse);
+/** Copies what `rank` owns of a whole array to its shard: activations, labels, positions. Dense arrays of one dtype in
+ * host memory whose shapes differ in `axis` only, the sequence. Where batch rows differ, axis 0 is the batch. */
+CPFLEX_EXPORT cpflex_error *cpflex_layout_shard(const cpflex_layout *layout, int32_t rank, int32_t axis,
+                                                const cpflex_array *whole, const cpflex_array *shard);
+/** The reverse; what other ranks own is left as it is. */
+CPFLEX_EXPORT cpflex_error *cpflex_layout_unshard(const cpflex_layout *layout, int32_t rank, int32_t axis,
+                                                  const cpflex_array *shard, const cpflex_array *whole);
+
+/** Who owns, computes and sends what when ranks share a call. Immutable. */
+typedef struct cpflex_plan cpflex_plan;
+
+/** How ranks share a call. world_size has to be set; the rest may be 0 and is then chosen by a cost model. */
+typedef struct cpflex_plan_options {
+  int32_t world_size;
+  const char *layout;   /**< "contiguous", "head-tail", "striped", "per-document", "ptrr", "solved", or "auto" */
+  const char *rotation; /**< "ring", "all-gather", "selective", "ulysses", or "auto" */
+  const cpflex_layout *q_layout;  /**< the caller's own; then `layout` is not read */
+  const cpflex_layout *kv_layout; /**< NULL: q_layout when the lengths agree, else contiguous */
+  int32_t has_ascending_keys;     /**< 1: O and LSE have the bits of one device; transfers then come before compute */
+  int32_t has_free_token_counts;  /**< 1: ranks may own unlike numbers of tokens */
+  const cpflex_block_mask *const *other_masks; /**< of other calls that use the same layout */
+  size_t num_other_masks;
+} cpflex_plan_options;
+
+/** Plans the call of an executable of all queries and keys. Every rank makes the plan for itself: it is a function of
+ * mask, sizes and options. The backward pass is planned when the executable was loaded for it. */
+CPFLEX_EXPORT cpflex_error *cpflex_plan_create(const cpflex_executable *executable, const cpflex_plan_options *options,
+                                               cpflex_plan **plan);
+CPFLEX_EXPORT void cpflex_plan_free(cpflex_plan *plan);
+
+typedef int32_t cpflex_side;
+enum { CPFLEX_SIDE_Q = 0, CPFLEX_SIDE_KV = 1 };
+/** The layout of queries (and O), or of keys and values. */
+CPFLEX_EXPORT cpflex_error *cpflex_plan_layout(const cpflex_plan *plan, cpflex_side side, cpflex_layout **layout);
+/** The schedule of a pass as "text" (lossless), "summary", "json" or "svg". */
+CPFLEX_EXPORT cpflex_error *cpflex_plan_print(const cpflex_plan *plan, cpflex_pass pass, const char *format,
+                                              cpflex_buffer **text);
+
+/** What a pass costs beside what it must cost. Work counts pairs in tiles that are not empty. */
+typedef struct cpflex_plan_numbers {
+  const char *rotation; /**< static storage */
+  int32_t world_size, num_steps;
+  int64_t num_transfers;
+  double largest_work, mean_work, work_bound; /**< of a rank; no layout with whole rows has less than the bound */
+  int64_t received_bound, received_bound_worst; /**< bytes, of all ranks and of the worst one, for these token counts */
+  double predicted_seconds;
+} cpflex_plan_numbers;
+CPFLEX_EXPORT cpflex_error *cpflex_plan_numbers_of(const cpflex_plan *plan, cpflex_pass pass,
+                                                   cpflex_plan_numbers *numbers);
+/** What one rank does in a pass. */
+typedef struct cpflex_rank_numbers {
+  double work;
+  int64_t bytes_sent, bytes_received;
+  int64_t bytes_needed; /**< the least that it must receive with this layout */
+  int64_t peak_bytes;   /**< shards, buffers and accumulators held at once; no workspace of kernels */
+} cpflex_rank_numbers;
+CPFLEX_EXPORT cpflex_error *cpflex_plan_rank_numbers(const cpflex_plan *plan, cpflex_pass pass, int32_t rank,
+                                                     cpflex_rank_numbers *numbers);
+
+/** One rank's end of a group. Used by one thread at a time; may serve several plans whose calls come in the same order on
+ * every rank. Of no more use after an error of a call. */
+typedef struct cpflex_communicator cpflex_communicator;
+
+/** Ranks as threads of this process. */
+typedef struct cpflex_thread_group cpflex_thread_group;
+CPFLEX_EXPORT cpflex_error *cpflex_thread_group_create(int32_t world_size, cpflex_thread_group **group);
+CPFLEX_EXPORT void cpflex_thread_group_free(cpflex_thread_group *group);
+CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_threads(const cpflex_thread_group *group, int32_t rank,
+                                                           cpflex_communicator **communicator);
+/** This process of an MPI job. `plugin` is the path of libcpflex_mpi.so; NULL: $CPFLEX_MPI_PLUGIN, else beside the
+ * program or this library. MPI is finalised when the communicator is freed. */
+CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_mpi(const char *plugin, cpflex_communicator **communicator);
+
+/** Bytes for `peer`, or room for exactly that many bytes from it. */
+typedef struct cpflex_message {
+  int32_t peer, is_send;
+  void *data;
+  int64_t size;
+} cpflex_message;
+/** Functions of the caller that carry messages, called on the thread that runs the rank. They return 0, or a cpflex_code
+ * and write what went wrong to `text` (0-terminated, of `text_size` bytes). */
+typedef struct cpflex_transport {
+  int32_t rank, world_size;
+  void *user_data; /**< lives as long as the communicator */
+  /** Starts messages and returns at once. Messages between two ranks match in the order in which they were started,
+   * those of one call in the order listed. Their memory is valid until `wait` for the ticket returns. */
+  int32_t (*start)(void *user_data, int64_t ticket, int32_t step, const char *purpose, const cpflex_message *messages,
+                   size_t num_messages, char *text, size_t text_size);
+  /** Returns when all messages of the ticket have left and arrived, or fails after that many seconds. */
+  int32_t (*wait)(void *user_data, int64_t ticket, double seconds, char *text, size_t text_size);
+  /** May be NULL: tells the other ranks that this one gives up. */
+  void (*abort)(void *user_data, const char *reason);
+} cpflex_transport;
+CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_transport(const cpflex_transport *transport,
+                                                             cpflex_communicator **communicator);
+CPFLEX_EXPORT int32_t cpflex_communicator_rank(const cpflex_communicator *communicator);
+CPFLEX_EXPORT int32_t cpflex_communicator_world_size(const cpflex_communicator *communicator);
+/** Tells the other ranks that this one gives up, so that they need not wait. With MPI it ends the job. */
+CPFLEX_EXPORT void cpflex_communicator_abort(cpflex_communicator *communicator, const char *reason);
+CPFLEX_EXPORT void cpflex_communicator_free(cpflex_communicator *communicator);
+
+/** One rank of a plan, ready to run on the CPU. Used by one thread at a time. */
+typedef struct cpflex_rank cpflex_rank;
+/** How a rank runs; all 0 is a good choice. */
+typedef struct cpflex_rank_options {
+  double deadline_seconds; /**< for each step's messages; 0: 60 */
+  int32_t num_threads;     /**< 0: one per hardware thread; results do not depend on it */
+} cpflex_rank_options;
+/** `options` may be NULL. UNSUPPORTED for an executable on CUDA. */
+CPFLEX_EXPORT cpflex_error *cpflex_rank_load(const cpflex_plan *plan, const cpflex_communicator *communicator,
+                                             const cpflex_rank_options *options, cpflex_rank **rank);
+CPFLEX_EXPORT void cpflex_rank_free(cpflex_rank *rank);
+/** As cpflex_forward and cpflex_backward over the shards of the rank, whose rows are those of the layouts in their order.
+ * All ranks call together. `row_max` is not computed; d_q, d_k and d_v are. Gradients of captures and sinks are sums over
+ * all ranks, in rank order, on every rank. No wait outlasts the deadline; an error names rank, step and peer. */
+CPFLEX_EXPORT cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards);
+CPFLEX_EXPORT cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards);
+
+/** What all calls of a rank sent and received so far. */
+typedef struct cpflex_traffic {
+  int64_t messages_sent, bytes_sent, messages_received, bytes_received;
+} cpflex_traffic;
+/** Traffic of one purpose ("kv", "q", "out", "q-gradient", "dq", "dkv", "gradient of capture 0", "gradient of the sink";
+ * NULL: all) with one peer (negative: all). */
+CPFLEX_EXPORT cpflex_traffic cpflex_rank_traffic(const cpflex_rank *rank, const char *purpose, int32_t peer);
+/** The most bytes held at once, counted as in cpflex_rank_numbers. */
+CPFLEX_EXPORT int64_t cpflex_rank_peak_bytes(const cpflex_rank *rank);
+/** Computes and transfers of the last passes of the ranks in this process, as a Chrome trace, which Perfetto opens. */
+CPFLEX_EXPORT cpflex_error *cpflex_ranks_trace(const cpflex_rank *const *ranks, size_t num_ranks, cpflex_buffer **json);
+
 #ifdef __cplusplus
 }
 #endif

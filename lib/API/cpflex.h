@@ -7,7 +7,13 @@
 
 #include "lib/Frontend/Diagnostic.h"
 #include "runtime/BlockMask/BlockMaskBuilder.h"
+#include "runtime/Comm/CallbackCommunicator.h"
+#include "runtime/Comm/ThreadsCommunicator.h"
+#include "runtime/Executor/RunReport.h"
 #include "runtime/Files/Npy.h"
+#include "runtime/Plan/Planner.h"
+#include "runtime/Plan/ScheduleText.h"
+#include "runtime/Plan/ShardArrays.h"
 #include "runtime/contract/Attention.h"
 #include "runtime/contract/DeviceFunctions.h"
 #include "runtime/contract/HostFunctions.h"
@@ -302,9 +308,91 @@ public:
 
   struct State;
   explicit Executable(std::unique_ptr<State> state);
+  const State &state() const;
 
 private:
   std::unique_ptr<State> state_;
 };
 
+// How ranks share one attention call. Every rank loads an Executable of the whole call, makes the same plan of it, and
+// computes its own shards: Executable::load -> ContextParallelPlan::create -> RankExecutable::load -> forward, backward.
+// shard, unshard and permutation (ShardArrays.h) apply the plan's layouts to arrays; a Communicator carries messages:
+// ThreadsCommunicator, MPI, or CallbackCommunicator over functions of the caller.
+
+/// How ranks share a call. What is left out is chosen by the cost model.
+struct ContextParallelOptions {
+  int32_t worldSize = 1;
+  std::optional<LayoutKind> layout;
+  std::optional<Rotation> rotation;
+  std::optional<Layout> qLayout;  ///< the caller's own; then `layout` is not read
+  std::optional<Layout> kvLayout; ///< none: qLayout when the lengths agree, else contiguous
+  KeyOrder keyOrder = KeyOrder::Arrival;
+  TokenCounts tokenCounts = TokenCounts::Equal;
+  std::vector<std::vector<int64_t>> documentOffsets = {}; ///< for per-document layouts; empty: read off the mask
+  /// Masks of other calls that use the same layout, as layers with and without a window do.
+  std::vector<std::shared_ptr<const BlockMask>> otherMasks = {};
+  CostModel cost = {};
+};
+
+/// Who owns, computes and sends what: the schedules of one call, and all that a rank needs to run them. Immutable, shared
+/// freely between threads. A plan is a function of mask, sizes and options, so that ranks that make it alone agree.
+class ContextParallelPlan {
+public:
+  /// Plans the call of `executable`, which is kept alive: its batch rows and heads, all of its queries and keys. The
+  /// backward pass is planned when it was loaded for it. InvalidArgument names the option that does not fit.
+  static StatusOr<std::shared_ptr<const ContextParallelPlan>> create(std::shared_ptr<const Executable> executable,
+                                                                     const ContextParallelOptions &options);
+  ~ContextParallelPlan();
+
+  /// Schedules with layouts and certificates. toText, toSummary, toJson and toSvg of ScheduleText.h print them.
+  const Schedule &forward() const;
+  const Schedule *backward() const; ///< null when the executable was loaded for forward only
+  /// The global block mask, for pictures; null when all pairs attend.
+  const BlockMask *mask() const;
+
+  struct State;
+  explicit ContextParallelPlan(std::unique_ptr<State> state);
+  const State &state() const { return *state_; }
+
+private:
+  std::unique_ptr<State> state_;
+};
+
+/// The communicator of this process in an MPI job, through the plugin `path`, or when empty the one that is found; see
+/// MpiCommunicator.h. One per process; MPI is finalised with it.
+StatusOr<std::shared_ptr<Communicator>> openMpiCommunicator(const std::string &path = "");
+
+/// How one rank runs.
+struct RankOptions {
+  double deadlineSeconds = 60; ///< for each step's messages
+  int numThreads = 1;          ///< of the rank's calls; 0: one per hardware thread
+};
+
+/// One rank of a plan, ready to run on the CPU. Used by one thread at a time.
+class RankExecutable {
+public:
+  /// Several may share a communicator when their calls come in the same order on every rank. InvalidArgument when the
+  /// plan is for another number of ranks; Unsupported for an executable on CUDA.
+  static StatusOr<std::shared_ptr<RankExecutable>> load(std::shared_ptr<const ContextParallelPlan> plan,
+                                                        std::shared_ptr<Communicator> communicator,
+                                                        const RankOptions &options = {});
+  ~RankExecutable();
+
+  /// Computes the rank's shards: tensors as of Executable::forward, but with the rows that the layouts give to the rank, in
+  /// their order. All ranks call it together. No wait outlasts the deadline; an error names rank, step and peer, the
+  /// communicator is of no more use after it, and its `abort` tells the others. `rowMax` is not computed.
+  Status forward(const ForwardCallTensors &shards);
+  /// Gradients of the rank's shards. Those of captures and sinks are sums over all ranks, in rank order, on every rank.
+  Status backward(const BackwardCallTensors &shards);
+
+  /// Messages and bytes by purpose and peer of all passes so far, the most memory held, and the spans of the last forward
+  /// and the last backward pass, which toTraceJson prints.
+  RunReport report() const;
+
+  struct State;
+  explicit RankExecutable(std::unique_ptr<State> state);
+
+private:
+  std::unique_ptr<State> state_;
+};
 } // namespace cpflex

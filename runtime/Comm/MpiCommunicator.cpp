@@ -29,6 +29,10 @@ std::vector<std::string> candidates(const std::string &path) {
     places.push_back((executable.parent_path().parent_path() / "lib" / kPluginFile).string());
     places.push_back((executable.parent_path().parent_path().parent_path() / "lib" / kPluginFile).string());
   }
+  // A library that holds this code lies elsewhere than the program.
+  Dl_info here{};
+  if (dladdr(reinterpret_cast<const void *>(&candidates), &here) && here.dli_fname)
+    places.push_back((std::filesystem::path(here.dli_fname).parent_path() / kPluginFile).string());
   places.push_back(kPluginFile);
   return places;
 }

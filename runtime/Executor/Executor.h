@@ -2,6 +2,7 @@
 // travel is the Communicator's; where attention runs is the ExecutionDevice's.
 #pragma once
 
+#include "runtime/BlockMask/CaptureSummaries.h"
 #include "runtime/Comm/Communicator.h"
 #include "runtime/Executor/ExecutionDevice.h"
 #include "runtime/Executor/RunReport.h"
@@ -24,6 +25,7 @@ struct RankCall {
   std::span<const CaptureDeclaration> declarations;  ///< verified facts of the captures, for the tape
   const HostFunctions *functions = nullptr;
   const Bindings *bindings = nullptr;
+  CaptureSummaries *summaries = nullptr; ///< of the captures, shared by ranks and calls; null: built for each mask
   const float *sink = nullptr;  ///< one logit per global query head, or null
   int64_t batchOffset = 0;      ///< global index of the call's batch row 0
   int64_t headOffset = 0;       ///< global index of the call's query head 0

@@ -279,6 +279,7 @@ StatusOr<PreparedCompute *> RankRun::prepared(const Compute &compute, const Oper
     options.batchOffset = problem.batchOffset;
     options.headOffset = problem.headOffset;
     options.declarations = call_.declarations;
+    options.summaries = call_.summaries;
     StatusOr<BlockMaskResult> built = buildBlockMask(call_.tape, *call_.bindings, options);
     if (!built)
       return built.status();

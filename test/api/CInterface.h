@@ -23,6 +23,11 @@ using Binding = std::unique_ptr<cpflex_binding, Freed<cpflex_binding, cpflex_bin
 using Mask = std::unique_ptr<cpflex_block_mask, Freed<cpflex_block_mask, cpflex_block_mask_free>>;
 using Lists = std::unique_ptr<cpflex_index_lists, Freed<cpflex_index_lists, cpflex_index_lists_free>>;
 using Executable = std::unique_ptr<cpflex_executable, Freed<cpflex_executable, cpflex_executable_free>>;
+using Layout = std::unique_ptr<cpflex_layout, Freed<cpflex_layout, cpflex_layout_free>>;
+using Plan = std::unique_ptr<cpflex_plan, Freed<cpflex_plan, cpflex_plan_free>>;
+using ThreadGroup = std::unique_ptr<cpflex_thread_group, Freed<cpflex_thread_group, cpflex_thread_group_free>>;
+using Communicator = std::unique_ptr<cpflex_communicator, Freed<cpflex_communicator, cpflex_communicator_free>>;
+using Rank = std::unique_ptr<cpflex_rank, Freed<cpflex_rank, cpflex_rank_free>>;
 
 /// The message of an error, empty for success. Frees it.
 inline std::string message(cpflex_error *error) {

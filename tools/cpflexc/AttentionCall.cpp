@@ -272,6 +272,7 @@ RankCall rankCall(const AttentionCall &call) {
   rank.declarations = call.loaded.program->signature().captures;
   rank.functions = call.problem.functions;
   rank.bindings = &call.binding->bindings();
+  rank.summaries = &call.binding->summaries();
   rank.sink = call.problem.sink;
   return rank;
 }
