@@ -1,7 +1,8 @@
-// How fast CPU attention is, beside a plain matrix product by OpenBLAS in the same run on the same cores: dense, masked,
-// with score functions, over a sweep of densities, and backward. Prints one table.
+// How fast CPU attention is, beside a plain matrix product by the faster of OpenBLAS and oneDNN in the same run on the same
+// cores: dense, masked, with score functions, over a sweep of densities, and backward. Masks and scores are compiled from
+// `.cpf` text. Prints one table.
+#include "lib/API/cpflex.h"
 #include "runtime/Host/HostAttention.h"
-#include "runtime/Host/HostKernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -37,78 +38,111 @@ template <typename Action> double leastSeconds(int repetitions, int numThreads, 
   return least;
 }
 
-/// FLOP/s of OpenBLAS for two square matrices; 0 when it is not installed.
-double openBlasRate(int size, int numThreads, std::string &version) {
+/// Unsets what makes a library slower than it is here, before it is loaded.
+void unsetSlowingSettings() {
+  for (const char *name : {"OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OPENBLAS_VERBOSE", "GOTO_NUM_THREADS",
+                           "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "DNNL_MAX_CPU_ISA",
+                           "ONEDNN_MAX_CPU_ISA", "DNNL_VERBOSE", "ONEDNN_VERBOSE", "DNNL_JIT_DUMP", "ONEDNN_JIT_DUMP"})
+    if (std::getenv(name)) {
+      std::printf("unset for this run: %s\n", name);
+      unsetenv(name);
+    }
+}
+
+/// A library's product of two square matrices; rate 0 when it is not installed.
+struct Peer {
+  std::string version = "not installed";
+  double rate = 0; ///< FLOP/s
+};
+
+constexpr int kPeerSize = 4096;
+
+template <typename Multiply> double rateOf(int numThreads, Multiply multiply) {
+  std::vector<float> a(size_t(kPeerSize) * kPeerSize, 0.5f), b(a), c(a);
+  const double time = leastSeconds(7, numThreads, [&] { multiply(a.data(), b.data(), c.data()); });
+  return 2.0 * std::pow(double(kPeerSize), 3) / time;
+}
+
+Peer openBlas(int numThreads) {
   void *library = dlopen("libopenblas.so.0", RTLD_NOW);
   if (!library)
-    return 0;
+    return {};
   auto setThreads = reinterpret_cast<void (*)(int)>(dlsym(library, "openblas_set_num_threads"));
   auto config = reinterpret_cast<const char *(*)()>(dlsym(library, "openblas_get_config"));
   auto sgemm = reinterpret_cast<void (*)(int, int, int, int, int, int, float, const float *, int, const float *, int,
                                          float, float *, int)>(dlsym(library, "cblas_sgemm"));
   if (!setThreads || !config || !sgemm)
-    return 0;
-  version = config();
+    return {};
   setThreads(numThreads);
-  std::vector<float> a(size_t(size) * size, 0.5f), b(a), c(a);
   constexpr int kRowMajor = 101, kNoTranspose = 111;
-  const double time = leastSeconds(7, numThreads, [&] {
-    sgemm(kRowMajor, kNoTranspose, kNoTranspose, size, size, size, 1.0f, a.data(), size, b.data(), size, 0.0f, c.data(), size);
+  const double rate = rateOf(numThreads, [&](const float *a, const float *b, float *c) {
+    sgemm(kRowMajor, kNoTranspose, kNoTranspose, kPeerSize, kPeerSize, kPeerSize, 1.0f, a, kPeerSize, b, kPeerSize, 0.0f, c,
+          kPeerSize);
   });
-  return 2.0 * size * size * size / time;
+  return {config(), rate};
 }
 
-void alibi(const Bindings *, const TileCoordinates *tile, float *scores, int64_t rowStride) {
-  const float slope = std::exp2(-float(tile->h + 1));
-  for (int64_t i = 0; i < tile->qCount; ++i) {
-    float *row = scores + i * rowStride;
-    const float first = float(tile->kvBegin - (tile->qBegin + i * tile->qStep));
-    for (int32_t j = 0; j < int32_t(tile->kvCount); ++j)
-      row[j] += slope * (first + float(j));
-  }
+/// oneDNN's C interface is alike in its versions 2 and 3.
+Peer oneDnn(int numThreads) {
+  void *library = dlopen("libdnnl.so.3", RTLD_NOW);
+  library = library ? library : dlopen("libdnnl.so.2", RTLD_NOW);
+  if (!library)
+    return {};
+  struct Version {
+    int major, minor, patch;
+  };
+  auto version = reinterpret_cast<const Version *(*)()>(dlsym(library, "dnnl_version"));
+  auto setThreads = reinterpret_cast<void (*)(int)>(dlsym(library, "omp_set_num_threads"));
+  auto sgemm = reinterpret_cast<int (*)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *,
+                                        int64_t, float, float *, int64_t)>(dlsym(library, "dnnl_sgemm"));
+  if (!version || !setThreads || !sgemm)
+    return {};
+  setThreads(numThreads);
+  const double rate = rateOf(numThreads, [&](const float *a, const float *b, float *c) {
+    sgemm('N', 'N', kPeerSize, kPeerSize, kPeerSize, 1.0f, a, kPeerSize, b, kPeerSize, 0.0f, c, kPeerSize);
+  });
+  const Version &number = *version();
+  return {std::to_string(number.major) + "." + std::to_string(number.minor) + "." + std::to_string(number.patch), rate};
 }
 
-/// 30 tanh(s / 30) = 30 - 60 / (exp(s / 15) + 1).
-void softCap(const Bindings *, const TileCoordinates *tile, float *scores, int64_t rowStride) {
-  const HostKernels &kernels = *hostKernels(InstructionSet::Native);
-  for (int64_t i = 0; i < tile->qCount; ++i) {
-    float *row = scores + i * rowStride;
-    for (int64_t j = 0; j < tile->kvCount; ++j)
-      row[j] *= 1.0f / 15.0f;
-    kernels.exponential(row, tile->kvCount);
-    for (int64_t j = 0; j < tile->kvCount; ++j)
-      row[j] = 30.0f - 60.0f / (row[j] + 1.0f);
-  }
-}
-void softCapGradient(const Bindings *, const TileCoordinates *tile, const float *scores, float *gradients,
-                     int64_t rowStride, float *const *) {
-  const HostKernels &kernels = *hostKernels(InstructionSet::Native);
-  std::vector<float> t(tile->kvCount);
-  for (int64_t i = 0; i < tile->qCount; ++i) {
-    for (int64_t j = 0; j < tile->kvCount; ++j)
-      t[j] = scores[i * rowStride + j] * (1.0f / 15.0f);
-    kernels.exponential(t.data(), tile->kvCount);
-    for (int64_t j = 0; j < tile->kvCount; ++j) {
-      const float tanh = 1.0f - 2.0f / (t[j] + 1.0f);
-      gradients[i * rowStride + j] *= 1.0f - tanh * tanh;
-    }
-  }
+constexpr const char *kProgram = "W: param[int] = 1024\n"
+                                 "@mask\ndef window(b, h, q, kv):\n    return (q >= kv) & (q - kv < W)\n"
+                                 "@score\ndef alibi(s, b, h, q, kv):\n    return s + exp2(-float(h + 1)) * float(kv - q)\n"
+                                 "@score\ndef soft_cap(s, b, h, q, kv):\n    return 30.0 * tanh(s / 30.0)\n"
+                                 "attention(\"window\", mask=window)\nattention(\"alibi\", score=alibi)\n"
+                                 "attention(\"soft_cap\", score=soft_cap)\n";
+
+/// What a call ends with that failed.
+[[noreturn]] void giveUp(const std::string &message) {
+  std::fprintf(stderr, "%s\n", message.c_str());
+  std::exit(3);
 }
 
-/// A sliding window: 0 <= q - kv < width, width in params[0].
-void windowTile(const Bindings *bindings, const TileCoordinates *tile, uint8_t *out, int64_t rowStride) {
-  const int32_t width = int32_t(bindings->params[0]);
-  for (int64_t i = 0; i < tile->qCount; ++i) {
-    const int32_t first = int32_t(tile->qBegin + i - tile->kvBegin);
-    for (int32_t j = 0; j < int32_t(tile->kvCount); ++j)
-      out[i * rowStride + j] = uint8_t(first - j >= 0) & uint8_t(first - j < width);
+/// Compiled masks and scores.
+class CompiledFunctions {
+public:
+  explicit CompiledFunctions(int64_t length) {
+    CompileOptions options;
+    options.cacheDir = "";
+    program_ = compileText("bench.cpf", kProgram, options).program;
+    if (!program_)
+      giveUp("the program does not compile");
+    auto binding = Binding::create(*program_, {.sizes = {.qLen = length}});
+    if (!binding)
+      giveUp(binding.status().message());
+    binding_ = *binding;
   }
-}
+  HostFunctions of(const std::string &entry) const {
+    auto functions = program_->hostFunctions(**program_->entry(entry), binding_->bindings());
+    if (!functions)
+      giveUp(functions.status().message());
+    return *functions;
+  }
 
-HostFunctions functionsOf(EvaluateTileFunction evaluateTile, ScoreFunction score = nullptr,
-                          ScoreGradientFunction scoreGradient = nullptr) {
-  return {evaluateTile, score, scoreGradient, nullptr};
-}
+private:
+  std::shared_ptr<Program> program_;
+  std::shared_ptr<Binding> binding_;
+};
 
 BlockMask windowMask(int64_t length, int64_t width) {
   BlockMask mask;
@@ -216,10 +250,8 @@ private:
     bindings_.params = &width_;
   }
   static void check(const Status &status) {
-    if (status.isOk())
-      return;
-    std::fprintf(stderr, "%s\n", status.message().c_str());
-    std::exit(3);
+    if (!status.isOk())
+      giveUp(status.message());
   }
   static int repetitionsFor(double pairs) { return pairs > 4e7 ? 7 : 15; }
   void print(const char *name, double time, double flop) const {
@@ -245,28 +277,34 @@ private:
 int main(int argc, char **argv) {
   const int numThreads = argc > 1 ? std::atoi(argv[1]) : 1;
   const int64_t length = argc > 2 ? std::atoll(argv[2]) : 8192, headDim = argc > 3 ? std::atoll(argv[3]) : 128;
-  std::string version = "not installed";
-  const double peerRate = openBlasRate(4096, numThreads, version);
+  unsetSlowingSettings();
+  const Peer blas = openBlas(numThreads), dnn = oneDnn(numThreads);
+  const double peerRate = std::max(blas.rate, dnn.rate);
   std::printf("threads %d, S %lld, D %lld, B 1, H 1, %s kernels\n", numThreads, (long long)length, (long long)headDim,
               toString(InstructionSet::Native));
-  std::printf("peer: %s\n", version.c_str());
+  std::printf("peer: the faster of OpenBLAS (%s) and oneDNN (%s)\n", blas.version.c_str(), dnn.version.c_str());
   std::printf("shortest of several runs, %s time\n", numThreads == 1 ? "processor" : "wall");
   std::printf("%-34s %9s %9s %8s\n", "what", "ms", "GFLOP/s", "of peer");
-  std::printf("%-34s %9.2f %9.1f %8.3f\n", "OpenBLAS sgemm 4096^3", 2 * std::pow(4096.0, 3) / peerRate * 1e3,
-              peerRate / 1e9, 1.0);
+  for (const auto &[name, peer] : {std::pair{"OpenBLAS", &blas}, {"oneDNN", &dnn}})
+    if (peer->rate > 0)
+      std::printf("%-8s sgemm 4096^3 %12s %9.2f %9.1f %8.3f\n", name, "", 2 * std::pow(4096.0, 3) / peer->rate * 1e3,
+                  peer->rate / 1e9, peer->rate / peerRate);
+    else
+      std::printf("%-8s sgemm 4096^3: skipped, the library is not installed\n", name);
 
+  const CompiledFunctions functions(length);
   Bench bench(length, headDim, numThreads, peerRate);
   const double pairs = double(length) * double(length);
   const double dense = bench.forward("dense f32", {}, nullptr, 0, pairs);
   bench.forward("dense bf16", {}, nullptr, 0, pairs, ElementType::BF16);
-  const double withAlibi = bench.forward("alibi", functionsOf(nullptr, alibi), nullptr, 0, pairs);
+  const double withAlibi = bench.forward("alibi", functions.of("alibi"), nullptr, 0, pairs);
   std::printf("%-34s %9s %9.2f times dense\n", "", "", withAlibi / dense);
-  const double withCap = bench.forward("soft-cap", functionsOf(nullptr, softCap), nullptr, 0, pairs);
+  const double withCap = bench.forward("soft-cap", functions.of("soft_cap"), nullptr, 0, pairs);
   std::printf("%-34s %9s %9.2f times dense\n", "", "", withCap / dense);
 
   const BlockMask causal = windowMask(length, length);
   const double causalPairs = pairs / 2 + double(length) / 2;
-  const double causalTime = bench.forward("causal", functionsOf(windowTile), &causal, length, causalPairs);
+  const double causalTime = bench.forward("causal", functions.of("window"), &causal, length, causalPairs);
 
   std::printf("density sweep: GFLOP/s count non-empty tiles\n");
   const double numDenseTiles = std::pow(double(length) / 128, 2);
@@ -275,12 +313,12 @@ int main(int argc, char **argv) {
     const double density = double(numTilesOf(mask)) / numDenseTiles;
     char name[64];
     std::snprintf(name, sizeof name, "window %lld, %.1f %% of the tiles", (long long)(length / divisor), 100 * density);
-    const double time = bench.forward(name, functionsOf(windowTile), &mask, length / divisor, pairs * density);
+    const double time = bench.forward(name, functions.of("window"), &mask, length / divisor, pairs * density);
     std::printf("%-34s %9s %9.2f times (dense time * share of tiles)\n", "", "", time / (dense * density));
   }
 
   bench.backward("backward dense", {}, nullptr, 0, pairs, dense);
-  bench.backward("backward causal", functionsOf(windowTile), &causal, length, causalPairs, causalTime);
-  bench.backward("backward soft-cap", functionsOf(nullptr, softCap, softCapGradient), nullptr, 0, pairs, withCap);
+  bench.backward("backward causal", functions.of("window"), &causal, length, causalPairs, causalTime);
+  bench.backward("backward soft-cap", functions.of("soft_cap"), nullptr, 0, pairs, withCap);
   return 0;
 }

@@ -1,6 +1,7 @@
 // Keys of host code, and its form in the cache's folder.
 #include "lib/API/HostCodeCache.h"
 
+#include "lib/API/ProgramCache.h"
 #include "lib/Jit/HostJit.h"
 #include "runtime/Cuda/Sha256.h"
 
@@ -9,9 +10,6 @@
 #include <nlohmann/json.hpp>
 
 namespace cpflex {
-
-/// The digest of the compiler's sources; see CompilerDigest.cmake.
-std::string_view compilerDigest();
 
 namespace {
 

@@ -52,7 +52,7 @@ std::vector<Diagnostic> located(const Program &program, const std::vector<Lint> 
 
 // At the value of an entry point's mask, as the user wrote it.
 Diagnostic warningAtMask(const Program &program, const EntryPoint &entry, std::string message) {
-  mlir::ModuleOp module = *program.state().imported;
+  mlir::ModuleOp module = program.state().importedModule();
   auto predicate = module.lookupSymbol<mask::PredicateOp>(entry.name + ".mask");
   mlir::Location loc = predicate ? predicate.getYieldedValue().getLoc() : module.getLoc();
   // A coordinate or constant has no place of its own.
@@ -85,13 +85,13 @@ std::string messageOf(const LintQuestion &question) {
 StatusOr<std::vector<AskedTape>> tapesToAsk(const Program &program, const EntryPoint &entry, const Binding &binding) {
   Program::State &state = program.state();
   std::lock_guard lock(state.mutex);
-  mlir::OwningOpRef<mlir::ModuleOp> module = (*state.imported).clone();
+  mlir::OwningOpRef<mlir::ModuleOp> module = state.importedModule().clone();
   const auto axisSize = [&](llvm::StringRef capture, unsigned axis) {
-    return binding.bindings().captures[captureSlot(state.signature, capture)].shape[axis];
+    return binding.bindings().captures[captureSlot(state.summary.signature, capture)].shape[axis];
   };
   std::vector<AskedTape> result;
   for (const LintQuestion &question : addLintQuestions(*module, module->lookupSymbol<mask::AttentionOp>(entry.name), axisSize)) {
-    mlir::FailureOr<Tape> tape = tapeFromPredicate(question.predicate, state.signature);
+    mlir::FailureOr<Tape> tape = tapeFromPredicate(question.predicate, state.summary.signature);
     if (mlir::failed(tape))
       return Status::invalid("a lint has no tape: " + question.text);
     result.push_back({question.kind, std::move(*tape), locatedWarning(program, question.loc, messageOf(question))});
@@ -196,7 +196,7 @@ private:
       return built.status();
     const BlockMask &mask = built->mask;
     const TileCounts counts = countTiles(mask);
-    const std::string advice = reorderingAdvice(*program_.state().imported, entry_.name + ".mask");
+    const std::string advice = reorderingAdvice(program_.state().importedModule(), entry_.name + ".mask");
     const int64_t numTiles = counts.empty + counts.full + counts.partial;
     const bool isLong = numTiles > int64_t(mask.rowSets.size()); // one tile says nothing
     if (isLong && counts.partial == numTiles)
@@ -265,8 +265,8 @@ std::string sourceLine(const Program &program, const std::string &file, int line
     for (const EmbeddedFile &standard : standardLibrary())
       if (standard.name == std::string_view(file).substr(kStandardPrefix.size()))
         text = standard.text;
-  } else if (StatusOr<std::string> read = readFile(file)) {
-    text = *read;
+  } else if (auto imported = program.state().files.find(file); imported != program.state().files.end()) {
+    text = imported->second.text.value_or("");
   }
   return std::string(SourceText(file, std::move(text)).line(line));
 }
@@ -274,8 +274,9 @@ std::string sourceLine(const Program &program, const std::string &file, int line
 std::vector<Diagnostic> lintProgram(const Program &program) {
   Program::State &state = program.state();
   std::lock_guard lock(state.mutex);
+  mlir::ModuleOp module = state.importedModule();
   std::vector<Diagnostic> result = state.syntaxLints;
-  for (Diagnostic &lint : located(program, maskingScoresOf(*state.imported)))
+  for (Diagnostic &lint : located(program, maskingScoresOf(module)))
     result.push_back(std::move(lint));
   return result;
 }
@@ -283,14 +284,15 @@ std::vector<Diagnostic> lintProgram(const Program &program) {
 std::vector<Diagnostic> lintWithoutBinding(const Program &program) {
   Program::State &state = program.state();
   std::lock_guard lock(state.mutex);
-  return located(program, lintsWithoutBinding(*state.imported));
+  return located(program, lintsWithoutBinding(state.importedModule()));
 }
 
 Diagnostic warningAtDeclaration(const Program &program, const std::string &name, std::string message) {
   Program::State &state = program.state();
   std::lock_guard lock(state.mutex);
-  mlir::Operation *declaration = (*state.imported).lookupSymbol(name);
-  return locatedWarning(program, declaration ? declaration->getLoc() : (*state.imported).getLoc(), std::move(message));
+  mlir::ModuleOp module = state.importedModule();
+  mlir::Operation *declaration = module.lookupSymbol(name);
+  return locatedWarning(program, declaration ? declaration->getLoc() : module.getLoc(), std::move(message));
 }
 
 StatusOr<std::vector<Diagnostic>> lintEntry(const Program &program, const EntryPoint &entry, const Binding &binding,

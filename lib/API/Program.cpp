@@ -4,6 +4,7 @@
 #include "dialect/Mask/MaskDialect.h"
 #include "lib/Analysis/ProgramSignature.h"
 #include "lib/CodeGen/Cuda/CudaFunctors.h"
+#include "lib/Frontend/ImportedFiles.h"
 #include "lib/Frontend/Importer.h"
 #include "lib/Frontend/Parser.h"
 #include "lib/Frontend/Port.h"
@@ -73,23 +74,22 @@ private:
   mlir::ScopedDiagnosticHandler handler_;
 };
 
+constexpr const char *kFromCache = "took from the cache";
+
 } // namespace
 
 Program::Program(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Program::~Program() = default;
-const Signature &Program::signature() const { return state_->signature; }
-const std::vector<EntryPoint> &Program::entries() const { return state_->entries; }
-const Log &Program::log() const { return state_->log; }
+const Signature &Program::signature() const { return state_->summary.signature; }
+const std::vector<EntryPoint> &Program::entries() const { return state_->summary.entries; }
+const Log &Program::log() const { return state_->options.log; }
 
-bool Program::hasConstant(const std::string &name) const {
-  auto constants = (*state_->imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute);
-  return constants && constants.contains(name);
-}
+bool Program::hasConstant(const std::string &name) const { return state_->summary.constants.contains(name); }
 
 StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
   std::string names;
-  for (const EntryPoint &candidate : state_->entries) {
-    if (candidate.name == name || (name.empty() && state_->entries.size() == 1))
+  for (const EntryPoint &candidate : state_->summary.entries) {
+    if (candidate.name == name || (name.empty() && state_->summary.entries.size() == 1))
       return &candidate;
     names += fmt::format("{}'{}'", names.empty() ? "" : ", ", candidate.name);
   }
@@ -98,8 +98,8 @@ StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
   return Status::invalid(fmt::format("there is no entry point '{}'; expected one of {}", name, names));
 }
 
-static std::optional<std::string> fillEntries(Program::State &state) {
-  mlir::ModuleOp module = *state.simplified;
+// The entry points of a simplified module; what is wrong, if anything is.
+static std::optional<std::string> fillEntries(mlir::ModuleOp module, ProgramSummary &summary) {
   for (auto attention : module.getOps<mask::AttentionOp>()) {
     EntryPoint entry;
     entry.name = attention.getSymName().str();
@@ -108,12 +108,12 @@ static std::optional<std::string> fillEntries(Program::State &state) {
     if (attention.getScale())
       entry.scale = attention.getScale()->convertToFloat();
     if (attention.getSink())
-      entry.sinkCapture = captureSlot(state.signature, *attention.getSink());
+      entry.sinkCapture = captureSlot(summary.signature, *attention.getSink());
     if (attention.getMask()) {
       auto predicate = module.lookupSymbol<mask::PredicateOp>(*attention.getMask());
       if (!predicate)
         return fmt::format("entry point '{}' names no predicate", entry.name);
-      mlir::FailureOr<TapeWithResiduals> tape = tapeWithResiduals(predicate, state.signature);
+      mlir::FailureOr<TapeWithResiduals> tape = tapeWithResiduals(predicate, summary.signature);
       if (mlir::failed(tape))
         return fmt::format("the mask of '{}' has no tape", entry.name);
       entry.hasMask = true;
@@ -121,58 +121,108 @@ static std::optional<std::string> fillEntries(Program::State &state) {
       entry.residuals = std::move(tape->residuals);
       entry.files = std::move(tape->files);
     }
-    state.entries.push_back(std::move(entry));
+    summary.entries.push_back(std::move(entry));
   }
   return std::nullopt;
+}
+
+std::optional<std::string> Program::State::makeModules(const ast::File &file, DiagnosticList &diagnostics,
+                                                       std::vector<std::string> *texts) {
+  ctx = std::make_unique<mlir::MLIRContext>(mlir::MLIRContext::Threading::DISABLED);
+  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants, .files = &files,
+                              .texts = texts};
+  imported = importProgram(file, *ctx, importOptions, diagnostics);
+  syntaxLints = diagnostics.lints();
+  if (!imported || diagnostics.hasErrors())
+    return std::nullopt;
+  DiagnosticCollector collector(*ctx);
+  simplified = transformed(*imported, addSimplification);
+  if (simplified)
+    differentiated = transformed(*simplified, addScoreDifferentiation);
+  if (differentiated)
+    narrow = transformed(*differentiated, addNarrowing);
+  if (!narrow)
+    return "the program cannot be transformed: " + collector.text();
+  return std::nullopt;
+}
+
+Status Program::State::needModules() {
+  std::call_once(modulesOnce, [&] {
+    if (narrow)
+      return;
+    DiagnosticList diagnostics;
+    const ast::File file = parseFile(path, text, diagnostics);
+    const std::optional<std::string> problem = makeModules(file, diagnostics, /*texts=*/nullptr);
+    if (!narrow)
+      modulesStatus = Status::invalid(problem || diagnostics.all().empty() ? problem.value_or("")
+                                                                          : diagnostics.all().front().message);
+  });
+  return modulesStatus;
+}
+
+// What is known about a program whose modules were made; what is wrong, if anything is.
+static std::optional<std::string> fillSummary(Program::State &state, const std::vector<std::string> &texts) {
+  ProgramSummary &summary = state.summary;
+  std::map<std::string, std::string> constants; // params may be among the options' too, but do not decide the code
+  if (auto declared = (*state.imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute))
+    for (mlir::NamedAttribute constant : declared) {
+      const std::string name = constant.getName().str();
+      summary.constants.insert(name);
+      if (auto value = state.options.constants.find(name); value != state.options.constants.end())
+        constants.insert(*value);
+    }
+  summary.sourceDigest = sourceDigest(texts, constants);
+  summary.signature = signatureOf(*state.simplified);
+  DiagnosticCollector collector(*state.ctx);
+  std::optional<std::string> problem = fillEntries(*state.simplified, summary);
+  if (problem && !collector.text().empty())
+    *problem += ": " + collector.text();
+  return problem;
 }
 
 CompileResult compileText(const std::string &path, const std::string &text, const CompileOptions &options) {
   const auto begin = std::chrono::steady_clock::now();
   CompileResult result;
   auto state = std::make_unique<Program::State>();
-  state->log = options.log;
-  DiagnosticList diagnostics;
   state->path = path;
   state->text = text;
+  state->options = options;
+  DiagnosticList diagnostics;
   ast::File file = parseFile(path, text, diagnostics);
   state->astText = ast::print(file);
-  std::vector<std::string> texts;
-  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants, .texts = &texts};
-  state->imported = importProgram(file, state->ctx, importOptions, diagnostics);
-  result.diagnostics = diagnostics.all();
-  state->syntaxLints = diagnostics.lints();
-  if (!state->imported || diagnostics.hasErrors())
-    return result;
-
-  const std::string cacheDir = options.cacheDir.value_or(KernelCache::defaultFolder());
-  if (!cacheDir.empty())
-    state->cache.emplace(cacheDir);
-  std::map<std::string, std::string> constants; // params may be among the options' too, but do not decide the code
-  auto declared = (*state->imported)->getAttrOfType<mlir::DictionaryAttr>(kConstantsAttribute);
-  for (const auto &[name, value] : options.constants)
-    if (declared && declared.contains(name))
-      constants[name] = value;
-  state->sourceDigest = sourceDigest(texts, constants);
-  DiagnosticCollector collector(state->ctx);
-  state->simplified = transformed(*state->imported, addSimplification);
-  if (state->simplified) {
-    state->signature = signatureOf(*state->simplified);
-    if (std::optional<std::string> problem = fillEntries(*state)) {
-      result.diagnostics.push_back(messageOf(*problem + (collector.text().empty() ? "" : ": " + collector.text())));
-      return result;
+  state->files = findImportedFiles(file, options.includeDirs);
+  state->options.cacheDir = options.cacheDir.value_or(KernelCache::defaultFolder());
+  const auto succeed = [&](const char *how) {
+    result.program = std::make_shared<Program>(std::move(state));
+    result.compileMs = millisecondsSince(begin);
+    options.log.write(how == kFromCache ? LogLevel::Debug : LogLevel::Info,
+                      [&] { return fmt::format("{} '{}' in {:.1f} ms", how, path, result.compileMs); });
+    return std::move(result);
+  };
+  if (!state->options.cacheDir->empty() && !diagnostics.hasErrors()) {
+    state->codeCache.emplace(*state->options.cacheDir);
+    state->programKey = ProgramCache::key(file, state->files, options);
+    if (std::optional<ProgramSummary> summary = ProgramCache(*state->options.cacheDir).find(state->programKey)) {
+      state->summary = std::move(*summary);
+      state->programKey.clear();
+      return succeed(kFromCache);
     }
-    state->differentiated = transformed(*state->simplified, addScoreDifferentiation);
   }
-  if (state->differentiated)
-    state->narrow = transformed(*state->differentiated, addNarrowing);
-  if (!state->narrow) {
-    result.diagnostics.push_back(messageOf("the program cannot be transformed: " + collector.text()));
+  std::vector<std::string> texts;
+  std::optional<std::string> problem = state->makeModules(file, diagnostics, &texts);
+  result.diagnostics = diagnostics.all();
+  if (!problem && !state->narrow)
+    return result;
+  if (!problem)
+    problem = fillSummary(*state, texts);
+  if (problem) {
+    result.diagnostics.push_back(messageOf(*problem));
     return result;
   }
-  result.program = std::make_shared<Program>(std::move(state));
-  result.compileMs = millisecondsSince(begin);
-  options.log.write(LogLevel::Info, [&] { return fmt::format("compiled '{}' in {:.1f} ms", path, result.compileMs); });
-  return result;
+  // Warnings are said each time, so they are found each time.
+  if (!result.diagnostics.empty())
+    state->programKey.clear();
+  return succeed("compiled");
 }
 
 CompileResult compileFile(const std::string &path, const CompileOptions &options) {
@@ -196,7 +246,10 @@ std::string portToCpf(const std::string &path, const std::string &text, const st
 StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const {
   State &state = *state_;
   std::lock_guard lock(state.mutex);
-  DiagnosticCollector collector(state.ctx);
+  if (stage == Stage::Ast)
+    return state.astText;
+  CPFLEX_RETURN_IF_ERROR(state.needModules());
+  DiagnosticCollector collector(*state.ctx);
   auto orFailure = [&](mlir::FailureOr<std::string> text) -> StatusOr<std::string> {
     if (mlir::succeeded(text))
       return *text;
@@ -204,7 +257,7 @@ StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const 
   };
   switch (stage) {
   case Stage::Ast:
-    return state.astText;
+    break;
   case Stage::Mask:
     return textOf(*state.imported);
   case Stage::MaskOpt:
@@ -235,43 +288,42 @@ StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const 
 static std::optional<HostFunctions> cachedFunctions(Program::State &state, const std::string &key,
                                                     const std::string &entry) {
   const auto begin = std::chrono::steady_clock::now();
-  std::optional<HostObject> object = state.cache ? state.cache->find(key) : std::nullopt;
+  std::optional<HostObject> object = state.codeCache ? state.codeCache->find(key) : std::nullopt;
   HostFunctions functions;
   std::string error;
   if (!object || !loadHostObject(*object, functions, error))
     return std::nullopt;
-  state.log.write(LogLevel::Debug, [&] {
+  state.options.log.write(LogLevel::Debug, [&] {
     return fmt::format("host code of '{}' from the cache in {:.1f} ms", entry, millisecondsSince(begin));
   });
   return functions;
 }
 
-static void keepInCache(Program::State &state, const std::string &key, const std::string &entry,
-                        const HostObject &object) {
-  if (!state.cache)
-    return;
-  const Status status = state.cache->store(key, entry, object);
+// The first failure is said, later ones are alike.
+static void warnUnlessOk(Program::State &state, const Status &status) {
   if (status || state.hasWarnedOfCache)
     return;
   state.hasWarnedOfCache = true;
-  state.log.write(LogLevel::Warning, [&] { return status.message(); });
+  state.options.log.write(LogLevel::Warning, [&] { return status.message(); });
 }
 
 StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bindings &bindings,
                                                CallPasses passes) const {
   State &state = *state_;
   std::lock_guard lock(state.mutex);
-  const bool isNarrow = mayRunNarrowCode(state.signature, bindings);
+  const bool isNarrow = mayRunNarrowCode(state.summary.signature, bindings);
   for (CallPasses kept : {passes, CallPasses::ForwardAndBackward})
     if (auto found = state.hostFunctions.find({entry.name, isNarrow, kept}); found != state.hostFunctions.end())
       return found->second;
   // Without a score function there is no gradient, so both passes share their code.
   const CallPasses compiled = entry.hasScore ? passes : CallPasses::ForwardAndBackward;
-  const std::string key = state.cache ? HostCodeCache::key({state.sourceDigest, entry.name, isNarrow, compiled}) : "";
+  const std::string key =
+      state.codeCache ? HostCodeCache::key({state.summary.sourceDigest, entry.name, isNarrow, compiled}) : "";
   std::optional<HostFunctions> functions = cachedFunctions(state, key, entry.name);
   if (!functions) {
+    CPFLEX_RETURN_IF_ERROR(state.needModules());
     const auto begin = std::chrono::steady_clock::now();
-    DiagnosticCollector collector(state.ctx);
+    DiagnosticCollector collector(*state.ctx);
     JitOptions options;
     options.functions =
         compiled == CallPasses::Forward ? HostFunctionSet::Forward : HostFunctionSet::ForwardAndBackward;
@@ -282,10 +334,15 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
     std::string error;
     if (!loadHostObject(*object, *functions, error))
       return Status::invalid(error);
-    state.log.write(LogLevel::Info, [&] {
+    state.options.log.write(LogLevel::Info, [&] {
       return fmt::format("compiled host code of '{}' in {:.1f} ms", entry.name, millisecondsSince(begin));
     });
-    keepInCache(state, key, entry.name, *object);
+    if (state.codeCache)
+      warnUnlessOk(state, state.codeCache->store(key, entry.name, *object));
+  }
+  if (!state.programKey.empty()) {
+    warnUnlessOk(state, ProgramCache(*state.options.cacheDir).store(state.programKey, state.path, state.summary));
+    state.programKey.clear();
   }
   state.hostFunctions.emplace(std::make_tuple(entry.name, isNarrow, compiled), *functions);
   return *functions;
@@ -294,7 +351,8 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
 StatusOr<DeviceFunctions> Program::deviceFunctions(const EntryPoint &entry, const Bindings &bindings) const {
   State &state = *state_;
   std::lock_guard lock(state.mutex);
-  DiagnosticCollector collector(state.ctx);
+  CPFLEX_RETURN_IF_ERROR(state.needModules());
+  DiagnosticCollector collector(*state.ctx);
   mlir::FailureOr<DeviceFunctions> functions = emitCudaFunctors(state.codeModule(bindings), entry.name);
   if (mlir::failed(functions))
     return Status::invalid("device code cannot be printed: " + collector.text());

@@ -3,6 +3,7 @@
 
 #include "lib/API/CudaPrograms.h"
 #include "lib/API/HostCodeCache.h"
+#include "lib/API/ProgramCache.h"
 #include "lib/API/cpflex.h"
 #include "runtime/contract/NarrowCode.h"
 
@@ -16,29 +17,42 @@
 namespace cpflex {
 
 struct Program::State {
-  State() : ctx(mlir::MLIRContext::Threading::DISABLED) {}
+  /// Makes the modules unless there are any: those of a program from the cache are made when they are asked for. Thread
+  /// safe. InvalidArgument when the compiler fails on what it compiled before.
+  Status needModules();
+  /// Makes the modules from a parsed file. On an error returns what is wrong, or says it in `diagnostics`.
+  std::optional<std::string> makeModules(const ast::File &file, DiagnosticList &diagnostics,
+                                         std::vector<std::string> *texts);
+  mlir::ModuleOp importedModule() {
+    (void)needModules();
+    return *imported;
+  }
 
   /// The variant of the code that these bindings may run: ints in 32 bits, or in 64.
   mlir::ModuleOp codeModule(const Bindings &bindings) {
-    return mayRunNarrowCode(signature, bindings) ? *narrow : *differentiated;
+    return mayRunNarrowCode(summary.signature, bindings) ? *narrow : *differentiated;
   }
 
   /// Held by whoever uses the context, its modules or `hostFunctions`.
   mutable std::mutex mutex;
-  mlir::MLIRContext ctx;
   std::string path, text;              ///< the main file
-  std::vector<Diagnostic> syntaxLints; ///< found while importing
+  CompileOptions options;
+  ImportedFiles files;                 ///< as they were when the program was compiled
   std::string astText;
+  ProgramSummary summary;
+
+  std::once_flag modulesOnce;
+  Status modulesStatus;
+  std::unique_ptr<mlir::MLIRContext> ctx; ///< null until modules are made, as they are
   mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
-  Signature signature;
-  std::vector<EntryPoint> entries;
+  std::vector<Diagnostic> syntaxLints; ///< found while importing
+
   /// By entry point, whether ints are narrow, and passes.
   std::map<std::tuple<std::string, bool, CallPasses>, HostFunctions> hostFunctions;
-  std::string sourceDigest;
-  std::optional<HostCodeCache> cache;
+  std::optional<HostCodeCache> codeCache;
+  std::string programKey; ///< of the summary; empty when it is kept already, or not to be kept
   bool hasWarnedOfCache = false;
   CudaPrograms cudaPrograms;
-  Log log;
 };
 
 } // namespace cpflex

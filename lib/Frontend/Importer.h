@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lib/Frontend/Diagnostic.h"
+#include "lib/Frontend/ImportedFiles.h"
 #include "lib/Frontend/ast.h"
 
 #include "mlir/IR/BuiltinOps.h"
@@ -25,6 +26,8 @@ struct ImportOptions {
   /// Values for `const` declarations by name, as text (`-D name=value`). Names that are no `const`
   /// of the program are left to the caller: they may be params.
   std::map<std::string, std::string> constants;
+  /// Where not null: the files that there are, as findImportedFiles gives them; else they are read from disk.
+  const ImportedFiles *files = nullptr;
   /// Where not null: gets the texts that the program was made of, the main file's first.
   std::vector<std::string> *texts = nullptr;
 };

@@ -57,6 +57,7 @@ public:
 private:
   // Files (ModuleLoader.cpp).
   Module *loadMain(const ast::File &file);
+  std::optional<ImportedFile> fileAt(const std::string &path) const;
   Module *loadModule(const std::string &name, Module &from, SourceRange range);
   Module *addModule(std::string key, std::string path, std::string text, std::string folder,
                     bool isStandard);

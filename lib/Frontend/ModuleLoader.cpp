@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 
 namespace cpflex {
@@ -16,29 +15,8 @@ using namespace ast;
 
 namespace {
 
-constexpr std::string_view kStandardName = "cpflex.std";
-
 std::string folderOf(const std::string &path) {
   return std::filesystem::path(path).parent_path().string();
-}
-
-// The text of a file, nothing when it cannot be read or is larger than any source may be.
-std::optional<std::string> readText(const std::string &path) {
-  std::error_code code;
-  if (!std::filesystem::is_regular_file(path, code) ||
-      std::filesystem::file_size(path, code) > kMaxSourceBytes || code)
-    return std::nullopt;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream)
-    return std::nullopt;
-  std::ostringstream text;
-  text << stream.rdbuf();
-  return text.str();
-}
-
-// Modules of Python whose names stand for the language's own.
-bool isLibrary(std::string_view name) {
-  return name == "torch" || name == "math" || name == "numpy" || name.starts_with("torch.");
 }
 
 } // namespace
@@ -85,7 +63,7 @@ Module *Importer::standardModuleWith(const std::string &name) {
         text.find("\n" + name + " = ") == std::string::npos &&
         text.find("\n" + name + ": ") == std::string::npos)
       continue;
-    std::string key = fmt::format("{}/{}", kStandardName, file.name);
+    std::string key = fmt::format("{}/{}", kStandardLibraryName, file.name);
     if (auto found = modules_.find(key); found != modules_.end())
       return found->second.get();
     return addModule(key, key, std::move(text), {}, /*isStandard=*/true);
@@ -104,45 +82,47 @@ std::vector<std::string> Importer::standardNames() {
   return names;
 }
 
+std::optional<ImportedFile> Importer::fileAt(const std::string &path) const {
+  if (!options_.files)
+    return readImportedFile(path);
+  auto found = options_.files->find(path);
+  return found == options_.files->end() ? std::nullopt : std::optional(found->second);
+}
+
 Module *Importer::loadModule(const std::string &name, Module &from, SourceRange range) {
   if (modules_.size() >= kMaxModules) {
     errorIn(from, range, fmt::format("more than {} files are imported", kMaxModules));
     return nullptr;
   }
-  std::string relative = name;
-  std::replace(relative.begin(), relative.end(), '.', '/');
   std::vector<std::string> folders;
   if (!from.isStandard)
     folders.push_back(from.folder);
   folders.insert(folders.end(), options_.includeDirs.begin(), options_.includeDirs.end());
-  for (const std::string &folder : folders) {
-    std::filesystem::path path = std::filesystem::path(folder) / (relative + ".cpf");
-    std::error_code code;
-    if (!std::filesystem::is_regular_file(path, code))
+  for (const std::string &path : importPaths(name, folders)) {
+    std::optional<ImportedFile> imported = fileAt(path);
+    if (!imported)
       continue;
-    std::string key = std::filesystem::weakly_canonical(path, code).string();
-    if (auto found = modules_.find(key); found != modules_.end()) {
+    if (auto found = modules_.find(imported->key); found != modules_.end()) {
       if (!found->second->isLoading)
         return found->second.get();
       errorIn(from, range,
               fmt::format("'{}' imports itself, directly or through other files", name));
       return nullptr;
     }
-    std::optional<std::string> text = readText(path.string());
-    if (!text) {
+    if (!imported->text) {
       errorIn(from, range,
               fmt::format("file '{}' cannot be read; expected a readable text of at most {} bytes",
-                          path.string(), kMaxSourceBytes));
+                          path, kMaxSourceBytes));
       return nullptr;
     }
-    return addModule(key, path.string(), std::move(*text), path.parent_path().string(),
+    return addModule(imported->key, path, std::move(*imported->text), folderOf(path),
                      /*isStandard=*/false);
   }
   std::string standardFile = name.starts_with("cpflex.std.") ? name.substr(11) : name;
   for (const EmbeddedFile &file : standardLibrary()) {
     if (file.name != standardFile + ".cpf")
       continue;
-    std::string key = fmt::format("{}/{}", kStandardName, file.name);
+    std::string key = fmt::format("{}/{}", kStandardLibraryName, file.name);
     if (auto found = modules_.find(key); found != modules_.end())
       return found->second.get();
     return addModule(key, key, std::string(file.text), {}, /*isStandard=*/true);
@@ -150,6 +130,8 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
   std::string looked;
   for (const std::string &folder : folders)
     looked += fmt::format("{}'{}'", looked.empty() ? "" : ", ", folder.empty() ? "." : folder);
+  std::string relative = name;
+  std::replace(relative.begin(), relative.end(), '.', '/');
   std::string message = foreignNameMessage("import " + name);
   errorIn(from, range,
           !message.empty()
@@ -273,7 +255,7 @@ void Importer::collectSymbols(Module &module) {
 void Importer::collectImport(Module &module, const Stmt &statement) {
   Symbol symbol;
   symbol.statement = &statement;
-  if (isLibrary(statement.name)) {
+  if (isPythonLibrary(statement.name)) {
     for (const ImportedName &name : statement.imports) {
       symbol.kind = SymbolKind::Library;
       symbol.range = name.range;
@@ -286,7 +268,7 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
     }
     return;
   }
-  bool isStandard = statement.name == kStandardName;
+  bool isStandard = statement.name == kStandardLibraryName;
   Module *other = nullptr;
   if (!isStandard) {
     other = loadModule(statement.name, module, statement.nameRange);

@@ -2,6 +2,7 @@
 #include "tools/cpflexc/Options.h"
 
 #include "lib/API/HostCodeCache.h"
+#include "lib/API/ProgramCache.h"
 #include "runtime/Cuda/CudaDevice.h"
 #include "runtime/Cuda/KernelCache.h"
 
@@ -50,7 +51,11 @@ int listCache() {
   const std::vector<HostCodeCache::Entry> hostEntries = HostCodeCache(cache.folder()).list();
   for (const HostCodeCache::Entry &entry : hostEntries)
     fmt::print("{}  {}  cpu  {} bytes\n", entry.key.substr(0, 16), entry.entry, entry.sizeInBytes);
-  fmt::print("{} kernels and {} programs for the cpu in {}\n", cache.list().size(), hostEntries.size(), cache.folder());
+  const std::vector<ProgramCache::Entry> programs = ProgramCache(cache.folder()).list();
+  for (const ProgramCache::Entry &entry : programs)
+    fmt::print("{}  {}  program  {} bytes\n", entry.key.substr(0, 16), entry.path, entry.sizeInBytes);
+  fmt::print("{} kernels, {} entry points for the cpu and {} programs in {}\n", cache.list().size(), hostEntries.size(),
+             programs.size(), cache.folder());
   return kDone;
 }
 
@@ -79,7 +84,7 @@ void addSmallCommands(CLI::App &app, int &exitCode) {
   app.add_subcommand("devices", "list GPUs")->callback([&exitCode] { exitCode = listDevices(); });
   CLI::App *cache = app.add_subcommand("cache", "list or clear compiled code");
   cache->require_subcommand(1);
-  cache->add_subcommand("list", "kernels and host code on disk")->callback([&exitCode] { exitCode = listCache(); });
+  cache->add_subcommand("list", "kernels, host code and programs on disk")->callback([&exitCode] { exitCode = listCache(); });
   cache->add_subcommand("clear", "remove them")->callback([&exitCode] { exitCode = clearCache(); });
 }
 
