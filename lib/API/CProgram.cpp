@@ -188,6 +188,10 @@ cpflex_error *cpflex_program_param(const cpflex_program *program, size_t index, 
   });
 }
 
+int32_t cpflex_program_has_constant(const cpflex_program *program, const char *name) {
+  return program && name && program->program->hasConstant(name) ? 1 : 0;
+}
+
 cpflex_error *cpflex_program_emit(const cpflex_program *program, const char *stage, const char *entry,
                                   cpflex_buffer **text) {
   return guarded([&]() -> Status {

@@ -217,6 +217,9 @@ typedef struct cpflex_param {
 CPFLEX_EXPORT size_t cpflex_program_num_params(const cpflex_program *program);
 CPFLEX_EXPORT cpflex_error *cpflex_program_param(const cpflex_program *program, size_t index, cpflex_param *param);
 
+/** 1 when the program declares a `const` of this name, of which compile options may give the value; else 0. */
+CPFLEX_EXPORT int32_t cpflex_program_has_constant(const cpflex_program *program, const char *name);
+
 /** The text of a stage of the compiler: "ast", "mask", "mask-opt", "mask-grad", "classifier"; of one entry point also
  * "llvm", "assembly" and "cuda". `entry` may be NULL when the program has one. */
 CPFLEX_EXPORT cpflex_error *cpflex_program_emit(const cpflex_program *program, const char *stage, const char *entry,

@@ -106,6 +106,14 @@ TEST(ProgramC, DeclarationsAreTold) {
   EXPECT_EQ(message(cpflex_program_param(program.get(), 3, &param)), "there is no param 3; the program has 3");
 }
 
+TEST(ProgramC, ConstantsAreTold) {
+  const Program program = compile("C: const[int] = 2\nW: param[int] = 8\n@mask\ndef f(b, h, q, kv):\n    return q - kv < W * C\n");
+  EXPECT_EQ(cpflex_program_has_constant(program.get(), "C"), 1);
+  EXPECT_EQ(cpflex_program_has_constant(program.get(), "W"), 0);
+  EXPECT_EQ(cpflex_program_has_constant(program.get(), nullptr), 0);
+  EXPECT_EQ(cpflex_program_has_constant(nullptr, "C"), 0);
+}
+
 TEST(ProgramC, StagesAreEmitted) {
   const Program program = compile("@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n");
   cpflex_buffer *buffer = nullptr;

@@ -369,6 +369,42 @@ TEST(HostForward, EveryInstructionSetMatchesReference) {
   }
 }
 
+TEST(HostForward, BFloat16OfEveryInstructionSetMatchesReference) {
+  AttentionCase test;
+  test.problem = problemOf(1, 2, 1, 200, 300, 72, 40);
+  test.type = ElementType::BF16;
+  test.setMask<causal>();
+  test.setScore<alibi>();
+  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
+  StatusOr<ReferenceForward> expected = referenceAttentionForward(test.problem, q.view(), k.view(), v.view());
+  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
+                             InstructionSet::Avx512BFloat16}) {
+    if (!isSupported(set))
+      continue;
+    Outputs one = runForward(test, q, k, v, ElementType::F32, {.numThreads = 1, .instructionSet = set});
+    EXPECT_LE(relativeError(one.out.view(), expected->out, one.out.sizes()), kTolerance) << toString(set);
+    Outputs many = runForward(test, q, k, v, ElementType::F32, {.numThreads = 3, .instructionSet = set});
+    EXPECT_TRUE(one.out == many.out && one.lse == many.lse) << toString(set);
+  }
+}
+
+TEST(HostForward, SplitInFullAndPartialDoesNotChangeBitsOfBFloat16) {
+  AttentionCase full, partial, finer;
+  for (AttentionCase *test : {&full, &partial, &finer}) {
+    test->problem = problemOf(1, 2, 2, 450, 470, 64);
+    test->type = ElementType::BF16;
+  }
+  full.setMask<window>();
+  partial.setMask<window>(128, 128, FullTiles::AsPartial);
+  finer.setMask<window>(32, 16);
+  Tensor q = full.makeQ(), k = full.makeK(), v = full.makeV();
+  Outputs expected = runForward(full, q, k, v, ElementType::F32);
+  for (AttentionCase *test : {&partial, &finer}) {
+    Outputs actual = runForward(*test, q, k, v, ElementType::F32);
+    EXPECT_TRUE(expected.out == actual.out && expected.lse == actual.lse);
+  }
+}
+
 TEST(HostForward, WorksInTheWorkspaceItAskedFor) {
   AttentionCase test;
   test.problem = problemOf(1, 2, 2, 200, 300, 64);

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
+
+#include <bit>
 #include <limits>
 #include <random>
 #include <vector>
@@ -169,6 +171,43 @@ TEST_P(HostKernelsTest, ProductsMatchPlainLoops) {
             EXPECT_LE(worst, 128 * 30 * 0x1p-24);
             EXPECT_EQ(actual[numColumns], c[numColumns]);
           }
+}
+
+TEST(HostKernelsOfPairs, ProductsMatchPlainLoops) {
+  const HostKernels *kernels = hostKernels(InstructionSet::Avx512BFloat16);
+  if (!kernels)
+    GTEST_SKIP() << "this processor has no AVX-512 BF16";
+  ASSERT_TRUE(kernels->multiplyPairs);
+  std::mt19937 generator(7);
+  std::normal_distribution<float> normal;
+  // Each element holds two bf16: those of k = 2 i and 2 i + 1.
+  std::vector<float> a(kBlockFloats), b(kBlockFloats), c(kBlockFloats);
+  for (std::vector<float> *array : {&a, &b})
+    for (float &pair : *array) {
+      const uint32_t low = std::bit_cast<uint32_t>(normal(generator)) >> 16;
+      const uint32_t high = std::bit_cast<uint32_t>(normal(generator)) & 0xffff0000u;
+      pair = std::bit_cast<float>(high | low);
+    }
+  const auto half = [](float pair, int which) {
+    const uint32_t bits = std::bit_cast<uint32_t>(pair);
+    return double(std::bit_cast<float>(which ? bits & 0xffff0000u : bits << 16));
+  };
+  for (int numRows : {1, 7, 41, 128})
+    for (int depth : {1, 33, 128}) {
+      kernels->multiplyPairs({a.data(), false, b.data(), c.data(), kBlockStride, numRows, 128, depth, ProductUse::Replace,
+                              1.0f, nullptr});
+      double worst = 0;
+      for (int m = 0; m < numRows; ++m)
+        for (int n = 0; n < 128; ++n) {
+          double sum = 0;
+          for (int k = 0; k < depth; ++k)
+            for (int which : {0, 1})
+              sum += half(a[m * kBlockStride + k], which) * half(b[k * kBlockStride + n], which);
+          worst = std::max(worst, std::abs(sum - c[m * kBlockStride + n]));
+        }
+      // 256 roundings of sums of about 40: products of bf16 are exact.
+      EXPECT_LE(worst, 256 * 40 * 0x1p-24);
+    }
 }
 
 } // namespace
