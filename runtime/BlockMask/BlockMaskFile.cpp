@@ -3,13 +3,10 @@
 #include "runtime/BlockMask/BlockMaskFile.h"
 
 #include "runtime/BlockMask/BlockMaskAlgebra.h"
+#include "runtime/Files/WholeFile.h"
 
 #include <fmt/format.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <type_traits>
 
 namespace cpflex {
@@ -142,22 +139,11 @@ StatusOr<BlockMask> blockMaskFromBytes(std::string_view bytes) {
   return mask;
 }
 
-Status saveBlockMask(const BlockMask &mask, const std::string &path) {
-  std::ofstream file(path, std::ios::binary);
-  std::string bytes = toBytes(mask);
-  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  if (!file)
-    return Status::unavailable(fmt::format("cannot write '{}': {}", path, std::strerror(errno)));
-  return Status::ok();
-}
+Status saveBlockMask(const BlockMask &mask, const std::string &path) { return writeFile(path, toBytes(mask)); }
 
 StatusOr<BlockMask> loadBlockMask(const std::string &path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
-    return Status::unavailable(fmt::format("cannot read '{}': {}", path, std::strerror(errno)));
-  std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  return blockMaskFromBytes(bytes);
+  StatusOr<std::string> bytes = readFile(path);
+  return bytes ? blockMaskFromBytes(*bytes) : bytes.status();
 }
 
 } // namespace cpflex

@@ -3,12 +3,9 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <optional>
 #include <string_view>
-#include <unistd.h>
 
 namespace cpflex {
 
@@ -18,41 +15,6 @@ int64_t Array::numElements() const {
     count *= size;
   return count;
 }
-
-StatusOr<std::string> readFile(const std::string &path) {
-  FILE *file = std::fopen(path.c_str(), "rb");
-  if (!file)
-    return Status::unavailable(fmt::format("cannot open '{}': {}", path, std::strerror(errno)));
-  std::string contents;
-  char buffer[1 << 16];
-  size_t count;
-  while ((count = std::fread(buffer, 1, sizeof(buffer), file)) > 0)
-    contents.append(buffer, count);
-  const bool hasFailed = std::ferror(file);
-  const int error = errno;
-  std::fclose(file);
-  if (hasFailed)
-    return Status::unavailable(fmt::format("cannot read '{}': {}", path, std::strerror(error)));
-  return contents;
-}
-
-static Status writePieces(const std::string &path, std::initializer_list<std::string_view> pieces) {
-  const std::string aside = fmt::format("{}.{}.part", path, ::getpid());
-  FILE *file = std::fopen(aside.c_str(), "wb");
-  if (!file)
-    return Status::unavailable(fmt::format("cannot write '{}': {}", path, std::strerror(errno)));
-  bool isWritten = true;
-  for (std::string_view piece : pieces)
-    isWritten = isWritten && std::fwrite(piece.data(), 1, piece.size(), file) == piece.size();
-  isWritten = std::fclose(file) == 0 && isWritten;
-  if (isWritten && std::rename(aside.c_str(), path.c_str()) == 0)
-    return Status::ok();
-  const int error = errno;
-  std::remove(aside.c_str());
-  return Status::unavailable(fmt::format("cannot write '{}': {}", path, std::strerror(error)));
-}
-
-Status writeFile(const std::string &path, const std::string &contents) { return writePieces(path, {contents}); }
 
 namespace {
 
@@ -241,7 +203,7 @@ Status writeNpy(const std::string &path, const Array &array) {
   std::string prefix("\x93NUMPY\x01\x00", 8);
   prefix += static_cast<char>(header.size() & 0xff);
   prefix += static_cast<char>(header.size() >> 8);
-  return writePieces(path, {prefix, header, std::string_view(array.bytes.data(), array.bytes.size())});
+  return writeFile(path, {prefix, header, std::string_view(array.bytes.data(), array.bytes.size())});
 }
 
 } // namespace cpflex

@@ -2,6 +2,7 @@
 // reading, C order on writing.
 #pragma once
 
+#include "runtime/Files/WholeFile.h"
 #include "runtime/contract/Bindings.h"
 #include "runtime/contract/Status.h"
 
@@ -24,14 +25,7 @@ struct Array {
 /// type that no declaration can name, and with Unavailable when it cannot be read.
 StatusOr<Array> readNpy(const std::string &path);
 
-/// Writes `array` to `path` as a whole: the bytes go to a file beside it, which then takes the name. BF16 is written as
-/// uint16, the form in which it travels.
+/// Writes `array` to `path` as writeFile does. BF16 is written as uint16, the form in which it travels.
 Status writeNpy(const std::string &path, const Array &array);
-
-/// Writes text or bytes to `path` as a whole, the same way.
-Status writeFile(const std::string &path, const std::string &contents);
-
-/// Reads a whole file.
-StatusOr<std::string> readFile(const std::string &path);
 
 } // namespace cpflex

@@ -64,7 +64,7 @@ TEST(BlockMaskFileErrors, SayWhatIsWrong) {
   EXPECT_EQ(blockMaskFromBytes(toBytes(broken)).status().message(),
             "the block mask is damaged: not a mask: runs overlap, are empty or leave the mask");
   EXPECT_EQ(loadBlockMask("/nonexistent/mask").status().message(),
-            "cannot read '/nonexistent/mask': No such file or directory");
+            "cannot open '/nonexistent/mask': No such file or directory");
   EXPECT_EQ(saveBlockMask(lying, "/nonexistent/mask").message(),
             "cannot write '/nonexistent/mask': No such file or directory");
 }
