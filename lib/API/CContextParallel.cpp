@@ -34,6 +34,7 @@ StatusOr<ContextParallelOptions> fromC(const cpflex_plan_options &options) {
     result.kvLayout = options.kv_layout->layout;
   result.keyOrder = options.has_ascending_keys ? KeyOrder::Ascending : KeyOrder::Arrival;
   result.tokenCounts = options.has_free_token_counts ? TokenCounts::Free : TokenCounts::Equal;
+  result.needPrecision = options.has_exact_needs ? NeedPrecision::Token : NeedPrecision::Tile;
   for (size_t i = 0; i < options.num_other_masks; ++i) {
     CPFLEX_RETURN_IF_ERROR(required(options.other_masks[i], "other_masks"));
     const std::shared_ptr<const BlockMaskResult> &mask = options.other_masks[i]->result;

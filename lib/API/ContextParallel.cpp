@@ -65,6 +65,7 @@ PlanRequest planRequestOf(const Executable::State &executable, const ContextPara
   request.kvLayout = options.kvLayout;
   request.keyOrder = options.keyOrder;
   request.tokenCounts = options.tokenCounts;
+  request.needPrecision = options.needPrecision;
   request.documentOffsets = options.documentOffsets;
   request.functions = problem.functions;
   request.bindings = problem.bindings;

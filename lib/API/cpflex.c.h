@@ -508,6 +508,7 @@ typedef struct cpflex_plan_options {
   const cpflex_layout *kv_layout; /**< NULL: q_layout when the lengths agree, else contiguous */
   int32_t has_ascending_keys;     /**< 1: O and LSE have the bits of one device; transfers then come before compute */
   int32_t has_free_token_counts;  /**< 1: ranks may own unlike numbers of tokens */
+  int32_t has_exact_needs; /**< 1: only keys that some query attends to travel, not whole tiles; planning evaluates pairs */
   const cpflex_block_mask *const *other_masks; /**< of other calls that use the same layout */
   size_t num_other_masks;
 } cpflex_plan_options;

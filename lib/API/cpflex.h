@@ -328,6 +328,7 @@ struct ContextParallelOptions {
   std::optional<Layout> kvLayout; ///< none: qLayout when the lengths agree, else contiguous
   KeyOrder keyOrder = KeyOrder::Arrival;
   TokenCounts tokenCounts = TokenCounts::Equal;
+  NeedPrecision needPrecision = NeedPrecision::Tile; ///< Token sends fewer rows and evaluates partial tiles for it
   std::vector<std::vector<int64_t>> documentOffsets = {}; ///< for per-document layouts; empty: read off the mask
   /// Masks of other calls that use the same layout, as layers with and without a window do.
   std::vector<std::shared_ptr<const BlockMask>> otherMasks = {};

@@ -96,6 +96,50 @@ class BackwardTensors(Struct):
         ("capture_gradients", ctypes.POINTER(pointer)), ("num_capture_gradients", size), ("sink_gradient", pointer)]
 
 
+class LayoutShape(Struct):
+    _fields_ = [("kind", text), ("length", i64), ("world_size", i32), ("rows", i64)]
+
+
+class PlanOptions(Struct):
+    _fields_ = [("world_size", i32), ("layout", text), ("rotation", text), ("q_layout", pointer),
+                ("kv_layout", pointer), ("has_ascending_keys", i32), ("has_free_token_counts", i32),
+                ("has_exact_needs", i32), ("other_masks", ctypes.POINTER(pointer)), ("num_other_masks", size)]
+
+
+class PlanNumbers(Struct):
+    _fields_ = [("rotation", text), ("world_size", i32), ("num_steps", i32), ("num_transfers", i64),
+                ("largest_work", ctypes.c_double), ("mean_work", ctypes.c_double), ("work_bound", ctypes.c_double),
+                ("received_bound", i64), ("received_bound_worst", i64), ("predicted_seconds", ctypes.c_double)]
+
+
+class RankNumbers(Struct):
+    _fields_ = [("work", ctypes.c_double), ("bytes_sent", i64), ("bytes_received", i64), ("bytes_needed", i64),
+                ("peak_bytes", i64)]
+
+
+class Message(Struct):
+    _fields_ = [("peer", i32), ("is_send", i32), ("data", pointer), ("size", i64)]
+
+
+# The text that a callback fills is given by its address, since a c_char_p would arrive as a copy.
+START = ctypes.CFUNCTYPE(i32, pointer, i64, i32, text, ctypes.POINTER(Message), size, pointer, size)
+WAIT = ctypes.CFUNCTYPE(i32, pointer, i64, ctypes.c_double, pointer, size)
+ABORT = ctypes.CFUNCTYPE(None, pointer, text)
+
+
+class Transport(Struct):
+    _fields_ = [("rank", i32), ("world_size", i32), ("user_data", pointer), ("start", START), ("wait", WAIT),
+                ("abort", ABORT)]
+
+
+class RankOptions(Struct):
+    _fields_ = [("deadline_seconds", ctypes.c_double), ("num_threads", i32)]
+
+
+class Traffic(Struct):
+    _fields_ = [("messages_sent", i64), ("bytes_sent", i64), ("messages_received", i64), ("bytes_received", i64)]
+
+
 # Result type and argument types of each function; "error" for those that give a cpflex_error.
 array = ctypes.POINTER(Array)
 out = ctypes.POINTER(pointer)
@@ -158,6 +202,36 @@ FUNCTIONS = {
     "executable_workspace_bytes": (i64, [pointer, i32]),
     "forward": ("error", [pointer, ctypes.POINTER(ForwardTensors), pointer, i64, pointer]),
     "backward": ("error", [pointer, ctypes.POINTER(BackwardTensors), pointer, i64, pointer]),
+    "layout_create": ("error", [text, i64, i32, array, out]),
+    "layout_from_permutation": ("error", [array, ctypes.POINTER(i64), i32, out]),
+    "layout_free": (None, [pointer]),
+    "layout_shape_of": (LayoutShape, [pointer]),
+    "layout_shard_size": (i64, [pointer, i32]),
+    "layout_permutation": ("error", [pointer, pointer, pointer]),
+    "layout_shard": ("error", [pointer, i32, i32, array, array]),
+    "layout_unshard": ("error", [pointer, i32, i32, array, array]),
+    "plan_create": ("error", [pointer, ctypes.POINTER(PlanOptions), out]),
+    "plan_free": (None, [pointer]),
+    "plan_layout": ("error", [pointer, i32, out]),
+    "plan_print": ("error", [pointer, i32, text, out]),
+    "plan_numbers_of": ("error", [pointer, i32, ctypes.POINTER(PlanNumbers)]),
+    "plan_rank_numbers": ("error", [pointer, i32, i32, ctypes.POINTER(RankNumbers)]),
+    "thread_group_create": ("error", [i32, out]),
+    "thread_group_free": (None, [pointer]),
+    "communicator_of_threads": ("error", [pointer, i32, out]),
+    "communicator_of_mpi": ("error", [text, out]),
+    "communicator_of_transport": ("error", [ctypes.POINTER(Transport), out]),
+    "communicator_rank": (i32, [pointer]),
+    "communicator_world_size": (i32, [pointer]),
+    "communicator_abort": (None, [pointer, text]),
+    "communicator_free": (None, [pointer]),
+    "rank_load": ("error", [pointer, pointer, ctypes.POINTER(RankOptions), out]),
+    "rank_free": (None, [pointer]),
+    "rank_forward": ("error", [pointer, ctypes.POINTER(ForwardTensors)]),
+    "rank_backward": ("error", [pointer, ctypes.POINTER(BackwardTensors)]),
+    "rank_traffic": (Traffic, [pointer, text, i32]),
+    "rank_peak_bytes": (i64, [pointer]),
+    "ranks_trace": ("error", [ctypes.POINTER(pointer), size, out]),
 }
 
 

@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 constexpr std::chrono::milliseconds kPause(5);
 /// What a process says when it connects, so that a stranger on the port is told apart.
 constexpr uint32_t kGreeting = 0x63706678;
+/// How long a connection may take to say which rank it is.
+constexpr double kHandshakeSeconds = 2.0;
 
 bool isLate(Deadline deadline) { return std::chrono::steady_clock::now() >= deadline; }
 
@@ -47,7 +49,10 @@ public:
       close(descriptor_);
   }
   Socket(Socket &&other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
-  Socket &operator=(Socket &&) = delete;
+  Socket &operator=(Socket &&other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
   int get() const { return descriptor_; }
 
   /// Moves all bytes or fails; `events` is POLLIN or POLLOUT.
@@ -129,14 +134,41 @@ StatusOr<Socket> opened(const Rendezvous &rendezvous, bool isListener) {
                                          rendezvous.host, rendezvous.port, std::strerror(reason)));
 }
 
+/// A connection that has not said yet which rank it is.
+struct Visitor {
+  Socket socket;
+  Deadline deadline;
+  uint32_t greeting[2] = {};
+  size_t received = 0;
+};
+
+/// Reads what has come of a greeting. False when the visitor left.
+bool hear(Visitor &visitor) {
+  uint8_t *bytes = reinterpret_cast<uint8_t *>(visitor.greeting);
+  const ssize_t moved = recv(visitor.socket.get(), bytes + visitor.received, sizeof(visitor.greeting) - visitor.received,
+                             MSG_DONTWAIT);
+  if (moved <= 0)
+    return moved < 0 && (errno == EAGAIN || errno == EINTR);
+  visitor.received += size_t(moved);
+  return true;
+}
+
 Status serve(const Rendezvous &rendezvous, int32_t worldSize, std::vector<uint8_t> &bytes, Deadline deadline) {
   StatusOr<Socket> listener = opened(rendezvous, /*isListener=*/true);
   if (!listener)
     return listener.status();
   std::vector<bool> hasMet(size_t(worldSize), false);
+  std::vector<Visitor> visitors;
   for (int32_t numMet = 1; numMet < worldSize;) {
-    pollfd wanted{listener->get(), POLLIN, 0};
-    if (poll(&wanted, 1, millisecondsUntil(deadline)) <= 0) {
+    // 1. Wait until somebody comes or speaks, or a visitor's time is over.
+    std::vector<pollfd> wanted = {{listener->get(), POLLIN, 0}};
+    Deadline next = deadline;
+    for (const Visitor &visitor : visitors) {
+      wanted.push_back({visitor.socket.get(), POLLIN, 0});
+      next = std::min(next, visitor.deadline);
+    }
+    poll(wanted.data(), wanted.size(), millisecondsUntil(next));
+    if (isLate(deadline)) {
       int32_t missing = 1;
       while (missing + 1 < worldSize && hasMet[size_t(missing)])
         ++missing;
@@ -144,15 +176,30 @@ Status serve(const Rendezvous &rendezvous, int32_t worldSize, std::vector<uint8_
                     fmt::format("rank {} did not come to {}:{} before the deadline; {} of {} ranks came", missing,
                                 rendezvous.host, rendezvous.port, numMet, worldSize));
     }
-    Socket peer(accept(listener->get(), nullptr, nullptr));
-    uint32_t greeting[2] = {};
-    if (peer.get() < 0 || !peer.transfer(greeting, sizeof(greeting), POLLIN, deadline) || greeting[0] != kGreeting ||
-        greeting[1] == 0 || greeting[1] >= uint32_t(worldSize) || hasMet[greeting[1]])
-      continue; // a stranger, or one that left
-    if (!peer.transfer(bytes.data(), bytes.size(), POLLOUT, deadline))
-      continue;
-    hasMet[greeting[1]] = true;
-    ++numMet;
+    // 2. Hear the visitors. One that is silent for too long is a stranger, as is one with another greeting.
+    std::vector<Visitor> waiting;
+    for (size_t i = 0; i < visitors.size(); ++i) {
+      Visitor &visitor = visitors[i];
+      if (wanted[i + 1].revents && !hear(visitor))
+        continue;
+      if (visitor.received < sizeof(visitor.greeting)) {
+        if (!isLate(visitor.deadline))
+          waiting.push_back(std::move(visitor));
+        continue;
+      }
+      const uint32_t rank = visitor.greeting[1];
+      const Deadline handshake = std::min(deadline, deadlineIn(kHandshakeSeconds));
+      if (visitor.greeting[0] == kGreeting && rank > 0 && rank < uint32_t(worldSize) && !hasMet[rank] &&
+          visitor.socket.transfer(bytes.data(), bytes.size(), POLLOUT, handshake)) {
+        hasMet[rank] = true;
+        ++numMet;
+      }
+    }
+    visitors = std::move(waiting);
+    // 3. Let the next one in.
+    if (wanted[0].revents & POLLIN)
+      if (Socket peer(accept(listener->get(), nullptr, nullptr)); peer.get() >= 0)
+        visitors.push_back({std::move(peer), std::min(deadline, deadlineIn(kHandshakeSeconds))});
   }
   return Status::ok();
 }

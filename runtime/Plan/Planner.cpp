@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <fmt/format.h>
+#include <map>
 
 namespace cpflex {
 namespace {
@@ -85,7 +86,14 @@ Status verifyRequest(const PlanRequest &request) {
   return Status::ok();
 }
 
-Schedule planRotation(PlanRequest request, const BlockMask &mask, const Layout &q, const Layout &kv, Rotation rotation) {
+/// Rotations that gather all keys before the one compute, so that ascending order is free.
+KeyOrder keyOrderOf(const PlanRequest &request, Rotation rotation) {
+  return rotation == Rotation::AllGather || rotation == Rotation::Ulysses ? KeyOrder::Ascending : request.keyOrder;
+}
+
+/// One rotation, without its certificate. `needs` are those of its key order.
+Schedule planRotation(const PlanRequest &request, const Layout &q, const Layout &kv, Rotation rotation,
+                      const std::vector<GroupNeeds> &needs) {
   Schedule blank;
   blank.pass = request.pass;
   blank.rotation = rotation;
@@ -93,17 +101,10 @@ Schedule planRotation(PlanRequest request, const BlockMask &mask, const Layout &
   blank.shape = request.shape;
   blank.qLayout = q;
   blank.kvLayout = kv;
-  // These gather all keys before the one compute, so ascending order is free.
-  if (rotation == Rotation::AllGather || rotation == Rotation::Ulysses)
-    request.keyOrder = KeyOrder::Ascending;
   blank.keyOrder = request.keyOrder;
-  const std::vector<GroupNeeds> needs = groupNeeds(request, mask, q, kv);
-  Schedule schedule = rotation == Rotation::Ring      ? ringSchedule(request, needs, std::move(blank))
-                      : rotation == Rotation::Ulysses ? ulyssesSchedule(request, needs, std::move(blank))
-                                                      : directSchedule(request, needs, std::move(blank));
-  schedule.certificate = certify(request, mask, schedule, needs);
-  schedule.certificate.predictedSeconds = simulate(schedule, request.cost).seconds;
-  return schedule;
+  return rotation == Rotation::Ring      ? ringSchedule(request, needs, std::move(blank))
+         : rotation == Rotation::Ulysses ? ulyssesSchedule(request, needs, std::move(blank))
+                                         : directSchedule(request, needs, std::move(blank));
 }
 
 } // namespace
@@ -118,23 +119,32 @@ StatusOr<Schedule> planContextParallel(const PlanRequest &request) {
   StatusOr<LayoutPair> layouts = chooseLayouts(settled, mask);
   if (!layouts)
     return layouts.status();
-  if (request.rotation)
-    return planRotation(settled, mask, layouts->q, layouts->kv, *request.rotation);
-
-  std::vector<Rotation> rotations = {Rotation::Selective};
-  if (request.worldSize > 1 && request.worldSize <= kMaxRanksForDenseRotations) {
+  std::vector<Rotation> rotations = {request.rotation.value_or(Rotation::Selective)};
+  if (!request.rotation && request.worldSize > 1 && request.worldSize <= kMaxRanksForDenseRotations) {
     if (request.keyOrder == KeyOrder::Arrival)
       rotations.push_back(Rotation::Ring);
     if (request.shape.qHeads >= request.worldSize)
       rotations.push_back(Rotation::Ulysses);
   }
+  // Rotations of one key order share their need sets, and only the fastest gets a certificate.
+  std::map<KeyOrder, std::vector<GroupNeeds>> needs;
   Schedule best;
+  double fastest = 0;
   for (Rotation rotation : rotations) {
-    Schedule schedule = planRotation(settled, mask, layouts->q, layouts->kv, rotation);
-    if (rotation == rotations.front() ||
-        schedule.certificate.predictedSeconds < best.certificate.predictedSeconds)
+    settled.keyOrder = keyOrderOf(request, rotation);
+    auto [entry, isMissing] = needs.try_emplace(settled.keyOrder);
+    if (isMissing)
+      entry->second = groupNeeds(settled, mask, layouts->q, layouts->kv);
+    Schedule schedule = planRotation(settled, layouts->q, layouts->kv, rotation, entry->second);
+    const double seconds = simulate(schedule, request.cost).seconds;
+    if (rotation == rotations.front() || seconds < fastest) {
       best = std::move(schedule);
+      fastest = seconds;
+    }
   }
+  settled.keyOrder = best.keyOrder;
+  best.certificate = certify(settled, mask, best, needs.at(best.keyOrder));
+  best.certificate.predictedSeconds = fastest;
   return best;
 }
 

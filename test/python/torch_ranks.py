@@ -2,6 +2,7 @@
 # against one process. The grid is that of PyTorch's context-parallel tests of flex_attention (S, layouts, documents),
 # with what they lack: lengths that fill no tile, windows, scores, fewer heads for keys, three ranks and sub-groups.
 import tempfile
+import time
 import traceback
 import unittest
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from cpflex import torch as ours
-from cpflex.torch import context_parallel as cp
+from cpflex.torch import _gathered, context_parallel as cp
 
 BATCH, HEADS, KV_HEADS, COLUMNS = 2, 4, 2, 16
 DOCUMENTS = [100, 7, 200, 64, 141]
@@ -39,8 +40,10 @@ def layouts(length, world_size, block_mask):
     yield "head-tail", cp.Layout.head_tail(length, world_size)
     yield "striped", cp.Layout.striped(length, world_size, 48)
     yield "round robin", cp.Layout.round_robin(block_mask, world_size)
+    yield "solved", cp.Layout.solved(block_mask, world_size)
     if length == 512:
         yield "per document", cp.Layout.per_document(DOCUMENTS, world_size)
+        yield "documents of each row", cp.Layout.per_document([DOCUMENTS, [150, 150, 150, 62]], world_size)
 
 
 def run_cases(group):
@@ -67,6 +70,81 @@ def run_cases(group):
     return count
 
 
+PACKED = """
+doc: tensor[i32, B, KV_LEN]
+slope: tensor[f32, H](grad=True)
+sinks: tensor[f32, H](grad=True)
+
+
+@mask
+def packed(b, h, q, kv):
+    return q >= kv and doc[b, q] == doc[b, kv]
+
+
+@score
+def biased(s, b, h, q, kv):
+    return s + slope[h] * (kv - q)
+
+
+attention("packed", mask=packed, score=biased, sink=sinks)
+"""
+
+
+def check_captures(rank, world_size):
+    """Gradients of captured tensors and sinks are those of one process, on every rank."""
+    length = 200
+    torch.manual_seed(0)
+    whole = [torch.randn(BATCH, heads, length, COLUMNS) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    layout = cp.Layout.head_tail(length, world_size)
+    parts = [cp.shard(tensor, 2, layout) for tensor in whole]
+    doc = torch.stack([torch.arange(length) // 70, torch.arange(length) // 50]).int()
+
+    def both(make):
+        found = []
+        for call, tensors in ((ours.flex_attention, whole), (lambda *given, **keywords: cp.attention(
+                *given[:3], layout, **keywords), parts)):
+            slope = torch.tensor([0.1, 0.05, 0.02, 0.01], requires_grad=True)
+            sinks = torch.tensor([-1.0, 0.0, 1.0, 0.5], requires_grad=True)
+            keywords = make(slope, sinks)
+            results = gradients(tensors, lambda q, k, v: call(q, k, v, enable_gqa=True, return_lse=True, **keywords))
+            found.append((results, slope.grad, sinks.grad))
+        for one, other in zip(found[0][0], found[1][0]):
+            torch.testing.assert_close(cp.unshard(other, 2, layout), one, atol=1e-5, rtol=1e-5)
+        for one, other in zip(found[0][1:], found[1][1:]):
+            torch.testing.assert_close(other, one, atol=2e-4, rtol=1e-5)
+
+    def of_program(slope, sinks):
+        program = ours.program(PACKED, doc=doc, slope=slope, sinks=sinks)
+        return {"score_mod": program, "block_mask": ours.create_block_mask(program, BATCH, None, length, length)}
+
+    def of_function(slope, sinks):
+        mask = ours.create_block_mask(lambda b, h, q, kv: (q >= kv) & (doc[b, q] == doc[b, kv]), BATCH, None, length,
+                                      length)
+        return {"score_mod": lambda score, b, h, q, kv: score + slope[h] * (kv - q), "block_mask": mask}
+
+    both(of_program)
+    both(of_function)
+    program = ours.program(PACKED, doc=doc, slope=torch.zeros(HEADS), sinks=torch.zeros(HEADS))
+    alone = {"block_mask": ours.create_block_mask(program, BATCH, None, length, length)}
+    both(lambda slope, sinks: alone)
+
+
+BROKEN = "broken"  # what a check gives that leaves the group unusable
+
+
+def check_silent_rank(rank, world_size):
+    """A rank that does not come is a TimeoutError on the others; gloo then closes the connection."""
+    layout = cp.Layout.contiguous(8, world_size)
+    q = torch.zeros(1, 1, 4, 16)
+    if rank == 0:
+        refuses(TimeoutError, "failed at rank 0 in step 0 (kv) with ranks [1]",
+                lambda: cp.attention(q, q, q, layout, deadline_seconds=0.5))
+        time.sleep(0.1)
+    else:
+        time.sleep(3)
+    return BROKEN
+
+
 def gradients(tensors, attention):
     q, k, v = (tensor.clone().requires_grad_() for tensor in tensors[:3])
     out, lse = attention(q, k, v)
@@ -79,8 +157,11 @@ def check_grid(rank, world_size):
     length = 512
     mask = ours.create_block_mask(make_window(40), None, None, length, length, BLOCK_SIZE=16)
     layout = cp.Layout.contiguous(length, world_size)
-    received = cp.plan_of(layout, mask, rank, torch.device("cpu")).traffic.num_received()
-    most = 39 + 2 * 15  # the window without its own row, and the rest of a tile at each end
+    part = torch.zeros(1, 1, len(layout.positions[rank]), COLUMNS)
+    plan = cp.planned(part, part, part, layout, block_mask=mask)
+    received = plan.rank_numbers(rank)["bytes_received"] // (2 * COLUMNS * part.element_size())
+    assert plan.numbers()["num_steps"] >= 1 and "cp.schedule" in plan.print("text")
+    most = 39  # the window without its own row
     assert received <= most, f"a window of 40 took {received} rows from other ranks; expected at most {most}"
 
 
@@ -115,13 +196,21 @@ def check_style_and_refusals(rank, world_size):
     refuses(ValueError, "dimension 0 has 5 elements; the layout is for 256",
             lambda: cp.shard(torch.zeros(5), 0, layout))
     refuses(ValueError, "dimension 0 has 5 elements; rank", lambda: cp.unshard(torch.zeros(5), 0, layout))
+    refuses(ValueError, "dimension 0 has 1 elements; expected 2 batch rows",
+            lambda: cp.shard(torch.zeros(1, 256), 1, cp.Layout.per_document([[256], [256]], world_size)))
     refuses(TypeError, "group is a 'int'", lambda: cp.shard(torch.zeros(256), 0, layout, 3))
     refuses(TypeError, "the module is a 'Linear'; expected a FlexAttention",
             lambda: parallelize_module(torch.nn.Linear(1, 1), mesh, cp.ContextParallel(layout)))
-    refuses(NotImplementedError, "score_mod is a program",
-            lambda: cp.attention(q, k, v, layout, mesh, score_mod=program))
-    refuses(NotImplementedError, "block_mask is made from a program", lambda: cp.attention(
-        q, k, v, layout, mesh, block_mask=ours.create_block_mask(program, None, None, 256, 256)))
+    refuses(TypeError, "value is a 'int'; expected a tensor", lambda: cp.attention(q, k, 3, layout, mesh))
+    # On GPUs, where ranks gather keys.
+    gathered = _gathered.Plan(layout, mask, rank, torch.device("cpu"))
+    assert gathered.traffic.num_received() > 0
+    refuses(NotImplementedError, "score_mod is a program", lambda: gathered.score(program))
+    refuses(NotImplementedError, "block_mask is made from a program", lambda: _gathered.Plan(
+        layout, ours.create_block_mask(program, None, None, 256, 256), rank, torch.device("cpu")))
+    torch.testing.assert_close(
+        ours.flex_attention(q, *_gathered.GatherKeys.apply(k, v, gathered.traffic, mesh.get_group()),
+                            block_mask=gathered.block_mask), module(*parts, block_mask=mask), atol=1e-5, rtol=1e-5)
     refuses(NotImplementedError, "the tiles of block_mask are not those of its mask_mod",
             lambda: cp.attention(q, k, v, layout, mesh, block_mask=listed))
 
@@ -139,9 +228,9 @@ def process(rank, world_size, check, path, failures):
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world_size)
-        check(rank, world_size)
-        dist.barrier()
-        dist.destroy_process_group()
+        if check(rank, world_size) != BROKEN:
+            dist.barrier()
+            dist.destroy_process_group()
     except BaseException:
         failures.put(f"rank {rank}: {traceback.format_exc()}")
         raise
@@ -172,12 +261,21 @@ class Ranks(unittest.TestCase):
         self.run_ranks(2, check_style_and_refusals)
 
 
+    def test_captures(self):
+        """Covers: context parallelism with gradients of captured tensors and sinks, programs on several ranks."""
+        self.run_ranks(2, check_captures)
+
+    def test_a_silent_rank(self):
+        self.run_ranks(2, check_silent_rank)
+
+
 class Layouts(unittest.TestCase):
     def test_own_every_position_once(self):
         for layout, expected in [
                 (cp.Layout.head_tail(16, 2), [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]),
                 (cp.Layout.per_document([4, 12], 2), [[0, 3, 4, 5, 6, 13, 14, 15], [1, 2, 7, 8, 9, 10, 11, 12]]),
                 (cp.Layout.contiguous(5, 2), [[0, 1], [2, 3, 4]]),
+                (cp.Layout.per_document([[4], [2, 2]], 2), [[[0, 3], [0, 3]], [[1, 2], [1, 2]]]),
                 (cp.Layout.striped(7, 2, 2), [[0, 1, 4, 5], [2, 3, 6]]),
         ]:
             self.assertEqual([owned.tolist() for owned in layout.positions], expected)

@@ -1,5 +1,5 @@
 // `cpflexc bench`: the median time of repeated runs, as one JSON object.
-#include "tools/cpflexc/AttentionCall.h"
+#include "tools/cpflexc/RankBench.h"
 
 #include "runtime/Cuda/CudaAttention.h"
 
@@ -24,8 +24,6 @@ template <typename T> double median(std::vector<T> values) {
 }
 
 int bench(const BenchCommandOptions &options) {
-  if (options.ranks > 1 || options.transport != "threads")
-    return reportFailure(Status::unsupported("timing of several ranks is not there yet; it will time the slowest rank"));
   AttentionCall call;
   if (int code = prepareCall(options, {.isBackward = options.isBackward}, call))
     return code;
@@ -37,6 +35,11 @@ int bench(const BenchCommandOptions &options) {
   json["repetitions"] = kRepetitions;
   json["compile_ms"] = call.loaded.compileMs;
   json["mask_ms"] = call.maskMs;
+  if (options.ranks > 1 || options.transport != "threads") {
+    if (Status status = benchRanks(options, call, kRepetitions, json); !status)
+      return reportFailure(status);
+    return writeOutput(options, json.dump() + "\n");
+  }
   int index = 0;
   if (isCuda(options, index)) {
     StatusOr<CudaMachine> machine = CudaMachine::open(index);

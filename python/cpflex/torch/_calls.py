@@ -208,6 +208,23 @@ def run_forward(q, k, v, tensors, score, block_mask, wants_row_max, needs_backwa
     return out, lse, q.new_empty((0,), dtype=torch.float32) if row_max is None else row_max
 
 
+def give_gradients(arguments, call, sources, score, tensors, device):
+    """Float32 gradients of what the score captures, in its order, as memory that a backward call fills."""
+    pointers = (ctypes.c_void_p * len(call.program.captures))()
+    gradients = []
+    for place in score.gradient_places:
+        gradient = torch.zeros(tensors[place].shape, dtype=torch.float32, device=device)
+        gradients.append(gradient)
+        slot = call.slots[next(i for i, source in enumerate(sources) if type(source) is int and source == place)]
+        if slot == call.sink:
+            arguments.sink_gradient = gradient.data_ptr()
+        else:
+            pointers[slot] = gradient.data_ptr()
+    if gradients:
+        arguments.capture_gradients, arguments.num_capture_gradients = pointers, len(pointers)
+    return gradients
+
+
 def run_backward(d_out, d_lse, q, k, v, out, lse, tensors, score, block_mask):
     """[dq, dk, dv, *gradients of what the score captures, where it has one, in their types]."""
     call, sources = score.call(block_mask, q.shape[2], k.shape[2])
@@ -218,18 +235,7 @@ def run_backward(d_out, d_lse, q, k, v, out, lse, tensors, score, block_mask):
     arrays += [array_bytes(tensor) for tensor in (d_q, d_k, d_v)]
     rest = bytes(ctypes.sizeof(_library.BackwardTensors) - len(arrays) * ARRAY.size)
     arguments = _library.BackwardTensors.from_buffer_copy(b"".join(arrays) + rest)
-    pointers = (ctypes.c_void_p * len(call.program.captures))()
-    gradients = []
-    for place in score.gradient_places:
-        gradient = torch.zeros(tensors[place].shape, dtype=torch.float32, device=q.device)
-        gradients.append(gradient)
-        slot = call.slots[next(i for i, source in enumerate(sources) if type(source) is int and source == place)]
-        if slot == call.sink:
-            arguments.sink_gradient = gradient.data_ptr()
-        else:
-            pointers[slot] = gradient.data_ptr()
-    if gradients:
-        arguments.capture_gradients, arguments.num_capture_gradients = pointers, len(pointers)
+    gradients = give_gradients(arguments, call, sources, score, tensors, q.device)
     workspace = executable.workspace(1, q.device)
     executable.library.backward(executable.address, arguments, None if workspace is None else workspace.data_ptr(),
                                 executable.workspace_bytes[1], stream_of(q))

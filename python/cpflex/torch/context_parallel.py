@@ -5,34 +5,45 @@
     out = attention(q, k, v, layout, group, score_mod=score_mod, block_mask=block_mask)     # block_mask is the global
     one
 
-Masks and scores see global positions on every rank. Keys and values travel only where the block mask needs them; their
-gradients come back and are added in float32 in rank order, so that results do not depend on timing. Gradients of
-captured tensors are those of the rank's own queries: sum them over the group as for parameters.
+Masks and scores, Python functions or `.cpf` programs, see global positions on every rank. On the CPU the ranks follow the
+plan of `planned`: keys travel step by step, only where the mask needs them, beside the compute of the step before. Gradients
+of keys are added in float32 in rank order; those of captured tensors and sinks are the sums over all ranks, on every rank. So
+results do not depend on timing.
 """
-import weakref
-
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from cpflex import torch as _flex
+from cpflex.torch import _gathered, _planned
 from cpflex.torch._block_mask import BlockMask
 
 
 class Layout:
-    """Which rank owns which positions of a sequence: `positions[rank]`, int64 and ascending. Every position has one
-    owner; ranks may own unlike numbers."""
+    """Which rank owns which positions of a sequence: `positions[rank]`, int64 and ascending, or [batch, count] where batch
+    rows differ. Every position has one owner in each row; ranks may own unlike numbers."""
 
     def __init__(self, positions):
         self.positions = [torch.as_tensor(owned, dtype=torch.int64) for owned in positions]
-        self.length = sum(len(owned) for owned in self.positions)
-        every = torch.cat(self.positions) if self.positions else torch.zeros(0, dtype=torch.int64)
-        if not torch.equal(torch.sort(every).values, torch.arange(self.length)):
+        every = torch.cat(self.positions, -1) if self.positions else torch.zeros(0, dtype=torch.int64)
+        self.length, self.rows = every.shape[-1], 1 if every.dim() == 1 else every.shape[0]
+        if not torch.equal(torch.sort(every).values, torch.arange(self.length).expand(every.shape)):
             raise ValueError(f"the positions of the ranks do not make up 0 to {self.length}; expected each of "
                              "them once")
         for rank, owned in enumerate(self.positions):
-            if (owned[1:] < owned[:-1]).any():
+            if (owned[..., 1:] < owned[..., :-1]).any():
                 raise ValueError(f"the positions of rank {rank} are not ascending")
+
+    def num_owned(self, rank):
+        """Positions that a rank owns in each batch row."""
+        return self.positions[rank].shape[-1]
+
+    @classmethod
+    def solved(cls, block_mask, world_size, kind="solved"):
+        """The layout that the planner chooses for a global BlockMask, by compute and traffic together; `kind` may be another
+        rule of it: "auto", "ptrr", "per-document", ..."""
+        native = _planned.layout_of(_flex._own(block_mask), world_size, kind)
+        return cls([native.positions(rank).copy() for rank in range(world_size)])
 
     @property
     def world_size(self):
@@ -69,7 +80,11 @@ class Layout:
 
     @classmethod
     def per_document(cls, lengths, world_size):
-        """Head and tail inside each document of the given lengths, which need not be multiples of anything."""
+        """Head and tail inside each document of the given lengths, which need not be multiples of anything. A list of
+        lists gives each batch row its own documents; their ranks own equally many tokens."""
+        if any(isinstance(length, (list, tuple)) for length in lengths):
+            rows = [_planned.per_document(row, world_size) for row in lengths]
+            return cls([torch.stack([row[rank] for row in rows]) for rank in range(world_size)])
         owned, begin = [[] for _ in range(world_size)], 0
         for length in lengths:
             for rank, positions in enumerate(cls.head_tail(length, world_size).positions):
@@ -122,16 +137,28 @@ def shard(tensor, dim, layout, group=None):
     _, rank = _rank_in(layout, group)
     if tensor.shape[dim] != layout.length:
         raise ValueError(f"dimension {dim} has {tensor.shape[dim]} elements; the layout is for {layout.length}")
-    return tensor.index_select(dim, layout.positions[rank].to(tensor.device))
+    owned, dim = layout.positions[rank].to(tensor.device), dim % tensor.dim()
+    if layout.rows == 1:
+        return tensor.index_select(dim, owned.flatten())
+    _check_rows(tensor, dim, layout)
+    return torch.stack([row.index_select(dim - 1, places) for row, places in zip(tensor, owned)])
+
+
+def _check_rows(tensor, dim, layout):
+    if dim == 0 or tensor.shape[0] != layout.rows:
+        raise ValueError(f"dimension 0 has {tensor.shape[0]} elements; expected {layout.rows} batch rows, as many as the "
+                         "layout has")
 
 
 def unshard(tensor, dim, layout, group=None):
     """The whole tensor on every rank from the parts of all. Gradients are not passed on."""
     group, rank = _rank_in(layout, group)
-    if tensor.shape[dim] != len(layout.positions[rank]):
-        raise ValueError(f"dimension {dim} has {tensor.shape[dim]} elements; rank {rank} owns "
-                         f"{len(layout.positions[rank])}")
-    longest = max(len(owned) for owned in layout.positions)
+    dim %= tensor.dim()
+    if tensor.shape[dim] != layout.num_owned(rank):
+        raise ValueError(f"dimension {dim} has {tensor.shape[dim]} elements; rank {rank} owns {layout.num_owned(rank)}")
+    if layout.rows != 1:
+        _check_rows(tensor, dim, layout)
+    longest = max(layout.num_owned(each) for each in range(layout.world_size))
     rows = tensor.detach().movedim(dim, 0)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[:len(rows)] = rows
@@ -139,150 +166,20 @@ def unshard(tensor, dim, layout, group=None):
     dist.all_gather(parts, padded, group=group)
     whole = rows.new_empty((layout.length, *rows.shape[1:]))
     for part, owned in zip(parts, layout.positions):
-        whole[owned.to(whole.device)] = part[:len(owned)]
+        owned = owned.to(whole.device)
+        if layout.rows == 1:
+            whole[owned.flatten()] = part[:owned.shape[-1]]
+        else:
+            for row, places in enumerate(owned):  # batch rows are the second axis here
+                whole[places, row] = part[:len(places), row]
     return whole.movedim(0, dim).contiguous()
 
 
-class Traffic:
-    """Which keys every rank needs of every other. `needed[rank]` are ascending positions; rows move in one exchange."""
-
-    def __init__(self, layout, block_mask, rank):
-        self.rank, self.layout = rank, layout
-        owner = torch.empty(layout.length, dtype=torch.int64)
-        place = torch.empty(layout.length, dtype=torch.int64)
-        for other, owned in enumerate(layout.positions):
-            owner[owned], place[owned] = other, torch.arange(len(owned))
-        self.needed = [self._need(owned, block_mask, layout.length) for owned in layout.positions]
-        mine = self.needed[rank]
-        # Rows that rank `other` takes from this one, as places in the shard; and where what comes from it belongs.
-        self.sends = [place[keys[owner[keys] == rank]] for keys in self.needed]
-        self.receives = [torch.nonzero(owner[mine] == other).flatten() for other in range(layout.world_size)]
-
-    @staticmethod
-    def _need(queries, block_mask, length):
-        if block_mask is None:
-            return torch.arange(length)
-        tile_q, tile_kv = block_mask.BLOCK_SIZE
-        rows = torch.unique(queries // tile_q)
-        columns = torch.zeros(-(-length // tile_kv), dtype=torch.bool)
-        for b in range(block_mask.shape[0]):
-            for h in range(block_mask.shape[1]):
-                columns |= (block_mask.classes(b, h)[rows] != 0).any(0)
-        return torch.nonzero(columns.repeat_interleave(tile_kv)[:length]).flatten()
-
-    def num_received(self):
-        """Rows that this rank gets from others."""
-        return sum(len(places) for other, places in enumerate(self.receives) if other != self.rank)
-
-    def exchange(self, outgoing, incoming, group):
-        """Sends outgoing[other] and fills incoming[other], for all other ranks at once; empty ones stay at home."""
-        operations = []
-        for other in range(self.layout.world_size):
-            peer = dist.get_global_rank(group, other)
-            if other != self.rank and outgoing[other].numel():
-                operations.append(dist.P2POp(dist.isend, outgoing[other], peer, group))
-            if other != self.rank and incoming[other].numel():
-                operations.append(dist.P2POp(dist.irecv, incoming[other], peer, group))
-        for work in dist.batch_isend_irecv(operations) if operations else []:
-            work.wait()
-
-
-class GatherKeys(torch.autograd.Function):
-    """Rows of keys and values, stacked as [2, ...] along a leading axis of rows, that the rank's queries need."""
-
-    @staticmethod
-    def forward(ctx, keys, values, traffic, group):
-        ctx.traffic, ctx.group = traffic, group
-        ctx.shapes = keys.shape, values.shape
-        rows = torch.cat([keys, values], -1).movedim(2, 0)
-        outgoing = [rows[places.to(rows.device)] for places in traffic.sends]
-        incoming = [rows.new_empty((len(places), *rows.shape[1:])) for places in traffic.receives]
-        incoming[traffic.rank] = outgoing[traffic.rank]
-        traffic.exchange(outgoing, incoming, group)
-        gathered = rows.new_empty((len(traffic.needed[traffic.rank]), *rows.shape[1:]))
-        for places, part in zip(traffic.receives, incoming):
-            gathered[places.to(rows.device)] = part
-        gathered = gathered.movedim(0, 2)
-        return gathered[..., :keys.shape[3]].contiguous(), gathered[..., keys.shape[3]:].contiguous()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_keys, d_values):
-        traffic, group = ctx.traffic, ctx.group
-        rows = torch.cat([d_keys, d_values], -1).movedim(2, 0).contiguous()
-        outgoing = [rows[places.to(rows.device)] for places in traffic.receives]
-        incoming = [rows.new_empty((len(places), *rows.shape[1:])) for places in traffic.sends]
-        incoming[traffic.rank] = outgoing[traffic.rank]
-        traffic.exchange(outgoing, incoming, group)
-        key_shape, value_shape = ctx.shapes
-        total = torch.zeros((key_shape[2], *rows.shape[1:]), dtype=torch.float32, device=rows.device)
-        for places, part in zip(traffic.sends, incoming):  # in rank order
-            total.index_add_(0, places.to(rows.device), part.float())
-        total = total.movedim(0, 2).to(d_keys.dtype)
-        return total[..., :key_shape[3]].contiguous(), total[..., key_shape[3]:].contiguous(), None, None
-
-
-class Plan:
-    """What one rank does for one layout and block mask: its traffic, and the mask over its own rows and keys."""
-
-    def __init__(self, layout, block_mask, rank, device):
-        if block_mask is not None and isinstance(block_mask.mask_mod, _flex.BoundProgram):
-            raise NotImplementedError("block_mask is made from a program; expected one of a Python function, which can "
-                                      "be asked for the positions of a shard")
-        if block_mask is not None and block_mask.has_own_tiles:
-            raise NotImplementedError("the tiles of block_mask are not those of its mask_mod; expected a mask that "
-                                      "follows from its function")
-        self.traffic = Traffic(layout, block_mask, rank)
-        self.q_positions = layout.positions[rank].to(device)
-        self.kv_positions = self.traffic.needed[rank].to(device)
-        self.block_mask, self._scores = None, {}
-        if block_mask is not None:
-            q_positions, kv_positions, mask_mod = self.q_positions, self.kv_positions, block_mask.mask_mod
-
-            def mask_of_shard(b, h, q, kv):
-                return mask_mod(b, h, q_positions[q], kv_positions[kv])
-
-            self.block_mask = _flex.create_block_mask(mask_of_shard, *block_mask.shape[:2], len(q_positions),
-                                                      len(kv_positions), device, block_mask.BLOCK_SIZE)
-
-    def score(self, score_mod):
-        """`score_mod` over the rows of the shard."""
-        if score_mod is None:
-            return None
-        if isinstance(score_mod, _flex.BoundProgram):
-            raise NotImplementedError("score_mod is a program; expected a Python function, which can be asked for the "
-                                      "positions of a shard")
-        found = self._scores.get(score_mod)
-        if found is None:
-            found = self._scores[score_mod] = _score_of_shard(score_mod, self.q_positions, self.kv_positions)
-        return found
-
-
-def _score_of_shard(score_mod, q_positions, kv_positions):
-    def score_of_shard(score, b, h, q, kv):
-        return score_mod(score, b, h, q_positions[q], kv_positions[kv])
-
-    return score_of_shard
-
-
-_plans = weakref.WeakKeyDictionary()  # by layout, then by what else they depend on
-
-
-def plan_of(layout, block_mask, rank, device):
-    """The plan, kept as long as its layout lives."""
-    plans = _plans.setdefault(layout, {})
-    key = (id(block_mask), rank, device)
-    found = plans.get(key)
-    if found is None or found[0]() is not block_mask:
-        reference = (lambda: None) if block_mask is None else weakref.ref(block_mask)
-        found = plans[key] = (reference, Plan(layout, block_mask, rank, device))
-    return found[1]
-
-
 def attention(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None, enable_gqa=False,
-              return_lse=False):
+              return_lse=False, deadline_seconds=60):
     """`flex_attention` of shards [B, H, S of this rank, D] over a process group or a mesh of one dimension.
-    `block_mask` is that of the whole sequences, the same on every rank; queries and keys have one layout."""
+    `block_mask` is that of the whole sequences, the same on every rank; queries and keys have one layout. No wait for
+    another rank is longer than the deadline."""
     group, rank = _rank_in(layout, group)
     if block_mask is not None:
         block_mask = _flex._own(block_mask)
@@ -290,13 +187,36 @@ def attention(query, key, value, layout, group=None, *, score_mod=None, block_ma
             raise ValueError(f"block_mask is for {block_mask.shape[2]} queries and {block_mask.shape[3]} keys, the "
                              f"layout for {layout.length}; make it for the whole sequences")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 4 or tensor.shape[2] != len(layout.positions[rank]):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a '{type(tensor).__name__}'; expected a tensor")
+        if tensor.dim() != 4 or tensor.shape[2] != layout.num_owned(rank):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected 4 dimensions, the third of "
-                             f"{len(layout.positions[rank])} as rank {rank} owns")
-    plan = plan_of(layout, block_mask, rank, query.device)
-    key, value = GatherKeys.apply(key, value, plan.traffic, group)
+                             f"{layout.num_owned(rank)} as rank {rank} owns")
+    if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, _flex.BoundProgram):
+        score_mod = block_mask.mask_mod
+    if block_mask is not None and block_mask.has_own_tiles:
+        raise NotImplementedError("the tiles of block_mask are not those of its mask_mod; expected a mask that follows "
+                                  "from its function")
+    if query.device.type == "cpu":
+        out, lse = _planned.attend(query, key, value, layout, group, score_mod, block_mask, scale, enable_gqa,
+                                   deadline_seconds)
+        return (out, lse) if return_lse else out
+    if layout.rows != 1:
+        raise NotImplementedError("the layout differs between batch rows; expected one for all rows on a GPU")
+    plan = _gathered.plan_of(layout, block_mask, rank, query.device)
+    key, value = _gathered.GatherKeys.apply(key, value, plan.traffic, group)
     return _flex.flex_attention(query, key, value, score_mod=plan.score(score_mod), block_mask=plan.block_mask,
                                 scale=scale, enable_gqa=enable_gqa, return_lse=return_lse)
+
+
+def planned(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None):
+    """The plan by which `attention` shares this call over the ranks: `cpflex.context_parallel.Plan`, whose numbers, text and
+    picture can be looked at. Tensors are the rank's shards; of them only shapes and types are read."""
+    group, rank = _rank_in(layout, group)
+    block_mask = None if block_mask is None else _flex._own(block_mask)
+    if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, _flex.BoundProgram):
+        score_mod = block_mask.mask_mod
+    return _planned.rank_of(query, key, value, layout, group, score_mod, block_mask, scale, 60).plan
 
 
 class FlexAttention(torch.nn.Module):
@@ -325,4 +245,4 @@ class ContextParallel(ParallelStyle):
         return module
 
 
-__all__ = ["BlockMask", "ContextParallel", "FlexAttention", "Layout", "attention", "plan_of", "shard", "unshard"]
+__all__ = ["BlockMask", "ContextParallel", "FlexAttention", "Layout", "attention", "planned", "shard", "unshard"]

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <gtest/gtest.h>
 #include <map>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <thread>
 #include <unistd.h>
 
@@ -61,6 +63,40 @@ TEST(Rendezvous, AllRanksGetTheBytesOfRankZero) {
       EXPECT_FALSE(std::filesystem::exists(path));
     }
   }
+}
+
+/// Connects to a port of this host and says nothing; -1 when nobody listens.
+int silentStranger(int port) {
+  const int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(uint16_t(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(descriptor, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) == 0)
+    return descriptor;
+  close(descriptor);
+  return -1;
+}
+
+TEST(Rendezvous, SilentStrangersDoNotHoldTheRanksUp) {
+  const int port = freePort(3);
+  const Rendezvous here{Rendezvous::Kind::Tcp, "", "127.0.0.1", port};
+  std::vector<uint8_t> mine(8, 1), theirs(8, 2);
+  Status served;
+  std::thread first([&] { served = shareBytes(here, 0, 2, mine, deadlineIn(20)); });
+  std::vector<int> strangers;
+  while (strangers.size() < 3)
+    if (int stranger = silentStranger(port); stranger >= 0)
+      strangers.push_back(stranger);
+    else
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  // The strangers came before rank 1 and stay.
+  EXPECT_TRUE(shareBytes(here, 1, 2, theirs, deadlineIn(20)));
+  first.join();
+  EXPECT_TRUE(served) << served.message();
+  EXPECT_EQ(theirs, mine);
+  for (int stranger : strangers)
+    close(stranger);
 }
 
 TEST(Rendezvous, TextsThatAreNone) {

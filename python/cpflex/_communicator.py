@@ -1,0 +1,67 @@
+# How ranks exchange messages: threads of this process, MPI, or a transport written in Python.
+import ctypes
+
+from cpflex import _library
+from cpflex._program import _new, library
+
+TIMED_OUT, UNAVAILABLE = 5, 3  # of cpflex_code
+
+
+class Communicator:
+    """One rank's end of a group. Used by one thread at a time; of no more use after an error."""
+
+    def __init__(self, address, kept=None):
+        lib = library()
+        self._kept = kept
+        self._handle = _library.Handle(lib, address, lib.communicator_free)
+        self.rank, self.world_size = lib.communicator_rank(address), lib.communicator_world_size(address)
+
+    @classmethod
+    def mpi(cls, plugin=None):
+        """This process of an MPI job (`mpirun -n 4 python ...`)."""
+        return cls(_new(library().communicator_of_mpi, None if plugin is None else str(plugin).encode()))
+
+    @classmethod
+    def over(cls, transport):
+        """Messages carried by a Python object: `rank` and `world_size`; `start(ticket, messages)` starts (peer, is_send,
+        address, size) tuples and returns; `wait(ticket, seconds)` returns when all of a ticket have left and arrived and
+        raises otherwise. Messages between two ranks match in the order in which they were started."""
+        bridge = _Bridge(transport)
+        return cls(_new(library().communicator_of_transport, bridge.struct), bridge)
+
+    def abort(self, reason):
+        """Tells the other ranks that this one gives up. With MPI it ends the job."""
+        library().communicator_abort(self._handle.address, str(reason).encode())
+
+
+class _Bridge:
+    """The C functions of a transport. They keep what it raised, so that the call that failed can name it as its cause."""
+
+    def __init__(self, transport):
+        self.transport, self.raised = transport, None
+        self.struct = _library.Transport(rank=transport.rank, world_size=transport.world_size)
+        self.struct.start, self.struct.wait = _library.START(self._start), _library.WAIT(self._wait)
+
+    def _call(self, function, arguments, text, size):
+        try:
+            function(*arguments)
+            return 0
+        except BaseException as error:
+            self.raised = error
+            message = f"{type(error).__name__}: {error}".encode()[:size - 1] + b"\0"
+            ctypes.memmove(text, message, len(message))
+            return TIMED_OUT if isinstance(error, TimeoutError) else UNAVAILABLE
+
+    def _start(self, user_data, ticket, step, purpose, messages, count, text, size):
+        listed = [(message.peer, bool(message.is_send), message.data, message.size) for message in messages[:count]]
+        return self._call(self.transport.start, (ticket, listed), text, size)
+
+    def _wait(self, user_data, ticket, seconds, text, size):
+        return self._call(self.transport.wait, (ticket, seconds), text, size)
+
+
+def threads(world_size):
+    """The communicators of ranks that are threads of this process."""
+    lib = library()
+    group = _library.Handle(lib, _new(lib.thread_group_create, world_size), lib.thread_group_free)
+    return [Communicator(_new(lib.communicator_of_threads, group.address, rank)) for rank in range(world_size)]

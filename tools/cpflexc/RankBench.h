@@ -1,0 +1,14 @@
+// How long does one call take when ranks that are threads share it?
+#pragma once
+
+#include "tools/cpflexc/AttentionCall.h"
+
+#include <nlohmann/json_fwd.hpp>
+
+namespace cpflex {
+
+/// Plans the call for options.ranks threads of this process, runs it `repetitions` times after a first one, and adds what
+/// the slowest rank took and what the plan costs to `json`. InvalidArgument for another transport or device.
+Status benchRanks(const Options &options, AttentionCall &call, int repetitions, nlohmann::ordered_json &json);
+
+} // namespace cpflex
