@@ -206,7 +206,7 @@ def check_machine_paths(files):
 
 # Messages that only a mistake in the compiler itself can print.
 OUR_BUGS = ("the program cannot be transformed: ", "this stage cannot be printed: ", "the classifier cannot be derived: ",
-            "a lint has no tape: ")
+            "a lint has no tape: ", "the program cannot be imported: its operations are not valid")
 
 # Messages that no test prints, each with the reason.
 UNTESTED_MESSAGES = {

@@ -216,7 +216,7 @@ Entity Importer::power(const Entity &base, const Entity &exponent, SourceRange r
     return {};
   if (!lhs.isConstant() && rhs.isConstant()) {
     float value = rhs.constant->asFloat();
-    if (value == float(int(value)) && value >= 1 && value <= kLargestProduct) {
+    if (value >= 1 && value <= kLargestProduct && value == float(int(value))) {
       Entity result = lhs;
       for (int i = 1; i < int(value); ++i)
         result = emit(Operation::Mul, {result, lhs}, range);

@@ -162,10 +162,11 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
   if (!arguments)
     return {};
   if (base.kind == EntityKind::Tensor && name == "size") {
+    const std::vector<size_t> axes = freeAxes(base);
     bool isAxis = arguments->positional.size() == 1 && arguments->positional[0].isConstant() &&
                   arguments->positional[0].constant->bits >= 0 &&
-                  size_t(arguments->positional[0].constant->bits) < base.tensor->dims.size();
-    return isAxis ? dimensionValue(*base.tensor, size_t(arguments->positional[0].constant->bits),
+                  size_t(arguments->positional[0].constant->bits) < axes.size();
+    return isAxis ? dimensionValue(*base.tensor, axes[size_t(arguments->positional[0].constant->bits)],
                                    expr.range)
                   : fail(expr.range, "size(...) takes the number of an axis");
   }

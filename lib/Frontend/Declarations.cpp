@@ -1,6 +1,8 @@
 // Reads declarations: params, consts and captured arrays with their dimensions and facts.
 #include "lib/Frontend/ImporterState.h"
 
+#include "llvm/Support/SaveAndRestore.h"
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -36,6 +38,12 @@ const Expr *aliasedExpr(const Symbol &symbol) {
   bool isWritten = symbol.expr->kind == ExprKind::Tuple &&
                    size_t(symbol.element) < symbol.expr->operands.size();
   return isWritten ? symbol.expr->operands[symbol.element].get() : nullptr;
+}
+
+bool isDimensionOperator(const Expr &expr) {
+  if (expr.kind == ExprKind::Unary)
+    return expr.op == OpKind::Neg || expr.op == OpKind::Plus;
+  return expr.op == OpKind::Add || expr.op == OpKind::Sub || expr.op == OpKind::Mul || expr.op == OpKind::FloorDiv;
 }
 
 } // namespace
@@ -122,6 +130,7 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   const Stmt &statement = *symbol.statement;
   const Expr &annotation = *statement.annotation;
   symbol.isBroken = true;
+  llvm::SaveAndRestore<bool> open(symbol.isOpen, true);
   bool isForm =
       annotation.kind == ExprKind::Subscript && annotation.operands.size() == 2 &&
       annotation.operands[0]->kind == ExprKind::Name &&
@@ -239,6 +248,7 @@ std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &de
 void Importer::resolveTensor(Module &module, Symbol &symbol) {
   const Stmt &statement = *symbol.statement;
   symbol.isBroken = true;
+  llvm::SaveAndRestore<bool> open(symbol.isOpen, true);
   const Expr *shape = statement.annotation.get();
   const Expr *facts = nullptr;
   if (shape->kind == ExprKind::Call) {
@@ -293,6 +303,13 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
   }
   if (facts)
     resolveFacts(module, *facts, tensor);
+  if (auto scalar = scalarByName_.find(statement.name); scalar != scalarByName_.end()) {
+    reportConflict(module, statement.nameRange, *scalar->second->module, scalar->second->range,
+                   fmt::format("'{}' is an array in one file and a number in another; one name is one declaration in "
+                               "all files",
+                               statement.name));
+    return;
+  }
   if (auto other = tensorByName_.find(statement.name); other != tensorByName_.end()) {
     bool isSame = loadedValueType(other->second->type) == loadedValueType(tensor.type) &&
                   other->second->dims.size() == tensor.dims.size();
@@ -380,6 +397,10 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
     if (isBuiltinDimension(expr.name))
       return true;
     Definition found = definitionOf(module, expr.name);
+    if (found.symbol && found.symbol->isOpen) {
+      errorIn(module, expr.range, fmt::format("'{}' is defined by itself", expr.name));
+      return false;
+    }
     if (!found.symbol || found.symbol->isBroken)
       return false; // was reported
     if (const Expr *aliased = aliasedExpr(*found.symbol)) {
@@ -406,22 +427,30 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
     return false;
   }
   case ExprKind::Unary:
-  case ExprKind::Binary:
+  case ExprKind::Binary: {
+    if (!isDimensionOperator(expr) || expr.numTerms > kMaxDepth)
+      break;
     for (const ExprRef &operand : expr.operands)
       if (!checkDimensionNames(module, *operand))
         return false;
-    if (expr.numTerms <= kMaxDepth)
+    if (expr.op != OpKind::FloorDiv)
       return true;
-    [[fallthrough]];
-  default:
-    errorIn(module, expr.range,
-            "a dimension is a literal, a name or an expression of + - * // over them");
+    std::optional<Constant> divisor = quietly([&] { return evaluateConstant(module, *expr.operands[1]); });
+    if (!divisor || divisor->bits != 0)
+      return true;
+    errorIn(module, expr.range, "division by the constant 0");
     return false;
   }
+  default:
+    break;
+  }
+  errorIn(module, expr.range, "a dimension is a literal, a name or an expression of + - * // over them");
+  return false;
 }
 
 std::string Importer::dimensionText(Module &module, const Expr &expr) {
-  if (std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); }))
+  std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); });
+  if (constant && constant->type == ValueType::Int)
     return std::to_string(constant->bits);
   switch (expr.kind) {
   case ExprKind::Name: {

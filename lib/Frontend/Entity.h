@@ -147,6 +147,7 @@ struct Symbol {
   const TensorDeclaration *tensor = nullptr; ///< Tensor, once resolved
   Module *module = nullptr;                  ///< Imported and Module: the other file
   bool isBroken = false;                     ///< its declaration was reported
+  bool isOpen = false; ///< its declaration is being evaluated; a use meanwhile is a cycle
 };
 
 /// One loaded file.

@@ -11,6 +11,10 @@ namespace cpflex {
 
 using namespace ast;
 
+static bool isPlainFunction(const Entity &entity) {
+  return entity.kind == EntityKind::Function && entity.function->role == FunctionRole::Plain;
+}
+
 bool Importer::readScores(const Entity &entity, SourceRange range, EntryDeclaration &entry) {
   if (entity.kind == EntityKind::Tuple) {
     for (const Entity &element : entity.elements)
@@ -24,7 +28,7 @@ bool Importer::readScores(const Entity &entity, SourceRange range, EntryDeclarat
     error(range,
           fmt::format("score= takes a score function or a list of them; this is {}{}",
                       describe(entity),
-                      entity.kind == EntityKind::Function ? ", write '@score' before it" : ""));
+                      isPlainFunction(entity) ? ", write '@score' before it" : ""));
     return false;
   }
   entry.scores.push_back(entity.function);
@@ -83,7 +87,7 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
       if (!entry.mask)
         failAt(expr.range,
                fmt::format("mask= takes a mask; this is {}{}", describe(value),
-                           value.kind == EntityKind::Function ? ", write '@mask' before it" : ""));
+                           isPlainFunction(value) ? ", write '@mask' before it" : ""));
     } else if (keyword.name == "score") {
       hasFailed |= !readScores(value, expr.range, entry);
     } else {
@@ -99,6 +103,27 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
     }
   }
   return hasFailed ? std::nullopt : std::optional(std::move(entry));
+}
+
+// An alias has its meaning where it is used, if it is; its names must be known all the same.
+void Importer::checkAliases(Module &module) {
+  std::vector<const Expr *> rest;
+  for (const StmtRef &statement : module.file.statements)
+    if (statement->kind == StmtKind::Assign)
+      rest.push_back(statement->value.get());
+  while (!rest.empty()) {
+    const Expr &expr = *rest.back();
+    rest.pop_back();
+    if (expr.kind == ExprKind::Generator)
+      continue; // binds names of its own
+    if (expr.kind == ExprKind::Name && !isKnownName(module, expr.name))
+      evaluateName(expr);
+    for (const ExprRef &operand : expr.operands)
+      if (operand)
+        rest.push_back(operand.get());
+    for (const Keyword &keyword : expr.keywords)
+      rest.push_back(keyword.value.get());
+  }
 }
 
 std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {

@@ -4,6 +4,8 @@
 
 #include "dialect/Mask/MaskDialect.h"
 
+#include "llvm/Support/SaveAndRestore.h"
+
 #include <fmt/format.h>
 
 #include <limits>
@@ -124,6 +126,11 @@ Entity Importer::evaluateName(const Expr &expr) {
                                       suggestion(expr.name, visibleNames())));
 }
 
+bool Importer::isKnownName(const Module &module, const std::string &name) const {
+  return module.symbols.contains(name) || isBuiltinDimension(name) || isBuiltinFunction(name) ||
+         valueTypeNamed(name) || name == "inf" || name == "pi" || name == "torch" || name == "math";
+}
+
 std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {
   if (auto symbol = module.symbols.find(name); symbol != module.symbols.end())
     return evaluateSymbol(module, symbol->second, range);
@@ -158,6 +165,9 @@ std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, 
 
 Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange range) {
   Entity entity;
+  if (symbol.isOpen)
+    return fail(range, fmt::format("'{}' is defined by itself",
+                                   std::string(module.file.source->slice(symbol.range))));
   if (symbol.kind == SymbolKind::Scalar && !symbol.scalar && !symbol.isBroken)
     resolveScalar(module, symbol);
   if (symbol.isBroken)
@@ -200,10 +210,7 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
     return emitLeaf(state, ValueType::Int);
   }
   case SymbolKind::Alias: {
-    if (openAliases_[&symbol])
-      return fail(range, fmt::format("'{}' is defined by itself",
-                                     std::string(module.file.source->slice(symbol.range))));
-    openAliases_[&symbol] = true;
+    llvm::SaveAndRestore<bool> open(symbol.isOpen, true);
     Frame local;
     local.module = &module;
     local.callerModule = frame().module;
@@ -218,7 +225,6 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
         value = Entity(value.elements[symbol.element]);
     }
     frames_.pop_back();
-    openAliases_[&symbol] = false;
     return value;
   }
   case SymbolKind::Imported:
@@ -328,7 +334,10 @@ Entity Importer::evaluateCompare(const Expr &expr) {
     lintWindow(expr.ops[i], *expr.operands[i], rhsExpr);
     SourceRange range{expr.operands[i]->range.begin, rhsExpr.range.end};
     Entity one;
-    if (expr.ops[i] == OpKind::In || expr.ops[i] == OpKind::NotIn) {
+    bool isMembership = expr.ops[i] == OpKind::In || expr.ops[i] == OpKind::NotIn;
+    if (isMembership && expr.ops.size() > 1)
+      return fail(expr.range, "'in' does not chain with other comparisons; write 'and' between them");
+    if (isMembership) {
       if (!lhs.isError())
         one = evaluateMembership(lhs, rhsExpr, range);
       if (!one.isError() && expr.ops[i] == OpKind::NotIn)
@@ -406,7 +415,7 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
   if (base.kind == EntityKind::Tensor && expr.name == "shape") {
     Entity shape;
     shape.kind = EntityKind::Tuple;
-    for (size_t axis = base.elements.size(); axis < base.tensor->dims.size(); ++axis)
+    for (size_t axis : freeAxes(base))
       shape.elements.push_back(dimensionValue(*base.tensor, axis, expr.range));
     return shape;
   }

@@ -3,6 +3,8 @@
 
 #include "dialect/Mask/MaskDialect.h"
 
+#include "mlir/IR/Verifier.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -221,9 +223,21 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
     }
     emitEntryPoint(entry);
   }
+  auto checkName = [&](const auto *declaration) {
+    for (const EntryDeclaration &entry : entries)
+      if (declaration->module != main_ && entry.name == declaration->name)
+        addNote(error(entry.range, fmt::format("'{}' is already defined; an entry point needs a name of its own",
+                                               entry.name)),
+                declaration->module->file.source, declaration->range, "defined here");
+  };
+  std::for_each(usedScalars_.begin(), usedScalars_.end(), checkName);
+  std::for_each(usedTensors_.begin(), usedTensors_.end(), checkName);
+  checkAliases(*main_);
   checkUnusedFunctions(*main_);
   emitDeclarations();
   frames_.pop_back();
+  if (!diagnostics_.hasErrors() && mlir::failed(mlir::verify(*result_)))
+    errorIn(*main_, {0, 0}, "the program cannot be imported: its operations are not valid");
   if (diagnostics_.hasErrors())
     return {};
   for (const Module *module : loadOrder_)

@@ -99,6 +99,7 @@ private:
   Entity evaluateUnguarded(const ast::Expr &expr);
   Entity evaluateName(const ast::Expr &expr);
   Entity evaluateSymbol(Module &module, Symbol &symbol, SourceRange range);
+  bool isKnownName(const Module &module, const std::string &name) const;
   std::optional<Entity> lookUp(Module &module, const std::string &name, SourceRange range);
   Entity evaluateUnary(const ast::Expr &expr);
   Entity evaluateChain(const ast::Expr &expr);
@@ -108,6 +109,10 @@ private:
   Entity evaluateConditional(const ast::Expr &expr);
   Entity evaluateAttribute(const ast::Expr &expr);
   Entity evaluateSubscript(const ast::Expr &expr);
+  /// The axes of an array that no index was given for.
+  static std::vector<size_t> freeAxes(const Entity &tensor);
+  /// An array of which further axes, the first free ones, have their index. There are at least as many.
+  static Entity indexed(Entity tensor, std::span<const Entity> indices);
   Entity load(const Entity &tensor, SourceRange range);
   Entity dimensionValue(const TensorDeclaration &tensor, size_t axis, SourceRange range);
   std::optional<Constant> evaluateConstant(Module &module, const ast::Expr &expr);
@@ -190,6 +195,7 @@ private:
   std::vector<EntryDeclaration> collectEntryPoints(Module &module);
   std::optional<EntryDeclaration> readAttention(Module &module, const ast::Expr &call);
   bool readScores(const Entity &entity, SourceRange range, EntryDeclaration &entry);
+  void checkAliases(Module &module);
   void emitPredicate(const std::string &name, const MaskValue &mask, SourceRange range);
   void emitScore(const std::string &name, const EntryDeclaration &entry);
   void emitEntryPoint(const EntryDeclaration &entry);
@@ -242,7 +248,6 @@ private:
   std::vector<Frame *> frames_;
   std::set<const ast::Stmt *> inlined_;  ///< functions that were type-checked by use
   std::set<const Symbol *> usedSymbols_; ///< of any kind, evaluated at least once
-  std::map<Symbol *, bool> openAliases_; ///< aliases being evaluated, to find cycles
   int depth_ = 0;
   int numOperations_ = 0;
   int numEvaluations_ = 0;

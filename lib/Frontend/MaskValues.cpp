@@ -112,18 +112,16 @@ Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity
     return position;
   const Entity *all[] = {&at.b, &at.h, &position};
   if (map.kind == EntityKind::Tensor) {
-    Entity indexed = map;
-    size_t numFree = map.tensor->dims.size() - map.elements.size();
+    const size_t numFree = freeAxes(map).size();
     if (numFree < 1 || numFree > 3)
       return fail(range, fmt::format("'{}' has {} dimensions; remap takes an array over positions, "
                                      "(batch, position) or (batch, head, position)",
                                      map.tensor->name, map.tensor->dims.size()));
-    if (numFree == 3)
-      indexed.elements.push_back(at.b), indexed.elements.push_back(at.h);
-    else if (numFree == 2)
-      indexed.elements.push_back(at.b);
-    indexed.elements.push_back(position);
-    return toInt(load(indexed, range), range, "a position");
+    const Entity given[] = {at.b, at.h, position};
+    const Entity indices[] = {at.b, position};
+    const Entity element =
+        numFree == 3 ? indexed(map, given) : indexed(map, std::span(indices).last(numFree));
+    return toInt(load(element, range), range, "a position");
   }
   size_t numParameters = map.function->statement->parameters.size();
   if (numParameters < 1 || numParameters > 3)
@@ -146,9 +144,8 @@ Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity
 Entity Importer::perHeadCondition(const MaskValue &mask, const Coordinates &at, SourceRange range) {
   const Entity &condition = mask.condition;
   if (condition.kind == EntityKind::Tensor) {
-    Entity indexed = condition;
-    indexed.elements.push_back(at.h);
-    return toBool(toScalar(indexed, range), range, "per_head");
+    const Entity element = freeAxes(condition).size() == 1 ? indexed(condition, {&at.h, 1}) : condition;
+    return toBool(toScalar(element, range), range, "per_head");
   }
   Arguments arguments;
   arguments.range = range;
@@ -161,23 +158,19 @@ Entity Importer::perHeadCondition(const MaskValue &mask, const Coordinates &at, 
 
 Entity Importer::documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position,
                                SourceRange range) {
-  Entity indexed = offsets;
-  size_t rank = offsets.tensor->dims.size();
-  if (rank - offsets.elements.size() == 2)
-    indexed.elements.push_back(at.b);
-  if (rank - indexed.elements.size() != 1)
+  const std::vector<size_t> axes = freeAxes(offsets);
+  if (axes.size() != 1 && axes.size() != 2)
     return fail(
         range,
         fmt::format("'{}' has {} dimensions; per_document takes offsets of shape [D] or [B, D]",
-                    offsets.tensor->name, rank));
-  Entity count = dimensionValue(*offsets.tensor, rank - 1, range);
+                    offsets.tensor->name, offsets.tensor->dims.size()));
+  const Entity row = axes.size() == 2 ? indexed(offsets, {&at.b, 1}) : offsets;
+  Entity count = dimensionValue(*offsets.tensor, axes.back(), range);
   Entity zero = Entity::ofConstant(Constant::ofInt(0));
   if (count.isError())
     return {};
   return reduce(int(mask::ReductionKind::Max), count, range, [&](Entity index) {
-    Entity element = indexed;
-    element.elements.push_back(index);
-    Entity offset = toInt(load(element, range), range, "an offset");
+    Entity offset = toInt(load(indexed(row, {&index, 1}), range), range, "an offset");
     if (offset.isError())
       return offset;
     Entity isBefore = emit(Operation::Le, {offset, position}, range);
@@ -202,6 +195,9 @@ Entity Importer::callMaskCombinator(const std::string &name, const Arguments &gi
     return value.operands.back() != nullptr;
   };
   if (name == "and_masks" || name == "or_masks") {
+    if (!given.named.empty())
+      return fail(given.named.begin()->second.second,
+                  fmt::format("'{}' has no argument '{}'; expected masks", name, given.named.begin()->first));
     Entity result;
     for (const Entity &entity : given.positional)
       result = result.isError() ? entity

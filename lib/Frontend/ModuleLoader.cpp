@@ -172,7 +172,8 @@ FunctionRole Importer::roleOf(Module &module, const Stmt &function) {
   FunctionRole role = FunctionRole::Plain;
   for (const ExprRef &decorator : function.decorators) {
     const Expr &name = decorator->kind == ExprKind::Call ? *decorator->operands[0] : *decorator;
-    if (name.name == "mask" || name.name == "score") {
+    bool isBare = decorator->kind == ExprKind::Name;
+    if (isBare && (name.name == "mask" || name.name == "score")) {
       role = name.name == "mask" ? FunctionRole::Mask : FunctionRole::Score;
       continue;
     }

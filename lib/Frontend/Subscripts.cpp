@@ -22,7 +22,10 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
       index = evaluate(operand);
       // `x[(i, j)]` and `x[i, j]` are the same in Python.
       if (index.kind == EntityKind::Tuple && expr.operands.size() == 2) {
-        indices.insert(indices.end(), index.elements.begin(), index.elements.end());
+        for (const Entity &element : index.elements) {
+          indices.push_back(toInt(element, operand.range, "an index"));
+          hasFailed |= indices.back().isError();
+        }
         continue;
       }
       if (!index.isError())
@@ -45,18 +48,18 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
   }
   if (base.kind != EntityKind::Tensor)
     return fail(expr.range, fmt::format("{} cannot be indexed", describe(base)));
-  size_t rank = base.tensor->dims.size();
+  const size_t rank = base.tensor->dims.size();
+  const std::vector<size_t> axes = freeAxes(base);
+  if (indices.size() > axes.size()) {
+    const size_t given = rank - axes.size() + indices.size();
+    Diagnostic &diagnostic = error(
+        expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name, rank,
+                                rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
+    addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
+    return {};
+  }
   for (size_t i = 0; i < indices.size(); ++i) {
-    size_t axis = base.elements.size() + i;
-    if (axis >= rank) {
-      size_t given = base.elements.size() + indices.size();
-      Diagnostic &diagnostic = error(
-          expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name,
-                                  rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
-      addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
-      return {};
-    }
-    const Dimension &dimension = base.tensor->dims[axis];
+    const Dimension &dimension = base.tensor->dims[axes[i]];
     if (!indices[i].isConstant())
       continue;
     int64_t index = indices[i].constant->bits;
@@ -75,11 +78,27 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
     addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
     return {};
   }
-  base.elements.insert(base.elements.end(), indices.begin(), indices.end());
-  bool hasSlice = false;
-  for (const Entity &index : base.elements)
-    hasSlice |= index.kind == EntityKind::Slice;
-  return base.elements.size() == rank && !hasSlice ? load(base, expr.range) : base;
+  base = indexed(std::move(base), indices);
+  return freeAxes(base).empty() ? load(base, expr.range) : base;
+}
+
+std::vector<size_t> Importer::freeAxes(const Entity &tensor) {
+  std::vector<size_t> axes;
+  for (size_t axis = 0; axis < tensor.tensor->dims.size(); ++axis)
+    if (axis >= tensor.elements.size() || tensor.elements[axis].kind == EntityKind::Slice)
+      axes.push_back(axis);
+  return axes;
+}
+
+Entity Importer::indexed(Entity tensor, std::span<const Entity> indices) {
+  const std::vector<size_t> axes = freeAxes(tensor);
+  Entity slice;
+  slice.kind = EntityKind::Slice;
+  if (!indices.empty())
+    tensor.elements.resize(std::max(tensor.elements.size(), axes[indices.size() - 1] + 1), slice);
+  for (size_t i = 0; i < indices.size(); ++i)
+    tensor.elements[axes[i]] = indices[i];
+  return tensor;
 }
 
 Entity Importer::load(const Entity &tensor, SourceRange range) {
@@ -112,12 +131,16 @@ Entity Importer::evaluateMembership(const Entity &element, const Expr &container
   Entity needle = toScalar(element, range);
   if (needle.isError())
     return {};
-  if (container.kind == ExprKind::Call && container.operands[0]->name == "range" &&
-      container.keywords.empty() && container.operands.size() >= 2 &&
+  if (container.kind == ExprKind::Call && container.operands[0]->kind == ExprKind::Name &&
+      container.operands[0]->name == "range" && container.keywords.empty() && container.operands.size() >= 2 &&
       container.operands.size() <= 3) {
     Entity begin = container.operands.size() == 3 ? evaluate(*container.operands[1])
                                                   : Entity::ofConstant(Constant::ofInt(0));
     Entity end = evaluate(*container.operands.back());
+    if (!begin.isError())
+      begin = toInt(begin, container.operands[1]->range, "'range'");
+    if (!end.isError())
+      end = toInt(end, container.operands.back()->range, "'range'");
     if (begin.isError() || end.isError())
       return {};
     Entity isAfter = compare(OpKind::Le, begin, needle, range);

@@ -62,6 +62,16 @@ TEST(Importer, followsAliasesInDimensions) {
   EXPECT_TRUE(contains(module, "mask.capture @tab : i32 [\"5\", \"N * 2\"]")) << module;
 }
 
+TEST(Importer, readsPartlyIndexedArrays) {
+  std::string module = moduleOf("t: tensor[i32, 3, 7]\n"
+                                "to: tensor[i32, KV_LEN]\n"
+                                "@mask\ndef low(b, h, q, kv):\n"
+                                "    return t[b].size(0) + t[b].shape[0] + t[b, :][kv] + t[:, q][b] == 14\n"
+                                "attention(\"m\", mask=remap(low, kv=to[:]))\n");
+  EXPECT_TRUE(contains(module, "mask.load @to")) << module;
+  EXPECT_TRUE(contains(module, "14")) << module;
+}
+
 TEST(Importer, takesConstsFromOptions) {
   ImportOptions options;
   options.constants = {{"R", "7"}, {"X", "-0.5"}, {"Y", "True"}};
