@@ -1,8 +1,9 @@
 // Would machine code classify tiles faster than the interpreter does, and when would it pay for its
 // compilation? Walks the same hierarchy of tiles with the interpreter, with the interpreter that
-// drops decided arms, and with C++ that stands for the machine code of the same interval expression,
-// called through a pointer as compiled code would be. Beside it, how long LLVM takes for the host
-// code of the predicate, which is about the size of its interval form. Times are the processor's.
+// drops decided arms, and with machine code that LLVM makes of the classifier that the compiler
+// derives. Times are the processor's.
+#include "bench/block_mask/ClassifierCode.h"
+#include "lib/API/ProgramState.h"
 #include "lib/API/cpflex.h"
 #include "runtime/BlockMask/IntervalEvaluator.h"
 #include "test/runtime/BlockMask/TapeBuilder.h"
@@ -19,6 +20,7 @@
 namespace {
 
 using namespace cpflex;
+using namespace cpflex::bench;
 using namespace cpflex::test;
 
 constexpr int64_t kTile = 128, kBandRows = 128, kMinTilesToPrune = 64;
@@ -29,81 +31,32 @@ double processorMs() {
   return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
 }
 
-// What compiled interval code consists of.
-struct Interval {
-  int64_t lo, hi;
-};
-struct Truth {
-  bool canBeTrue, canBeFalse;
-};
-Interval minus(Interval a, Interval b) { return {a.lo - b.hi, a.hi - b.lo}; }
-Interval quotient(Interval a, int64_t n) { return {a.lo / n, a.hi / n}; }
-Truth isAtMost(Interval a, Interval b) { return {a.lo <= b.hi, a.hi > b.lo}; }
-Truth isBelow(Interval a, int64_t b) { return {a.lo < b, a.hi >= b}; }
-Truth isEqual(Interval a, Interval b) {
-  return {a.lo <= b.hi && b.lo <= a.hi, a.lo != a.hi || b.lo != b.hi || a.lo != b.lo};
-}
-Truth both(Truth a, Truth b) {
-  return {a.canBeTrue && b.canBeTrue, a.canBeFalse || b.canBeFalse};
-}
-Truth either(Truth a, Truth b) {
-  return {a.canBeTrue || b.canBeTrue, a.canBeFalse && b.canBeFalse};
-}
-TileClass classOf(Truth truth) {
-  return !truth.canBeTrue    ? TileClass::Empty
-         : truth.canBeFalse ? TileClass::Partial
-                            : TileClass::Full;
-}
-
-/// The parts of a tile as intervals, and the one captured array.
-struct TileArguments {
-  Interval q, kv;
-  const int32_t *ids;
-  Interval ids_(Interval at) const { return {ids[at.lo], ids[at.hi]}; }
-};
-using CompiledClassifier = TileClass (*)(const PositionBounds &tile, const int32_t *ids);
-
-template <Truth (*predicate)(const TileArguments &)>
-TileClass compiled(const PositionBounds &tile, const int32_t *ids) {
-  return classOf(predicate({{tile.qLo, tile.qHi}, {tile.kvLo, tile.kvHi}, ids}));
-}
-Truth causalOf(const TileArguments &t) { return isAtMost(t.kv, t.q); }
-Truth streamingOf(const TileArguments &t) {
-  return both(causalOf(t), either(isBelow(t.kv, 4), isBelow(minus(t.q, t.kv), 2044)));
-}
-Truth chunkedOf(const TileArguments &t) {
-  return both(causalOf(t), isEqual(quotient(t.q, 2048), quotient(t.kv, 2048)));
-}
-Truth documentsOf(const TileArguments &t) {
-  return both(causalOf(t), isEqual(t.ids_(t.q), t.ids_(t.kv)));
-}
-
-/// A mask in three forms.
+/// A mask as a tape and as a program.
 struct ComparedMask {
   const char *name;
   std::function<Value(TapeBuilder &, int ids)> make;
-  CompiledClassifier code;
-  const char *text; ///< as a program
+  const char *text;
 };
 
 std::vector<ComparedMask> comparedMasks() {
   auto causal = [](TapeBuilder &b) { return b.kv() <= b.q(); };
   return {
-      {"causal", [=](TapeBuilder &b, int) { return causal(b); }, compiled<causalOf>,
-       "return kv <= q"},
+      {"causal", [=](TapeBuilder &b, int) { return causal(b); }, "return kv <= q"},
+      {"window 1024", [=](TapeBuilder &b, int) { return causal(b) & (b.q() - b.kv() < 1024); },
+       "return kv <= q and q - kv < 1024"},
       {"sink 4 + window 2044",
        [=](TapeBuilder &b, int) {
          return causal(b) & ((b.kv() < 4) | (b.q() - b.kv() < 2044));
        },
-       compiled<streamingOf>, "return kv <= q and (kv < 4 or q - kv < 2044)"},
+       "return kv <= q and (kv < 4 or q - kv < 2044)"},
       {"chunked 2048",
        [=](TapeBuilder &b, int) { return causal(b) & (b.q() / 2048 == b.kv() / 2048); },
-       compiled<chunkedOf>, "return kv <= q and q // 2048 == kv // 2048"},
+       "return kv <= q and q // 2048 == kv // 2048"},
       {"1000 documents",
        [=](TapeBuilder &b, int ids) {
          return causal(b) & (b.load(ids, {b.q()}) == b.load(ids, {b.kv()}));
        },
-       compiled<documentsOf>, "return kv <= q and doc[q] == doc[kv]"},
+       "return kv <= q and doc[q] == doc[kv]"},
   };
 }
 
@@ -170,9 +123,11 @@ struct PlainInterpreter {
   TileClass classify(const PositionBounds &tile) { return evaluator.classify(tile); }
 };
 struct MachineCode {
-  CompiledClassifier code;
-  const int32_t *ids;
-  TileClass classify(const PositionBounds &tile) { return code(tile, ids); }
+  ClassifyFunction code;
+  const std::vector<int32_t> &ids;
+  TileClass classify(const PositionBounds &tile) {
+    return TileClass(code(&tile, ids.data(), int64_t(ids.size())));
+  }
 };
 
 struct Walked {
@@ -195,25 +150,28 @@ template <typename Make> Walked leastOf(int64_t length, const Make &make) {
   return best;
 }
 
-/// Milliseconds that LLVM takes for the host code of a predicate, the least of some.
-double compilationMs(const char *text) {
-  double least = 0;
+/// Machine code of the classifier that the compiler derives, and what it cost after the derivation, the least of some.
+struct Compiled {
+  CompiledClassifier code;
+  double milliseconds = 0;
+};
+Compiled compiledOf(const char *text) {
+  Compiled compiled;
+  std::string source = fmt::format("doc: tensor[i32, KV_LEN](sorted)\n\n\n@mask\ndef m(b, h, q, kv):\n"
+                                   "    {}\n\n\nattention(\"m\", mask=m)\n",
+                                   text);
+  CompileOptions options;
+  options.cacheDir = ""; // a program from the cache has no modules
+  CompileResult result = compileText("m.cpf", source, options);
+  if (!result.program)
+    return compiled;
   for (int i = 0; i < 5; ++i) {
-    std::string source = fmt::format("doc: tensor[i32, KV_LEN](sorted)\n\n\n@mask\ndef m(b, h, q, kv):\n"
-                                     "    {}\n\n\nattention(\"m\", mask=m)\n",
-                                     text);
-    CompileResult result = compileText("m.cpf", source);
-    if (!result.program)
-      return -1;
-    std::vector<int64_t> dims = {1, 1, 1, 8192, 8192};
-    Bindings bindings{.dims = dims.data()};
     double begin = processorMs();
-    if (!result.program->hostFunctions(result.program->entries()[0], bindings))
-      return -1;
+    compiled.code = compileClassifier(*result.program->state().simplified, "m.mask");
     double spent = processorMs() - begin;
-    least = i == 0 ? spent : std::min(least, spent);
+    compiled.milliseconds = i == 0 ? spent : std::min(compiled.milliseconds, spent);
   }
-  return least;
+  return compiled;
 }
 
 } // namespace
@@ -222,7 +180,11 @@ int main() {
   fmt::print("{:<22} {:>9} {:>9} {:>12} {:>12} {:>12} {:>9} {:>12}\n", "mask", "tokens", "tiles",
              "interpreter", "with pruning", "machine code", "LLVM ms", "pays from");
   for (const ComparedMask &mask : comparedMasks()) {
-    double llvm = compilationMs(mask.text);
+    Compiled compiled = compiledOf(mask.text);
+    if (!compiled.code.classify) {
+      fmt::print("{:<22} has no machine code\n", mask.name);
+      continue;
+    }
     for (int64_t length : {int64_t(8192), int64_t(1) << 20}) {
       std::vector<int32_t> ids(length);
       for (int64_t i = 0; i < length; ++i)
@@ -237,14 +199,15 @@ int main() {
       TapeProgram program = specialize(builder.tape(), builder.bindings(), options);
       Walked plain = leastOf(length, [&] { return PlainInterpreter(program); });
       Walked pruning = leastOf(length, [&] { return PruningInterpreter(program); });
-      Walked code = leastOf(length, [&] { return MachineCode{mask.code, ids.data()}; });
+      Walked code = leastOf(length, [&] { return MachineCode{compiled.code.classify, ids}; });
       if (plain.open != code.open || pruning.open != code.open)
         fmt::print("the forms of '{}' do not agree\n", mask.name);
       // Tiles after which the faster code has earned its compilation.
       double perTile = (pruning.milliseconds - code.milliseconds) / static_cast<double>(code.looked);
       fmt::print("{:<22} {:>9} {:>9} {:>12.3f} {:>12.3f} {:>12.3f} {:>9.1f} {:>12}\n", mask.name,
                  length, code.looked, plain.milliseconds, pruning.milliseconds, code.milliseconds,
-                 llvm, perTile > 0 ? fmt::format("{:.0f} tiles", llvm / perTile) : "never");
+                 compiled.milliseconds,
+                 perTile > 0 ? fmt::format("{:.0f} tiles", compiled.milliseconds / perTile) : "never");
     }
   }
   return 0;

@@ -43,12 +43,31 @@ StatusOr<PairCounts> countPairs(const cpflex_block_mask &mask) {
                                        mask.numThreads, mask.part));
 }
 
-StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &format,
-                           const cpflex_picture_options &options) {
+// Where documents begin: what the caller says, or what the captures of the mask say.
+StatusOr<std::vector<std::vector<int64_t>>> documentBounds(const cpflex_block_mask &mask,
+                                                           const cpflex_picture_options &options) {
+  std::vector<std::vector<int64_t>> bounds;
+  if (!options.document_bounds) {
+    if (mask.binding && mask.version == mask.binding->version())
+      bounds = documentBoundsOf(mask.program->signature().captures, mask.binding->bindings(), mask.result->mask);
+    return bounds;
+  }
+  std::vector<int64_t> &given = bounds.emplace_back(options.document_bounds,
+                                                    options.document_bounds + options.num_document_bounds);
+  if (!std::is_sorted(given.begin(), given.end()))
+    return Status::invalid("'document_bounds' do not ascend; expected the positions where documents begin, in order");
+  return bounds;
+}
+
+StatusOr<PictureOptions> pictureOf(const cpflex_block_mask &mask, const cpflex_picture_options &options) {
   const BlockMask &blocks = mask.result->mask;
   PictureOptions picture;
   picture.batch = options.batch;
   picture.head = options.head;
+  if (options.heads != CPFLEX_PICTURE_ONE && options.heads != CPFLEX_PICTURE_DISTINCT)
+    return Status::invalid(fmt::format("'heads' is {}; expected {} or {}", options.heads, int(CPFLEX_PICTURE_ONE),
+                                       int(CPFLEX_PICTURE_DISTINCT)));
+  picture.heads = options.heads == CPFLEX_PICTURE_DISTINCT ? PictureHeads::Distinct : PictureHeads::One;
   if (options.batch < 0 || options.batch >= blocks.batch || options.head < 0 || options.head >= blocks.heads)
     return Status::invalid(fmt::format("the picture shows batch row {} and head {}; expected them below {} and {}",
                                        options.batch, options.head, blocks.batch, blocks.heads));
@@ -61,16 +80,28 @@ StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &for
   if (mask.entry)
     for (const Residual &residual : mask.entry->residuals)
       picture.residuals.push_back(residual.text);
-  if (format == "text")
-    return drawText(blocks, picture);
-  if (format == "svg")
-    return drawSvg(blocks, picture);
-  if (format == "png")
-    return drawPng(blocks, picture);
+  StatusOr<std::vector<std::vector<int64_t>>> bounds = documentBounds(mask, options);
+  if (!bounds)
+    return bounds.status();
+  picture.documentBounds = std::move(*bounds);
+  return picture;
+}
+
+StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &format,
+                           const cpflex_picture_options &options) {
+  const BlockMask &blocks = mask.result->mask;
+  if (format == "text" || format == "svg" || format == "png") {
+    StatusOr<PictureOptions> picture = pictureOf(mask, options);
+    if (!picture)
+      return picture.status();
+    return format == "png"   ? drawPng(blocks, *picture)
+           : format == "svg" ? StatusOr<std::string>(drawSvg(blocks, *picture))
+                             : StatusOr<std::string>(drawText(blocks, *picture));
+  }
   if (format == "json")
     return toJson(*mask.result, {.compileMs = 0, .buildMs = mask.buildMs}, /*pairs=*/nullptr);
   if (format == "npz") {
-    StatusOr<IndexLists> lists = toIndexLists(blocks, kMostNpzBytes);
+    StatusOr<IndexLists> lists = toIndexLists(blocks);
     return lists ? StatusOr<std::string>(toNpz(*lists)) : lists.status();
   }
   return Status::invalid(fmt::format("'format' is '{}'; expected text, svg, png, json or npz", format));
@@ -184,6 +215,31 @@ cpflex_error *cpflex_block_mask_draw(const cpflex_block_mask *mask, const char *
     if (drawn)
       giveBytes(std::move(*drawn), picture);
     return drawn.status();
+  });
+}
+
+cpflex_error *cpflex_block_mask_draw_difference(const cpflex_block_mask *left, const cpflex_block_mask *right,
+                                                const char *format, const cpflex_picture_options *options,
+                                                int64_t *differing_tiles, cpflex_buffer **picture) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(bothRequired(left, "left", right, "right"));
+    CPFLEX_RETURN_IF_ERROR(bothRequired(format, "format", picture, "picture"));
+    const std::string wanted = format;
+    if (wanted != "text" && wanted != "svg" && wanted != "png")
+      return Status::invalid(fmt::format("'format' is '{}'; expected text, svg or png", wanted));
+    StatusOr<PictureOptions> shown = pictureOf(*left, options ? *options : cpflex_picture_options{});
+    if (!shown)
+      return shown.status();
+    const auto drawDifference = wanted == "svg"   ? drawDifferenceSvg
+                                : wanted == "png" ? drawDifferencePng
+                                                  : drawDifferenceText;
+    StatusOr<MaskDifference> drawn = drawDifference(left->result->mask, right->result->mask, *shown);
+    if (!drawn)
+      return drawn.status();
+    if (differing_tiles)
+      *differing_tiles = drawn->differingTiles;
+    giveBytes(std::move(drawn->picture), picture);
+    return Status::ok();
   });
 }
 

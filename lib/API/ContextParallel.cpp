@@ -40,6 +40,7 @@ RankCall rankCallOf(const Executable::State &executable) {
   call.normalization = problem.normalization;
   call.tape = executable.entry.hasMask ? &executable.entry.tape : nullptr;
   call.declarations = executable.program->signature().captures;
+  call.residuals = executable.entry.residuals;
   call.functions = problem.functions;
   call.bindings = problem.bindings;
   call.summaries = &executable.binding->summaries();

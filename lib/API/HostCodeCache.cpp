@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char *kObjectFile = "host.o", *kDescriptionFile = "host.json";
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;
 
 /// A description that may be damaged; null values where a member is missing.
 Json parsed(const std::string &text) {
@@ -62,8 +62,12 @@ std::optional<HostObject> HostCodeCache::find(const std::string &key) const {
   if (object.value("object_sha256", Json()) != Json(sha256(*bytes)))
     return std::nullopt;
   disk_.touch(key);
-  return HostObject{std::move(*bytes), isTrue(object, "evaluate_tile"), isTrue(object, "score"),
-                    isTrue(object, "score_gradient")};
+  const Json residuals = object.value("residuals", Json());
+  return HostObject{.bytes = std::move(*bytes),
+                    .hasEvaluateTile = isTrue(object, "evaluate_tile"),
+                    .residuals = residuals.is_number_unsigned() ? residuals.get<uint32_t>() : 0,
+                    .hasScore = isTrue(object, "score"),
+                    .hasScoreGradient = isTrue(object, "score_gradient")};
 }
 
 Status HostCodeCache::store(const std::string &key, const std::string &entry, const HostObject &object) const {
@@ -71,6 +75,7 @@ Status HostCodeCache::store(const std::string &key, const std::string &entry, co
                             {"object_sha256", sha256(object.bytes)},
                             {"entry", entry},
                             {"evaluate_tile", object.hasEvaluateTile},
+                            {"residuals", object.residuals},
                             {"score", object.hasScore},
                             {"score_gradient", object.hasScoreGradient}};
   const std::string text = description.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";

@@ -11,6 +11,7 @@
 #include "lib/Jit/HostJit.h"
 #include "lib/Transforms/Passes.h"
 #include "lib/Transforms/TapeFromClassifier.h"
+#include "runtime/BlockMask/ResidualChoice.h"
 
 #include "mlir/Pass/PassManager.h"
 #include "llvm/Support/raw_ostream.h"
@@ -26,6 +27,17 @@ namespace {
 using AddPasses = void (*)(mlir::OpPassManager &);
 
 void addNarrowing(mlir::OpPassManager &passes) { addIntegerNarrowing(passes, {.boundedParams = true}); }
+
+// From the simplified module, whose residuals are those of the tape.
+void addWideHostCode(mlir::OpPassManager &passes) {
+  passes.addPass(createEnumerateResiduals());
+  addScoreDifferentiation(passes);
+}
+
+void addNarrowHostCode(mlir::OpPassManager &passes) {
+  addWideHostCode(passes);
+  addNarrowing(passes);
+}
 
 // The module after a pipeline; null when a pass failed, which the context's handler has been told.
 mlir::OwningOpRef<mlir::ModuleOp> transformed(mlir::ModuleOp module, AddPasses addPasses) {
@@ -77,6 +89,13 @@ private:
 constexpr const char *kFromCache = "took from the cache";
 
 } // namespace
+
+mlir::ModuleOp Program::State::hostModule(bool isNarrow) {
+  mlir::OwningOpRef<mlir::ModuleOp> &kept = isNarrow ? hostNarrow : hostWide;
+  if (!kept)
+    kept = transformed(*simplified, isNarrow ? addNarrowHostCode : addWideHostCode);
+  return kept.get();
+}
 
 Program::Program(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Program::~Program() = default;
@@ -271,9 +290,12 @@ StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const 
     return textOf(*module);
   }
   case Stage::Llvm:
-    return orFailure(emitLLVM(*state.narrow, entry.name));
-  case Stage::Assembly:
-    return orFailure(emitAssembly(*state.narrow, entry.name));
+  case Stage::Assembly: {
+    mlir::ModuleOp module = state.hostModule(/*isNarrow=*/true);
+    if (!module)
+      return orFailure(mlir::failure());
+    return orFailure(stage == Stage::Llvm ? emitLLVM(module, entry.name) : emitAssembly(module, entry.name));
+  }
   case Stage::Cuda: {
     mlir::FailureOr<DeviceFunctions> functions = emitCudaFunctors(*state.narrow, entry.name);
     if (mlir::failed(functions))
@@ -327,7 +349,10 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
     JitOptions options;
     options.functions =
         compiled == CallPasses::Forward ? HostFunctionSet::Forward : HostFunctionSet::ForwardAndBackward;
-    mlir::FailureOr<HostObject> object = compileHostObject(state.codeModule(bindings), entry.name, options);
+    mlir::ModuleOp module = state.hostModule(isNarrow);
+    mlir::FailureOr<HostObject> object = mlir::failure();
+    if (module)
+      object = compileHostObject(module, entry.name, options);
     if (mlir::failed(object))
       return Status::invalid("host code cannot be compiled: " + collector.text());
     functions.emplace();
@@ -344,6 +369,7 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
     warnUnlessOk(state, ProgramCache(*state.options.cacheDir).store(state.programKey, state.path, state.summary));
     state.programKey.clear();
   }
+  functions->residualKey = residualKeyOf(entry.tape, entry.residuals);
   state.hostFunctions.emplace(std::make_tuple(entry.name, isNarrow, compiled), *functions);
   return *functions;
 }

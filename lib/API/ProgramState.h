@@ -33,6 +33,10 @@ struct Program::State {
     return mayRunNarrowCode(summary.signature, bindings) ? *narrow : *differentiated;
   }
 
+  /// What host code is compiled from, made at the first call: codeModule and the residuals of its masks. Null when a
+  /// pass failed, which the context's handler has been told.
+  mlir::ModuleOp hostModule(bool isNarrow);
+
   /// Held by whoever uses the context, its modules or `hostFunctions`.
   mutable std::mutex mutex;
   std::string path, text;              ///< the main file
@@ -45,7 +49,8 @@ struct Program::State {
   Status modulesStatus;
   std::unique_ptr<mlir::MLIRContext> ctx; ///< null until modules are made, as they are
   mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
-  std::vector<Diagnostic> syntaxLints; ///< found while importing
+  mlir::OwningOpRef<mlir::ModuleOp> hostNarrow, hostWide; ///< see hostModule
+  std::vector<Diagnostic> syntaxLints;                    ///< found while importing
 
   /// By entry point, whether ints are narrow, and passes.
   std::map<std::tuple<std::string, bool, CallPasses>, HostFunctions> hostFunctions;

@@ -352,18 +352,34 @@ enum { CPFLEX_TILE_EMPTY = 0, CPFLEX_TILE_FULL = 1, CPFLEX_TILE_PARTIAL = 2 };
 CPFLEX_EXPORT cpflex_error *cpflex_block_mask_classes(const cpflex_block_mask *mask, int64_t b, int64_t h,
                                                       uint8_t *classes, size_t size);
 
+/** Which batch rows and heads a picture shows: that of the options, or a grid with a panel for each that differs from
+ * those before it, at most 64. */
+typedef int32_t cpflex_picture_heads;
+enum { CPFLEX_PICTURE_ONE = 0, CPFLEX_PICTURE_DISTINCT = 1 };
+
 /** What a picture shows; all 0 is a good choice. */
 typedef struct cpflex_picture_options {
-  int64_t batch, head;
+  int64_t batch, head; /**< of CPFLEX_PICTURE_ONE */
   int64_t row_begin, row_end, column_begin, column_end; /**< tokens; an empty range is all */
   int64_t max_cells;   /**< per axis, larger masks are drawn coarser; 0: 64 */
   int64_t cell_pixels; /**< of svg and png; 0: chosen */
   const char *title;   /**< may be NULL */
+  cpflex_picture_heads heads;
+  /** Token positions where documents begin, ascending, drawn as lines in svg. NULL: what the captures say that the mask
+   * was built from, for each batch row; a mask that was read or imported has none. */
+  const int64_t *document_bounds;
+  size_t num_document_bounds;
 } cpflex_picture_options;
 /** Draws a mask as "text", "svg" or "png"; "json" gives the object that `cpflexc mask --format json` prints, "npz" the
  * index lists as a NumPy file. `options` may be NULL. */
 CPFLEX_EXPORT cpflex_error *cpflex_block_mask_draw(const cpflex_block_mask *mask, const char *format,
                                                    const cpflex_picture_options *options, cpflex_buffer **picture);
+/** Draws where two masks of equal lengths and tiles differ, as "text", "svg" or "png", and counts the tiles that do, over
+ * the panels drawn. `options` and `differing_tiles` may be NULL. */
+CPFLEX_EXPORT cpflex_error *cpflex_block_mask_draw_difference(const cpflex_block_mask *left,
+                                                              const cpflex_block_mask *right, const char *format,
+                                                              const cpflex_picture_options *options,
+                                                              int64_t *differing_tiles, cpflex_buffer **picture);
 
 /** Keeps a mask in a file, or reads one. DATA_LOSS for a damaged file, UNAVAILABLE when it cannot be opened. */
 CPFLEX_EXPORT cpflex_error *cpflex_block_mask_save(const cpflex_block_mask *mask, const char *path);

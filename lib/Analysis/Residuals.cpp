@@ -56,8 +56,9 @@ private:
   llvm::DenseSet<Value> seen[2]; ///< as they are, and complemented
 };
 
-/// The cost of all operations that `value` needs, each counted once, at most kMostCost.
-int64_t costOf(Value value) {
+} // namespace
+
+int64_t evaluationCost(Value value) {
   llvm::DenseSet<mlir::Operation *> counted;
   llvm::SmallVector<mlir::Operation *> pending;
   auto require = [&](Value operand) {
@@ -74,15 +75,13 @@ int64_t costOf(Value value) {
   return std::min(cost, kMostCost);
 }
 
-} // namespace
-
 std::vector<ResidualExpression> residualsOf(mask::PredicateOp predicate) {
   Enumeration enumeration;
   enumeration.visit(predicate.getYieldedValue(), /*isNegated=*/false, {});
-  int64_t wholeCost = costOf(predicate.getYieldedValue());
+  int64_t wholeCost = evaluationCost(predicate.getYieldedValue());
   std::vector<std::pair<int64_t, size_t>> costed;
   for (auto [index, candidate] : llvm::enumerate(enumeration.candidates))
-    if (int64_t cost = costOf(candidate.value); cost < wholeCost)
+    if (int64_t cost = evaluationCost(candidate.value); cost < wholeCost)
       costed.push_back({cost, index});
   std::sort(costed.begin(), costed.end());
   std::vector<ResidualExpression> residuals;

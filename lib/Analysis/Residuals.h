@@ -10,6 +10,9 @@ namespace cpflex {
 /// Discardable attribute of a predicate that is a residual of another one.
 inline constexpr const char *kResidualAttribute = "mask.residual";
 
+/// Residual n of predicate `@f` is named `@f.residual<n>`.
+inline constexpr const char *kResidualSuffix = ".residual";
+
 /// In tiles where every assumed value is as stated for all pairs, the predicate is `value`, or its complement.
 struct ResidualExpression {
   mlir::Value value;
@@ -20,5 +23,8 @@ struct ResidualExpression {
 /// The residuals of a predicate by number - 1, cheapest first, at most kMostResiduals - 1: operands of the logic that
 /// the predicate ends in, each under the assumption that the operands beside its path decide nothing.
 std::vector<ResidualExpression> residualsOf(mask::PredicateOp predicate);
+
+/// The relative cost of evaluating a value for a pair: operations, each counted once, loads and reductions for more.
+int64_t evaluationCost(mlir::Value value);
 
 } // namespace cpflex

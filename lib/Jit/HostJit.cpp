@@ -58,8 +58,12 @@ struct HostModule {
   std::unique_ptr<llvm::Module> module;
 };
 
+/// The function of the residual with number index + 1.
+std::string residualFunctionName(int index) { return kEvaluateResidualName + std::to_string(index + 1); }
+
 bool isEntryFunction(llvm::StringRef name) {
-  return name == kEvaluateTileName || name == kScoreName || name == kScoreGradientName;
+  return name == kEvaluateTileName || name == kScoreName || name == kScoreGradientName ||
+         name.starts_with(kEvaluateResidualName);
 }
 
 /// Brings in the operations that `host` calls, as internal functions of the module.
@@ -180,6 +184,9 @@ FailureOr<HostObject> compileHostObject(ModuleOp module, llvm::StringRef entry, 
     return failure();
   HostObject object;
   object.hasEvaluateTile = (*lowered)->lookupSymbol(kEvaluateTileName) != nullptr;
+  for (int i = 0; i < kMostResiduals - 1; ++i)
+    if ((*lowered)->lookupSymbol(residualFunctionName(i)))
+      object.residuals |= 1u << i;
   object.hasScore = (*lowered)->lookupSymbol(kScoreName) != nullptr;
   object.hasScoreGradient = (*lowered)->lookupSymbol(kScoreGradientName) != nullptr;
   if (!object.hasEvaluateTile && !object.hasScore)
@@ -224,6 +231,9 @@ bool loadHostObject(const HostObject &object, HostFunctions &functions, std::str
   };
   if (llvm::Error cause = resolve(object.hasEvaluateTile, kEvaluateTileName, found.evaluateTile))
     return fail(std::move(cause));
+  for (int i = 0; i < kMostResiduals - 1; ++i)
+    if (llvm::Error cause = resolve(object.residuals >> i & 1, residualFunctionName(i).c_str(), found.evaluateResidual[i]))
+      return fail(std::move(cause));
   if (llvm::Error cause = resolve(object.hasScore, kScoreName, found.score))
     return fail(std::move(cause));
   if (llvm::Error cause = resolve(object.hasScoreGradient, kScoreGradientName, found.scoreGradient))

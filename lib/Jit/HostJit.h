@@ -27,12 +27,14 @@ struct JitOptions {
 struct HostObject {
   std::string bytes;             ///< a relocatable object file
   bool hasEvaluateTile = false;  ///< false: every pair attends
+  uint32_t residuals = 0;        ///< bit n - 1: there is code for residual n
   bool hasScore = false;         ///< false: scores stay as they are
   bool hasScoreGradient = false; ///< false: not asked for, no score function, or no mask.score_gradient for it
 };
 
 /// Compiles the entry point `entry` of `module`, a module in the `mask` dialect that is not changed. The gradient of
-/// score function `@f` is the `mask.score_gradient` named `@f.gradient`. Errors are diagnostics of the module's context.
+/// score function `@f` is the `mask.score_gradient` named `@f.gradient`; residuals are named as lowerToHost says, and
+/// HostFunctions::residualKey is left 0. Errors are diagnostics of the module's context.
 /// Calls on modules of different contexts may run at the same time.
 mlir::FailureOr<HostFunctions> compileHost(mlir::ModuleOp module, llvm::StringRef entry,
                                            const JitOptions &options = {});

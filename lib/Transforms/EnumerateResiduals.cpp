@@ -28,7 +28,7 @@ struct EnumerateResiduals : impl::EnumerateResidualsBase<EnumerateResiduals> {
     for (auto [index, residual] : llvm::enumerate(residualsOf(predicate))) {
       IRMapping mapping;
       auto clone = llvm::cast<mask::PredicateOp>(builder.clone(*predicate, mapping));
-      clone.setSymName((predicate.getSymName() + ".residual" + Twine(index + 1)).str());
+      clone.setSymName((predicate.getSymName() + kResidualSuffix + Twine(index + 1)).str());
       clone->setAttr(kResidualAttribute, builder.getUnitAttr());
       mlir::Operation *yield = clone.getBody().front().getTerminator();
       OpBuilder bodyBuilder(yield);

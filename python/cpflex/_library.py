@@ -78,7 +78,8 @@ class PairCounts(Struct):
 
 class PictureOptions(Struct):
     _fields_ = [("batch", i64), ("head", i64), ("row_begin", i64), ("row_end", i64), ("column_begin", i64),
-                ("column_end", i64), ("max_cells", i64), ("cell_pixels", i64), ("title", text)]
+                ("column_end", i64), ("max_cells", i64), ("cell_pixels", i64), ("title", text),
+                ("heads", i32), ("document_bounds", ctypes.POINTER(i64)), ("num_document_bounds", size)]
 
 
 class LoadOptions(Struct):
@@ -191,6 +192,8 @@ FUNCTIONS = {
     "block_mask_count_pairs": ("error", [pointer, ctypes.POINTER(PairCounts)]),
     "block_mask_classes": ("error", [pointer, i64, i64, pointer, size]),
     "block_mask_draw": ("error", [pointer, text, ctypes.POINTER(PictureOptions), out]),
+    "block_mask_draw_difference": ("error", [pointer, pointer, text, ctypes.POINTER(PictureOptions),
+                                             ctypes.POINTER(i64), out]),
     "block_mask_save": ("error", [pointer, text]),
     "block_mask_read": ("error", [text, out]),
     "block_mask_to_index_lists": ("error", [pointer, out]),

@@ -261,6 +261,20 @@ LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
          "full_q_num_blocks", "full_q_indices")
 
 
+HEADS = ("one", "distinct")
+
+
+def _picture(batch, head, max_cells, cell_pixels, title, rows, columns, heads, document_bounds):
+    if heads not in HEADS:
+        raise ValueError(f"'heads' is {heads!r}; expected 'one' or 'distinct'")
+    options = _library.PictureOptions(batch, head, *rows, *columns, max_cells, cell_pixels, _name(title), HEADS.index(heads))
+    if document_bounds is not None:
+        bounds = [int(position) for position in document_bounds]
+        options.document_bounds = (ctypes.c_int64 * max(len(bounds), 1))(*bounds)
+        options.num_document_bounds = len(bounds)
+    return options
+
+
 class BlockMask:
     """Which tiles of a mask are empty, full or partial. Draws itself in notebooks."""
 
@@ -319,20 +333,32 @@ class BlockMask:
         return lists
 
     def draw(self, format="text", *, batch=0, head=0, max_cells=0, cell_pixels=0, title=None, rows=(0, 0),
-             columns=(0, 0)):
+             columns=(0, 0), heads="one", document_bounds=None):
         """The mask as "text", "svg", "json" (text) or "png", "npz" (bytes). `rows` and `columns` are ranges of
-        tokens."""
+        tokens. `heads` is "one" for that of `batch` and `head`, or "distinct" for a grid of those that differ.
+        `document_bounds` are the tokens where documents begin; None: what the captures say."""
         lib = library()
-        options = _library.PictureOptions(batch, head, *rows, *columns, max_cells, cell_pixels, _name(title))
+        options = _picture(batch, head, max_cells, cell_pixels, title, rows, columns, heads, document_bounds)
         drawn = lib.take_buffer(_new(lib.block_mask_draw, self._handle.address, format.encode(), options))
         return drawn if format in ("png", "npz") else drawn.decode()
+
+    def draw_difference(self, other, format="text", *, batch=0, head=0, max_cells=0, cell_pixels=0, title=None,
+                        rows=(0, 0), columns=(0, 0), heads="distinct", document_bounds=None):
+        """Where this mask and another of equal lengths and tiles differ, as "text", "svg" or "png" (bytes), and the
+        number of tiles that do."""
+        lib = library()
+        options = _picture(batch, head, max_cells, cell_pixels, title, rows, columns, heads, document_bounds)
+        count = ctypes.c_int64()
+        drawn = lib.take_buffer(_new(lib.block_mask_draw_difference, self._handle.address, other._handle.address,
+                                     format.encode(), options, count))
+        return (drawn if format == "png" else drawn.decode()), count.value
 
     def save(self, path):
         """Keeps the mask in a file that `read` takes."""
         library().block_mask_save(self._handle.address, str(path).encode())
 
     def _repr_svg_(self):
-        return self.draw("svg")
+        return self.draw("svg", heads="distinct")
 
     def __str__(self):
         return self.draw("text")

@@ -101,6 +101,7 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
   CombinedMask result;
   BlockMask &mask = result.mask;
   mask = left;
+  mask.residualKey = 0;
   mask.rowSets.clear();
   mask.batch = left.batch == 1 ? right.batch : left.batch;
   mask.heads = left.heads == 1 ? right.heads : left.heads;
@@ -139,6 +140,7 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
 
 BlockMask complement(const BlockMask &mask) {
   BlockMask result = mask;
+  result.residualKey = 0;
   for (TileRows &rows : result.rowSets) {
     TileRows flipped;
     flipped.rowBegin.push_back(0);
@@ -222,6 +224,8 @@ StatusOr<BlockMask> concatenate(std::span<const BlockMask> masks, MaskAxis axis)
     bool isAlike = mask.tileQ == first.tileQ && mask.tileKV == first.tileKV &&
                    mask.batch == first.batch && mask.heads == first.heads &&
                    (isQ ? mask.kvLen == first.kvLen : mask.qLen == first.qLen);
+    if (mask.residualKey != first.residualKey)
+      result.residualKey = 0;
     if (!isAlike)
       return Status::invalid("cannot concatenate masks of unlike shape; expected equal tiles, "
                              "batches, heads and length of the other axis");

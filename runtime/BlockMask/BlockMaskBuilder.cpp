@@ -78,9 +78,10 @@ private:
 class BandBuilder {
 public:
   BandBuilder(const MaskPositions &positions, const BlockMaskOptions &options, Range band)
-      : positions_(positions), options_(options), band_(band), rows_(band.size()) {}
+      : positions_(positions), options_(options), band_(band) {}
 
   void build(const TapeProgram &program, std::span<const TapeProgram> assumptions) {
+    rows_.emplace(band_.size()); // here, so that each thread touches its own memory first
     TileSettlement settlement(program, positions_);
     if (!options_.residuals.empty())
       residuals_.emplace(options_.residuals, assumptions);
@@ -88,7 +89,7 @@ public:
     addCounts(settlement);
   }
 
-  const GrowingRows &rows() const { return rows_; }
+  const GrowingRows &rows() const { return *rows_; }
   int64_t pointsEvaluated() const { return pointsEvaluated_; }
   int64_t tilesEvaluated() const { return tilesEvaluated_; }
 
@@ -100,7 +101,7 @@ private:
 
   void emit(Range tileRows, Range tileColumns, TileClass tileClass, uint8_t residual = 0) {
     if (tileClass != TileClass::Empty)
-      rows_.append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns,
+      rows_->append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns,
                    tileClass, residual);
   }
 
@@ -154,7 +155,7 @@ private:
   const MaskPositions &positions_;
   const BlockMaskOptions &options_;
   Range band_;
-  GrowingRows rows_;
+  std::optional<GrowingRows> rows_;
   std::optional<ResidualChoice> residuals_;
   int64_t pointsEvaluated_ = 0, tilesEvaluated_ = 0;
 };
@@ -196,6 +197,8 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
     return result;
   }
 
+  mask.residualKey = residualKeyOf(*tape, options.residuals);
+
   // 1. One program per (b, h) that can differ.
   uint8_t read = coordinatesRead(*tape);
   result.dependsOnBatch = read & 1;
@@ -218,22 +221,23 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
   });
 
   // 3. The bands' rows one after the other.
-  for (int64_t rowSet = 0; rowSet < programs.size(); ++rowSet) {
-    TileRows &rows = mask.rowSets.emplace_back();
-    int64_t numRuns = 0;
-    for (int64_t band = 0; band < numBands; ++band)
-      numRuns += bands[rowSet * numBands + band].rows().numRuns();
-    CPFLEX_RETURN_IF_ERROR(verifyNumRuns(numRuns));
-    rows.runs.reserve(numRuns);
+  std::vector<int64_t> numRuns(programs.size(), 0);
+  for (int64_t task = 0; task < numTasks; ++task) {
+    numRuns[task / numBands] += bands[task].rows().numRuns();
+    result.pointsEvaluated += bands[task].pointsEvaluated();
+    result.tilesEvaluated += bands[task].tilesEvaluated();
+  }
+  for (int64_t count : numRuns)
+    CPFLEX_RETURN_IF_ERROR(verifyNumRuns(count));
+  mask.rowSets.resize(programs.size());
+  parallelFor(programs.size(), options.threads, [&](int64_t rowSet) {
+    TileRows &rows = mask.rowSets[rowSet];
+    rows.runs.reserve(numRuns[rowSet]);
     rows.rowBegin.reserve(numQTiles + 1);
     rows.rowBegin.push_back(0);
-    for (int64_t band = 0; band < numBands; ++band) {
-      const BandBuilder &built = bands[rowSet * numBands + band];
-      built.rows().moveTo(rows);
-      result.pointsEvaluated += built.pointsEvaluated();
-      result.tilesEvaluated += built.tilesEvaluated();
-    }
-  }
+    for (int64_t band = 0; band < numBands; ++band)
+      bands[rowSet * numBands + band].rows().moveTo(rows);
+  });
   shareEqualRowSets(mask);
   return result;
 }

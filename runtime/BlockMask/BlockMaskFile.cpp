@@ -14,7 +14,7 @@ namespace cpflex {
 namespace {
 
 constexpr std::string_view kMagic = "cpfxmask";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kHeaderSize = 8 + sizeof(uint32_t) + sizeof(uint64_t);
 
 uint64_t checksumOf(std::string_view bytes) {
@@ -72,6 +72,7 @@ std::string toBytes(const BlockMask &mask) {
   for (int64_t value : {mask.qLen, mask.kvLen, mask.tileQ, mask.tileKV, mask.batch, mask.heads,
                         static_cast<int64_t>(mask.rowSets.size())})
     put(body, value);
+  put(body, mask.residualKey);
   for (int32_t rowSet : mask.rowSetOf)
     put(body, rowSet);
   for (const TileRows &rows : mask.rowSets) {
@@ -108,6 +109,7 @@ StatusOr<BlockMask> blockMaskFromBytes(std::string_view bytes) {
        {&mask.qLen, &mask.kvLen, &mask.tileQ, &mask.tileKV, &mask.batch, &mask.heads})
     *value = reader.get<int64_t>();
   int64_t numRowSets = reader.get<int64_t>();
+  mask.residualKey = reader.get<uint64_t>();
   int64_t numHeads = 0;
   if (__builtin_mul_overflow(mask.batch, mask.heads, &numHeads) || mask.qLen < 0 ||
       mask.tileQ < 1 || !reader.canHold(numHeads, sizeof(int32_t)))

@@ -45,9 +45,6 @@ StatusOr<BlockMask> fromIndexLists(const IndexLists &lists);
 /// block_size, seq_lengths (int64, [2]).
 std::string toNpz(const IndexLists &lists);
 
-/// Bytes of index lists that a `.npz` file may hold; its sizes have 32 bits.
-inline constexpr int64_t kMostNpzBytes = (int64_t(1) << 32) - (int64_t(1) << 20);
-
 /// The lists in the bytes of a `.npz` file, of numpy.savez or numpy.savez_compressed, with arrays as toNpz names them, of
 /// int32 or int64. The transposed lists and those of full tiles may be absent. DataLoss when the archive is damaged;
 /// InvalidArgument when an array is missing or has another shape or type. Whether the lists make a mask is checked by

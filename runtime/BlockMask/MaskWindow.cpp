@@ -111,6 +111,7 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
   CombinedMask result;
   BlockMask &out = result.mask;
   out = mask;
+  out.residualKey = 0;
   out.qLen = window.qLen;
   out.kvLen = window.kvLen;
   out.tileQ = window.tileQ;

@@ -1,25 +1,16 @@
-// Reads index lists from `.npz` files: the members of a zip archive, stored or deflated, each an array of NumPy.
+// Reads index lists from `.npz` files: the members of a zip archive, each an array of NumPy.
 #include "runtime/BlockMask/IndexLists.h"
+#include "runtime/BlockMask/ZipArchive.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <zlib.h>
 
 #include <charconv>
-#include <cstring>
 #include <map>
 
 namespace cpflex {
 
 namespace {
-
-constexpr uint32_t kEndSignature = 0x06054b50, kEntrySignature = 0x02014b50, kMemberSignature = 0x04034b50;
-constexpr size_t kEndSize = 22, kEntrySize = 46, kMemberSize = 30;
-constexpr uint16_t kStored = 0, kDeflated = 8;
-
-Status damaged(const char *what) {
-  return Status(StatusCode::DataLoss, fmt::format("the .npz file is damaged: {}", what));
-}
 
 uint64_t littleEndian(std::string_view bytes, size_t at, size_t size) {
   uint64_t value = 0;
@@ -28,78 +19,17 @@ uint64_t littleEndian(std::string_view bytes, size_t at, size_t size) {
   return value;
 }
 
-StatusOr<std::string> inflated(std::string_view packed, size_t size) {
-  std::string contents(size, '\0');
-  z_stream stream = {};
-  stream.next_in = reinterpret_cast<Bytef *>(const_cast<char *>(packed.data()));
-  stream.avail_in = static_cast<uInt>(packed.size());
-  stream.next_out = reinterpret_cast<Bytef *>(contents.data());
-  stream.avail_out = static_cast<uInt>(size);
-  if (inflateInit2(&stream, -MAX_WBITS) != Z_OK)
-    return Status(StatusCode::OutOfMemory, "there is no memory to unpack the .npz file");
-  int code = inflate(&stream, Z_FINISH);
-  bool isWhole = code == Z_STREAM_END && stream.total_out == size;
-  inflateEnd(&stream);
-  if (!isWhole)
-    return damaged("a member does not unpack");
-  return contents;
-}
-
-/// The members of an archive by name.
-StatusOr<std::map<std::string, std::string>> membersOf(std::string_view bytes) {
-  if (bytes.size() < kEndSize)
-    return damaged("it is too short");
-  // A comment may follow the end record.
-  size_t end = bytes.size() - kEndSize;
-  while (littleEndian(bytes, end, 4) != kEndSignature) {
-    if (end == 0 || bytes.size() - end > kEndSize + 0xffff)
-      return damaged("it has no end record");
-    --end;
-  }
-  size_t numMembers = littleEndian(bytes, end + 10, 2), at = littleEndian(bytes, end + 16, 4);
-  std::map<std::string, std::string> members;
-  for (size_t i = 0; i < numMembers; ++i) {
-    if (at > end || end - at < kEntrySize || littleEndian(bytes, at, 4) != kEntrySignature)
-      return damaged("its directory is cut");
-    uint64_t method = littleEndian(bytes, at + 10, 2), checksum = littleEndian(bytes, at + 16, 4);
-    size_t packedSize = littleEndian(bytes, at + 20, 4), size = littleEndian(bytes, at + 24, 4);
-    size_t nameSize = littleEndian(bytes, at + 28, 2), offset = littleEndian(bytes, at + 42, 4);
-    size_t entrySize = kEntrySize + nameSize + littleEndian(bytes, at + 30, 2) + littleEndian(bytes, at + 32, 2);
-    if (end - at < entrySize)
-      return damaged("its directory is cut");
-    std::string name(bytes.substr(at + kEntrySize, nameSize));
-    at += entrySize;
-    if (offset > bytes.size() || bytes.size() - offset < kMemberSize ||
-        littleEndian(bytes, offset, 4) != kMemberSignature)
-      return damaged("a member is not where the directory says");
-    // The names are in no checksum, but they are there twice.
-    if (bytes.substr(offset + kMemberSize, nameSize) != name)
-      return damaged("a member has two names");
-    size_t begin = offset + kMemberSize + littleEndian(bytes, offset + 26, 2) + littleEndian(bytes, offset + 28, 2);
-    if (begin > bytes.size() || bytes.size() - begin < packedSize)
-      return damaged("a member is cut");
-    std::string_view packed = bytes.substr(begin, packedSize);
-    // Deflate packs a byte in no less than 1/1032 of one.
-    constexpr size_t kMostRatio = 1032;
-    if ((method == kStored && size != packedSize) || size / kMostRatio > packedSize)
-      return damaged("the sizes of a member do not fit");
-    if (method != kStored && method != kDeflated)
-      return Status::unsupported(fmt::format("'{}' in the .npz file is packed by method {}; expected stored or deflated",
-                                             name, method));
-    StatusOr<std::string> contents = method == kStored ? std::string(packed) : inflated(packed, size);
-    if (!contents)
-      return contents.status();
-    if (crc32_z(0, reinterpret_cast<const Bytef *>(contents->data()), contents->size()) != checksum)
-      return damaged("the checksum of a member is wrong");
-    members[name] = std::move(*contents);
-  }
-  return members;
-}
-
-/// Numbers of an array with their shape.
+/// An array of integers within the archive.
 struct NumberArray {
   std::vector<int64_t> shape;
-  std::vector<int64_t> numbers;
+  std::string_view elements;
+  size_t elementSize = 4;
+
+  size_t size() const { return elements.size() / elementSize; }
+  int64_t operator[](size_t i) const {
+    const uint64_t bits = littleEndian(elements, i * elementSize, elementSize);
+    return elementSize == 4 ? static_cast<int32_t>(bits) : static_cast<int64_t>(bits);
+  }
 };
 
 /// The text after `'key': ` in the header of an array.
@@ -143,18 +73,15 @@ StatusOr<NumberArray> parseNpy(const std::string &name, std::string_view bytes) 
   }
   if (elements.size() != count * elementSize)
     return isWrong("has another number of elements than its shape says");
-  array.numbers.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    uint64_t bits = littleEndian(elements, i * elementSize, elementSize);
-    array.numbers.push_back(elementSize == 4 ? static_cast<int32_t>(bits) : static_cast<int64_t>(bits));
-  }
+  array.elements = elements;
+  array.elementSize = elementSize;
   return array;
 }
 
 /// Takes the arrays that IndexLists is made of out of an archive.
 class ListReader {
 public:
-  explicit ListReader(const std::map<std::string, std::string> &members) : members_(members) {}
+  explicit ListReader(const std::map<std::string, ZipMember> &members) : members_(members) {}
 
   bool has(const std::string &name) const { return members_.contains(name + ".npy"); }
 
@@ -162,7 +89,7 @@ public:
     auto found = members_.find(name + ".npy");
     if (found == members_.end())
       return Status::invalid(fmt::format("the .npz file has no array '{}'", name));
-    StatusOr<NumberArray> result = parseNpy(name, found->second);
+    StatusOr<NumberArray> result = parseNpy(name, found->second.contents);
     if (result && result->shape.size() != rank)
       return Status::invalid(fmt::format("'{}' in the .npz file has {} dimensions; expected {}", name,
                                          result->shape.size(), rank));
@@ -173,10 +100,10 @@ public:
     StatusOr<NumberArray> pair = array(name, 1);
     if (!pair)
       return pair.status();
-    if (pair->numbers.size() != 2)
-      return Status::invalid(fmt::format("'{}' in the .npz file has {} elements; expected 2", name, pair->numbers.size()));
-    first = pair->numbers[0];
-    second = pair->numbers[1];
+    if (pair->size() != 2)
+      return Status::invalid(fmt::format("'{}' in the .npz file has {} elements; expected 2", name, pair->size()));
+    first = (*pair)[0];
+    second = (*pair)[1];
     return Status::ok();
   }
 
@@ -196,7 +123,9 @@ public:
       if (read->shape != expected)
         return Status::invalid(fmt::format("'{}' in the .npz file is [{}]; expected [{}]", name,
                                            fmt::join(read->shape, ", "), fmt::join(expected, ", ")));
-      for (int64_t number : read->numbers) {
+      out->reserve(read->size());
+      for (size_t i = 0; i < read->size(); ++i) {
+        const int64_t number = (*read)[i];
         if (number != static_cast<int32_t>(number))
           return Status::invalid(fmt::format("'{}' in the .npz file holds {}; expected tile indices", name, number));
         out->push_back(static_cast<int32_t>(number));
@@ -206,13 +135,13 @@ public:
   }
 
 private:
-  const std::map<std::string, std::string> &members_;
+  const std::map<std::string, ZipMember> &members_;
 };
 
 } // namespace
 
 StatusOr<IndexLists> indexListsFromNpz(std::string_view bytes) {
-  StatusOr<std::map<std::string, std::string>> members = membersOf(bytes);
+  StatusOr<std::map<std::string, ZipMember>> members = zipMembers(bytes);
   if (!members)
     return members.status();
   ListReader reader(*members);

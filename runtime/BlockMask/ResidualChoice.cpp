@@ -47,6 +47,33 @@ Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape) {
   return Status::ok();
 }
 
+uint64_t residualKeyOf(const Tape &tape, std::span<const Residual> residuals) {
+  if (residuals.empty())
+    return 0;
+  // FNV-1a over numbers of 64 bits.
+  uint64_t key = 0xcbf29ce484222325u;
+  auto add = [&](int64_t number) {
+    key = (key ^ static_cast<uint64_t>(number)) * 0x100000001b3u;
+    key ^= key >> 32;
+  };
+  for (const TapeInstruction &instruction : tape.instructions) {
+    add(static_cast<int64_t>(instruction.operation) << 16 |
+        static_cast<int64_t>(instruction.operandType) << 8 |
+        static_cast<int64_t>(instruction.resultType));
+    for (int32_t operand : instruction.operands)
+      add(operand);
+    add(static_cast<int64_t>(instruction.immediate));
+  }
+  add(tape.result);
+  for (const Residual &residual : residuals) {
+    add(static_cast<int64_t>(residual.assumptions.size()));
+    for (const ResidualAssumption &assumption : residual.assumptions)
+      add(2 * int64_t(assumption.instruction) + int64_t(assumption.value));
+    add(2 * int64_t(residual.result) + int64_t(residual.isNegated));
+  }
+  return key == 0 ? 1 : key;
+}
+
 ResidualChoice::ResidualChoice(std::span<const Residual> residuals,
                                std::span<const TapeProgram> programs)
     : classes_(programs.size()), isKnown_(programs.size()) {

@@ -19,6 +19,10 @@ std::vector<int32_t> assumedInstructions(std::span<const Residual> residuals);
 /// number.
 Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape);
 
+/// What BlockMask::residualKey and HostFunctions::residualKey are compared by: a digest of the tape and
+/// its residuals, never 0; 0 without residuals.
+uint64_t residualKeyOf(const Tape &tape, std::span<const Residual> residuals);
+
 /// Chooses residuals for the tiles of one (b, h). One object per thread; everything given must
 /// outlive it.
 class ResidualChoice {

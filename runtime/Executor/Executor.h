@@ -23,6 +23,7 @@ struct RankCall {
   AttentionProblem::Normalization normalization = AttentionProblem::Normalization::Softmax;
   const Tape *tape = nullptr;                        ///< the mask; null: evaluateTile decides, or all pairs attend
   std::span<const CaptureDeclaration> declarations;  ///< verified facts of the captures, for the tape
+  std::span<const Residual> residuals;               ///< of the tape, for partial tiles on the CPU; may be empty
   const HostFunctions *functions = nullptr;
   const Bindings *bindings = nullptr;
   CaptureSummaries *summaries = nullptr; ///< of the captures, shared by ranks and calls; null: built for each mask

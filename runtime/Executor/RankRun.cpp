@@ -280,6 +280,7 @@ StatusOr<PreparedCompute *> RankRun::prepared(const Compute &compute, const Oper
     options.headOffset = problem.headOffset;
     options.declarations = call_.declarations;
     options.summaries = call_.summaries;
+    options.residuals = call_.residuals;
     StatusOr<BlockMaskResult> built = buildBlockMask(call_.tape, *call_.bindings, options);
     if (!built)
       return built.status();

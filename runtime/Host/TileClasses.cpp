@@ -110,6 +110,14 @@ static bool findExtent(const uint8_t *allowed, int64_t numRows, TileExtent &exte
   return isAny;
 }
 
+EvaluateTileFunction TileClasses::functionOf(const TileRun &run) const {
+  const HostFunctions &functions = *problem_.functions;
+  const bool isNumbered = run.residual > 0 && run.residual < kMostResiduals && functions.residualKey != 0 &&
+                          functions.residualKey == problem_.mask->residualKey;
+  EvaluateTileFunction residual = isNumbered ? functions.evaluateResidual[run.residual - 1] : nullptr;
+  return residual ? residual : functions.evaluateTile;
+}
+
 bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed, TileExtent &extent) const {
   const BlockMask &mask = *problem_.mask;
   const TileRows &rows = mask.rows(b, h);
@@ -127,8 +135,9 @@ bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed
           std::memset(corner + i * tileSize, 1, kv.size());
         continue;
       }
+      const EvaluateTileFunction evaluate = functionOf(*run);
       forEachPiece(b, h, {q, kv}, [&](const TileCoordinates &coordinates, int64_t row, int64_t column) {
-        problem_.functions->evaluateTile(problem_.bindings, &coordinates, corner + row * tileSize + column, tileSize);
+        evaluate(problem_.bindings, &coordinates, corner + row * tileSize + column, tileSize);
       });
     }
   }

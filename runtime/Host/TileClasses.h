@@ -94,6 +94,9 @@ public:
   static constexpr int64_t tileSize = 128;
 
 private:
+  /// The function that decides about the pairs of a partial run.
+  EvaluateTileFunction functionOf(const TileRun &run) const;
+
   const AttentionProblem &problem_;
   PositionIndex qIndex_, kvIndex_;
 };

@@ -39,6 +39,7 @@ struct BlockMask {
   int64_t batch = 1, heads = 1;
   std::vector<int32_t> rowSetOf;  ///< [batch * heads], index into rowSets of (b, h) at b * heads + h
   std::vector<TileRows> rowSets;  ///< one per distinct (b, h)
+  uint64_t residualKey = 0;       ///< residualKeyOf the residuals that the runs number; 0: nobody knows which
 
   int64_t numQTiles() const { return ceilDivide(qLen, tileQ); }
   int64_t numKVTiles() const { return ceilDivide(kvLen, tileKV); }

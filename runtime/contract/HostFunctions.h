@@ -3,6 +3,7 @@
 #pragma once
 
 #include "runtime/contract/Bindings.h"
+#include "runtime/contract/Residual.h"
 
 #include <cstdint>
 #include <memory>
@@ -40,6 +41,10 @@ struct HostFunctions {
   ScoreFunction score = nullptr;
   ScoreGradientFunction scoreGradient = nullptr;
   std::shared_ptr<void> owner;
+  /// The residual predicates by number - 1, each for the partial runs that have its number; null where the whole mask is
+  /// evaluated instead. Only for masks with this residualKey, which is not 0.
+  EvaluateTileFunction evaluateResidual[kMostResiduals - 1] = {};
+  uint64_t residualKey = 0;
 };
 
 } // namespace cpflex

@@ -70,6 +70,97 @@ TEST_F(BlockMaskC, PicturesAreDrawn) {
             "the picture shows batch row 0 and head 2; expected them below 1 and 2");
 }
 
+int64_t countOf(const std::string &text, const std::string &part) {
+  int64_t count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1))
+    ++count;
+  return count;
+}
+
+std::string draw(const Mask &mask, const char *format, const cpflex_picture_options &options) {
+  cpflex_buffer *buffer = nullptr;
+  EXPECT_EQ(message(cpflex_block_mask_draw(mask.get(), format, &options, &buffer)), "");
+  Buffer owned(buffer);
+  return {cpflex_buffer_bytes(buffer), cpflex_buffer_size(buffer)};
+}
+
+/// Two documents of 64 tokens for two heads whose windows differ.
+class PicturesOfDocuments : public testing::Test {
+protected:
+  PicturesOfDocuments() {
+    for (int i = 0; i < 128; ++i)
+      doc_[i] = i / 64;
+    const Request bound = request(program_, {1, 2, 2, 128, 128});
+    const cpflex_array doc = dense(doc_, {128}), width = dense(width_, {2});
+    EXPECT_EQ(message(cpflex_bind_request_array(bound.get(), "doc", &doc, CPFLEX_BORROW)), "");
+    EXPECT_EQ(message(cpflex_bind_request_array(bound.get(), "width", &width, CPFLEX_BORROW)), "");
+    binding_ = bindAll(bound);
+    mask_ = build(binding_, {.tile_q = 16, .tile_kv = 16, .num_threads = 1, .part = {}});
+  }
+
+  std::vector<int32_t> doc_ = std::vector<int32_t>(128), width_ = {8, 40};
+  Program program_ = compile("doc: tensor[i32, KV_LEN](sorted)\nwidth: tensor[i32, H]\n@mask\ndef m(b, h, q, kv):\n"
+                             "    return doc[q] == doc[kv] and 0 <= q - kv < width[h]\n");
+  Binding binding_;
+  Mask mask_;
+};
+
+TEST_F(PicturesOfDocuments, ShowOneHeadOrAPanelForEachThatDiffers) {
+  cpflex_picture_options options{};
+  EXPECT_EQ(countOf(draw(mask_, "svg", options), "b 0, h "), 0);
+  options.heads = CPFLEX_PICTURE_DISTINCT;
+  EXPECT_EQ(countOf(draw(mask_, "svg", options), "b 0, h "), 2);
+  EXPECT_EQ(countOf(draw(mask_, "text", options), "b 0, h "), 2);
+  options.heads = 2;
+  cpflex_buffer *buffer = nullptr;
+  EXPECT_EQ(message(cpflex_block_mask_draw(mask_.get(), "svg", &options, &buffer)), "'heads' is 2; expected 0 or 1");
+}
+
+TEST_F(PicturesOfDocuments, HaveLinesWhereTheCapturesOrTheCallerSay) {
+  constexpr const char *kLine = "<line class=\"b\"";
+  cpflex_picture_options options{};
+  EXPECT_EQ(countOf(draw(mask_, "svg", options), kLine), 2);
+  const int64_t bounds[] = {32, 64, 96};
+  options.document_bounds = bounds;
+  EXPECT_EQ(countOf(draw(mask_, "svg", options), kLine), 0) << "none is asked for";
+  options.num_document_bounds = 3;
+  EXPECT_EQ(countOf(draw(mask_, "svg", options), kLine), 6);
+  const int64_t wrong[] = {64, 32};
+  options.document_bounds = wrong;
+  options.num_document_bounds = 2;
+  cpflex_buffer *buffer = nullptr;
+  EXPECT_EQ(message(cpflex_block_mask_draw(mask_.get(), "svg", &options, &buffer)),
+            "'document_bounds' do not ascend; expected the positions where documents begin, in order");
+}
+
+TEST_F(PicturesOfDocuments, ShowWhereMasksDiffer) {
+  width_ = {8, 8};
+  const Request bound = request(program_, {1, 2, 2, 128, 128});
+  const cpflex_array doc = dense(doc_, {128}), width = dense(width_, {2});
+  EXPECT_EQ(message(cpflex_bind_request_array(bound.get(), "doc", &doc, CPFLEX_BORROW)), "");
+  EXPECT_EQ(message(cpflex_bind_request_array(bound.get(), "width", &width, CPFLEX_BORROW)), "");
+  const Mask other = build(bindAll(bound), {.tile_q = 16, .tile_kv = 16, .num_threads = 1, .part = {}});
+  cpflex_picture_options options{};
+  cpflex_buffer *buffer = nullptr;
+  int64_t count = -1;
+  ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), "text", &options, &count, &buffer)), "");
+  Buffer owned(buffer);
+  EXPECT_EQ(count, 0) << "head 0 is alike";
+  options.heads = CPFLEX_PICTURE_DISTINCT;
+  for (const char *format : {"text", "svg", "png"}) {
+    ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), format, &options, &count, &buffer)), "");
+    owned.reset(buffer);
+    EXPECT_EQ(count, 12) << "three tiles beside the diagonal, two and one further down, in both documents";
+    EXPECT_GT(cpflex_buffer_size(buffer), 0u);
+  }
+  EXPECT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), "json", &options, &count, &buffer)),
+            "'format' is 'json'; expected text, svg or png");
+  const Mask coarse = build(binding_, {.tile_q = 32, .tile_kv = 32, .num_threads = 1, .part = {}});
+  EXPECT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), coarse.get(), "text", &options, nullptr, &buffer)),
+            "the masks are 128 x 128 in tiles of 16 x 16 and 128 x 128 in tiles of 32 x 32; expected equal lengths and "
+            "tiles");
+}
+
 TEST_F(BlockMaskC, FilesKeepMasks) {
   const Mask mask = build(binding_);
   const std::string path = testing::TempDir() + "causal.mask";

@@ -187,6 +187,28 @@ class BlockMasks(unittest.TestCase):
         self.assertIn("partial", str(mask))
         self.assertIn("96 x 96 in tiles of 16 x 16", repr(mask))
 
+    def test_draws_a_panel_for_each_head_and_lines_between_documents(self):
+        program = cpflex.compile("doc: tensor[i32, KV_LEN](sorted)\nwidth: tensor[i32, H]\n@mask\n"
+                                 "def m(b, h, q, kv):\n    return doc[q] == doc[kv] and 0 <= q - kv < width[h]\n")
+        binding = program.bind(doc=np.repeat([0, 1], 128).astype(np.int32), width=np.array([16, 64], np.int32))
+        mask = binding.block_mask(tile=16)
+        self.assertIn("b 0, h 1", mask._repr_svg_())
+        self.assertNotIn("b 0, h 1", mask.draw("svg"))
+        line = '<line class="b"'
+        self.assertEqual(mask.draw("svg").count(line), 2)
+        self.assertEqual(mask.draw("svg", document_bounds=[]).count(line), 0)
+        self.assertEqual(mask.draw("svg", document_bounds=[64, 128]).count(line), 4)
+        with self.assertRaisesRegex(ValueError, "'heads' is 'all'; expected 'one' or 'distinct'"):
+            mask.draw(heads="all")
+
+    def test_draws_where_masks_differ(self):
+        program = cpflex.compile("W: param[int] = 16\n@mask\ndef m(b, h, q, kv):\n    return 0 <= q - kv < W\n")
+        narrow, wide = (program.bind(q_len=64, W=width).block_mask(tile=16) for width in (16, 32))
+        picture, count = narrow.draw_difference(wide, "svg")
+        self.assertEqual(count, 5)
+        self.assertIn("</svg>", picture)
+        self.assertEqual(narrow.draw_difference(narrow)[1], 0)
+
     def test_refuses_wrong_tiles(self):
         with self.assertRaises(ValueError):
             packed_binding().block_mask(tile=-1)

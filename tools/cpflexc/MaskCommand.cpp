@@ -130,7 +130,7 @@ int mask(const MaskCommandOptions &options) {
     return png ? writeOutput(options, *png) : reportFailure(png.status());
   }
   if (options.format == "npz") {
-    StatusOr<IndexLists> lists = toIndexLists(blockMask, kMostNpzBytes);
+    StatusOr<IndexLists> lists = toIndexLists(blockMask);
     return lists ? writeOutput(options, toNpz(*lists)) : reportFailure(lists.status());
   }
   const TileCounts counts = countTiles(blockMask);

@@ -162,6 +162,13 @@ Status runOnGpus(const Options &options, AttentionCall &call, std::vector<RunRep
                                 *machines, transport, executorOptions(options), reports);
 }
 
+// Ranks on CPUs evaluate residuals; those on GPUs whole masks, so their runs need no numbers.
+RankCall hostRankCall(const AttentionCall &call) {
+  RankCall rank = rankCall(call);
+  rank.residuals = call.loaded.entry->residuals;
+  return rank;
+}
+
 Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter, std::vector<RunReport> *reports) {
   StatusOr<std::unique_ptr<MpiCommunicator>> mpi = MpiCommunicator::open();
   if (!mpi)
@@ -170,7 +177,7 @@ Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter
   StatusOr<RankPlans> plans = planRanks(options, call, (*mpi)->worldSize());
   if (!plans)
     return plans.status();
-  return runContextParallelRank(plans->forward, plans->backwardOrNull(), rankCall(call), wholeTensors(call), **mpi,
+  return runContextParallelRank(plans->forward, plans->backwardOrNull(), hostRankCall(call), wholeTensors(call), **mpi,
                                 executorOptions(options), reports);
 }
 
@@ -206,8 +213,8 @@ Status runRanks(const Options &options, const std::string &trace, AttentionCall 
     status = runOnGpus(options, call, wanted);
   } else {
     StatusOr<RankPlans> plans = planRanks(options, call, options.ranks);
-    status = plans ? runContextParallelHost(plans->forward, plans->backwardOrNull(), rankCall(call), wholeTensors(call),
-                                            executorOptions(options), wanted)
+    status = plans ? runContextParallelHost(plans->forward, plans->backwardOrNull(), hostRankCall(call),
+                                            wholeTensors(call), executorOptions(options), wanted)
                    : plans.status();
   }
   CPFLEX_RETURN_IF_ERROR(status);

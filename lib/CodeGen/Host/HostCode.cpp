@@ -2,6 +2,7 @@
 // row, what depends on neither once per call; the loop over keys is declared free of dependences, so that it vectorises.
 #include "lib/CodeGen/Host/HostCode.h"
 
+#include "lib/Analysis/Residuals.h"
 #include "lib/CodeGen/Host/HostLowering.h"
 #include "runtime/contract/HostFunctions.h"
 
@@ -118,12 +119,12 @@ LLVM::LoopAnnotationAttr HostLowering::startPairLoop(ExpressionEmitter &emitter)
 // Masks and scores
 //===----------------------------------------------------------------------===//
 
-LogicalResult HostLowering::buildEvaluateTile(mask::PredicateOp predicate) {
+LogicalResult HostLowering::buildEvaluateTile(mask::PredicateOp predicate, llvm::StringRef name) {
   OwningOpRef<mask::PredicateOp> copy = predicate.clone();
   Block &body = copy->getBody().front();
   hoistOutOfReductions(body);
   Location loc = predicate.getLoc();
-  mlir::Value rowStride = startFunction(kEvaluateTileName, loc, /*numArguments=*/4, /*exclusive=*/{2});
+  mlir::Value rowStride = startFunction(name, loc, /*numArguments=*/4, /*exclusive=*/{2});
   mlir::Value out = argument(2);
   ExpressionEmitter emitter(builder, module, signature, argument(0));
   TileFields tile = readTile(argument(1), loc);
@@ -206,6 +207,11 @@ LogicalResult HostLowering::buildScore(mask::ScoreOp score) {
   return status;
 }
 
+/// Whether a residual is so much cheaper than the mask that its code earns the time that LLVM takes for it.
+static bool isWorthCode(mask::PredicateOp residual, mask::PredicateOp mask) {
+  return 2 * evaluationCost(residual.getYieldedValue()) <= evaluationCost(mask.getYieldedValue());
+}
+
 FailureOr<OwningOpRef<ModuleOp>> lowerToHost(ModuleOp module, llvm::StringRef entry, HostGradient gradient) {
   auto attention = SymbolTable::lookupNearestSymbolFrom<mask::AttentionOp>(
       module, StringAttr::get(module.getContext(), entry));
@@ -220,8 +226,15 @@ FailureOr<OwningOpRef<ModuleOp>> lowerToHost(ModuleOp module, llvm::StringRef en
   if (attention.getMask()) {
     auto predicate = find(*attention.getMask(), static_cast<mask::PredicateOp *>(nullptr));
     assert(predicate && "the verifier of mask.attention checks its symbols");
-    if (failed(lowering.buildEvaluateTile(predicate)))
+    if (failed(lowering.buildEvaluateTile(predicate, kEvaluateTileName)))
       return failure();
+    for (int number = 1; number < kMostResiduals; ++number) {
+      auto residual = find((*attention.getMask() + kResidualSuffix + Twine(number)).str(),
+                           static_cast<mask::PredicateOp *>(nullptr));
+      if (residual && isWorthCode(residual, predicate) &&
+          failed(lowering.buildEvaluateTile(residual, (kEvaluateResidualName + Twine(number)).str())))
+        return failure();
+    }
   }
   if (attention.getScore()) {
     auto score = find(*attention.getScore(), static_cast<mask::ScoreOp *>(nullptr));

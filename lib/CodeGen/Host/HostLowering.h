@@ -23,7 +23,8 @@ public:
   HostLowering(mlir::ModuleOp module, mlir::ModuleOp hostModule)
       : module(module), builder(module.getContext()), hostModule(hostModule), signature(signatureOf(module)) {}
 
-  mlir::LogicalResult buildEvaluateTile(mask::PredicateOp predicate);
+  /// Builds the function `name`, an EvaluateTileFunction of the predicate.
+  mlir::LogicalResult buildEvaluateTile(mask::PredicateOp predicate, llvm::StringRef name);
   mlir::LogicalResult buildScore(mask::ScoreOp score);
   mlir::LogicalResult buildScoreGradient(mask::ScoreGradientOp gradient);
 

@@ -28,6 +28,53 @@ TEST(Program, BlockMaskOfCausalHasTheExpectedTiles) {
   EXPECT_EQ(countTiles(result->mask), (TileCounts{.empty = 28, .full = 28, .partial = 8}));
 }
 
+TEST(Program, ChangedParamsLengthsAndCapturesCompileNothing) {
+  int numCompilations = 0;
+  CompileOptions options;
+  options.cacheDir = "";
+  options.log = {.level = LogLevel::Debug, .function = [&](LogLevel, const std::string &line) {
+                   numCompilations += line.starts_with("compiled ");
+                 }};
+  const auto program = compileText("test.cpf",
+                                   "doc: tensor[i32, KV_LEN]\nW: param[int] = 64\n@mask\ndef m(b, h, q, kv):\n"
+                                   "    return doc[q] == doc[kv] and 0 <= q - kv < W\n",
+                                   options)
+                           .program;
+  ASSERT_TRUE(program);
+  EXPECT_EQ(numCompilations, 1) << "text to tapes";
+  std::vector<TileCounts> counts;
+  auto build = [&](int64_t length, int32_t documentLength, const std::string &width, bool isRun) {
+    std::vector<int32_t> documents;
+    for (int64_t i = 0; i < length; ++i)
+      documents.push_back(int32_t(i / documentLength));
+    BindRequest request;
+    request.views["doc"] = {.data = documents.data(), .type = ElementType::I32, .shape = {length}, .strides = {1},
+                            .device = {}, .owner = nullptr};
+    request.params["W"] = width;
+    request.sizes = {.qLen = length};
+    const auto binding = Binding::create(*program, request);
+    ASSERT_TRUE(binding) << binding.status().message();
+    const auto result = buildBlockMask(*program, program->entries()[0], **binding, 128, 128, 1);
+    ASSERT_TRUE(result) << result.status().message();
+    counts.push_back(countTiles(result->mask));
+    if (isRun) {
+      const auto executable = Executable::load(program, program->entries()[0], *binding, nullptr, {});
+      ASSERT_TRUE(executable) << executable.status().message();
+    }
+  };
+  build(1024, 300, "64", /*isRun=*/false);
+  build(1024, 300, "900", /*isRun=*/false);
+  build(2048, 300, "900", /*isRun=*/false);
+  build(2048, 1000, "900", /*isRun=*/false);
+  EXPECT_EQ(numCompilations, 1) << "a block mask needs no machine code";
+  for (size_t i = 1; i < counts.size(); ++i)
+    EXPECT_NE(counts[i], counts[i - 1]) << "the change counts";
+  build(1024, 300, "64", /*isRun=*/true);
+  EXPECT_EQ(numCompilations, 2) << "host code";
+  build(2048, 1000, "900", /*isRun=*/true);
+  EXPECT_EQ(numCompilations, 2);
+}
+
 TEST(Program, HostFunctionsEvaluateTheMask) {
   auto program = programOf("@mask\ndef causal(b, h, q, kv):\n    return kv <= q\n");
   auto binding = Binding::create(*program, {.sizes = {.qLen = 16}});

@@ -49,7 +49,7 @@ TEST(BlockMaskFileErrors, SayWhatIsWrong) {
   std::string other = bytes;
   other[8] = 9;
   EXPECT_EQ(blockMaskFromBytes(other).status().message(),
-            "the block mask has version 9; expected 1");
+            "the block mask has version 9; expected 2");
   std::string changed = bytes;
   changed.back() = 7;
   EXPECT_EQ(blockMaskFromBytes(changed).status().message(),

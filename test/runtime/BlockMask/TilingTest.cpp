@@ -6,6 +6,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <limits>
+
 namespace cpflex::test {
 namespace {
 
@@ -49,6 +52,28 @@ TEST_P(TilingTest, ShardsEqualBruteForceInEveryTiling) {
     EXPECT_EQ(pairs->allowed, truth.allowed());
     EXPECT_EQ(pairs->rowsWithoutKeys, truth.numRowsWithoutKeys());
     EXPECT_EQ(pairs->columnsWithoutQueries, truth.numColumnsWithoutQueries());
+  }
+}
+
+/// Rows and keys of a whole mask that are tried: all of them with CPFLEX_FULL.
+int64_t longestWhole() {
+  return std::getenv("CPFLEX_FULL") ? std::numeric_limits<int64_t>::max() : 700;
+}
+
+TEST_P(TilingTest, WholeMasksEqualBruteForceInEveryTiling) {
+  const CatalogueCase &mask = GetParam();
+  // Lengths that are no multiple of any tile.
+  BlockMaskOptions options;
+  options.qLen = std::min(mask.qLen, longestWhole()) - 5;
+  options.kvLen = std::min(mask.kvLen, longestWhole()) - 3;
+  BruteForce truth(options.qLen, options.kvLen, mask.oracle);
+  Bindings bindings = mask.builder->bindings();
+  for (auto [tileQ, tileKV] : kTiles) {
+    options.tileQ = tileQ;
+    options.tileKV = tileKV;
+    auto result = buildBlockMask(&mask.builder->tape(), bindings, options);
+    ASSERT_TRUE(result.isOk()) << result.status().message();
+    ASSERT_EQ(result->mask.rowSets[0], truth.rows(tileQ, tileKV)) << tileQ << " x " << tileKV;
   }
 }
 

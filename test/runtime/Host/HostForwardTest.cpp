@@ -462,4 +462,30 @@ TEST(HostForward, ContinuesFromAPartial) {
   }
 }
 
+bool isNever(const Bindings *, int64_t, int64_t, int64_t, int64_t) { return false; }
+
+TEST(HostForward, PartialRunsAreDecidedByTheirResidual) {
+  AttentionCase test;
+  test.problem = problemOf(1, 1, 1, 300, 300, 32);
+  test.setMask<causal>();
+  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
+  const Outputs whole = runForward(test, q, k, v);
+  // A residual that equals the mask beside a whole mask that is wrong: who is asked shows.
+  for (TileRows &rows : test.mask.rowSets)
+    for (TileRun &run : rows.runs)
+      run.residual = run.tileClass == TileClass::Partial ? 2 : 0;
+  test.mask.residualKey = 77;
+  test.functions.evaluateTile = evaluateTile<isNever>;
+  test.functions.evaluateResidual[1] = evaluateTile<causal>;
+  const Outputs without = runForward(test, q, k, v);
+  EXPECT_FALSE(without.out == whole.out) << "the functions number other residuals";
+  test.functions.residualKey = 77;
+  const Outputs with = runForward(test, q, k, v);
+  EXPECT_TRUE(with.out == whole.out);
+  EXPECT_TRUE(with.lse == whole.lse);
+  // Without code for the number the whole mask decides.
+  test.functions.evaluateResidual[1] = nullptr;
+  EXPECT_TRUE(runForward(test, q, k, v).out == without.out);
+}
+
 } // namespace

@@ -24,6 +24,12 @@ write("columns", full_kv_indices=numpy.zeros([1, 1, 8, 9], numpy.int32))
 write("beyond", kv_indices=numpy.full([1, 1, 8, 8], 2**32))
 write("twice", kv_num_blocks=good["kv_num_blocks"] * 0 + 2, kv_indices=good["kv_indices"] * 0)
 
+# The 64-bit form of archives beyond 4 GiB, which Python uses above this size.
+zipfile.ZIP64_LIMIT = 100
+write("large")
+assert b"PK\x06\x06" in (folder / "large.npz").read_bytes()
+zipfile.ZIP64_LIMIT = (1 << 31) - 1
+
 # What NumPy itself does not write.
 for name, change in {
     "version": lambda array: array.replace(b"NUMPY\x01", b"NUMPY\x03"),
