@@ -101,10 +101,21 @@ def run_style(tally, environment):
         tally.add_failure("style", done.stdout + done.stderr)
 
 
+def run_demo(tally, environment):
+    """The main job as README tells a stranger to run it; each of its commands checks itself."""
+    done = subprocess.run(["bash", str(ROOT / "demo")], capture_output=True, text=True, env=environment,
+                          stdin=subprocess.DEVNULL)
+    if done.returncode == 0 and "== To try next" in done.stdout:
+        tally.passed += 1
+    else:
+        tally.add_failure("./demo", done.stdout + done.stderr)
+
+
 def main():
     full = "--full" in sys.argv[1:]
     environment = dict(os.environ)
-    environment["CPFLEX_CACHE_DIR"] = tempfile.mkdtemp(prefix="cpflex-cache-")
+    cache = tempfile.TemporaryDirectory(prefix="cpflex-cache-")
+    environment["CPFLEX_CACHE_DIR"] = cache.name
     if full:
         environment["CPFLEX_FULL"] = "1"
     tally = Tally()
@@ -114,6 +125,7 @@ def main():
     run_gtests(ROOT / "build", "", tally, environment)
     run_lit(ROOT / "build", tally, environment)
     if full:
+        run_demo(tally, environment)
         # The sanitizers run what ./check runs. That for addresses needs container checks off: GoogleTest and fmt are
         # not built with it.
         del environment["CPFLEX_FULL"]
