@@ -61,7 +61,7 @@ int bench(const BenchCommandOptions &options) {
     json["forward_ms"] = median(report->forwardMs);
     if (options.isBackward)
       json["backward_ms"] = median(report->backwardMs);
-    return writeOutput(options, json.dump() + "\n");
+    return writeOutput(options, json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   }
   std::vector<double> times;
   for (int i = 0; i <= kRepetitions; ++i) {
@@ -72,7 +72,7 @@ int bench(const BenchCommandOptions &options) {
       times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
   }
   json[options.isBackward ? "forward_and_backward_ms" : "forward_ms"] = median(times);
-  return writeOutput(options, json.dump() + "\n");
+  return writeOutput(options, json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 } // namespace

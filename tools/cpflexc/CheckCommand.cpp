@@ -73,12 +73,7 @@ Status lint(const CheckCommandOptions &options, const Program &program, std::vec
 
 int check(const CheckCommandOptions &options) {
   CompileOptions compileOptions{.includeDirs = options.includeDirs};
-  for (const std::string &define : options.defines) {
-    auto parts = splitAssignment(define, "-D");
-    if (!parts)
-      return reportFailure(parts.status());
-    compileOptions.constants[parts->first] = parts->second;
-  }
+  compileOptions.constants = assignments(options.defines, "-D");
   CompileResult result = compileFile(options.file, compileOptions);
   std::vector<Diagnostic> found = result.diagnostics;
   if (result.program) {
@@ -96,12 +91,13 @@ int check(const CheckCommandOptions &options) {
     for (const Diagnostic &diagnostic : found)
       list.push_back({{"file", diagnostic.file}, {"line", diagnostic.line}, {"column", diagnostic.column},
                       {"severity", toString(diagnostic.severity)}, {"message", diagnostic.message}});
-    fmt::print("{}\n", list.dump());
+    printText(list.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   } else {
     for (const Diagnostic &diagnostic : found)
       std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
     if (result.program)
-      fmt::print("{}: {} entry points, {} warnings\n", options.file, result.program->entries().size(), count(Severity::Warning));
+      printText(fmt::format("{}: {} entry points, {} warnings\n", options.file, result.program->entries().size(),
+                            count(Severity::Warning)));
   }
   const bool isWrong = count(Severity::Error) > 0 || (options.areWarningsErrors && !found.empty());
   return !result.program || isWrong ? kInputWrong : kDone;

@@ -93,6 +93,7 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
 int compile(const CompileCommandOptions &options) {
   static constexpr const char *kStagesOfFiles[] = {"ast", "mask", "mask-opt", "mask-grad", "classifier"};
   const bool isOfFile = std::find(std::begin(kStagesOfFiles), std::end(kStagesOfFiles), options.stage) != std::end(kStagesOfFiles);
+  refuseSharedFiles(inputFiles(options), {{"-o", options.output}});
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded, isOfFile ? EntryChoice::First : EntryChoice::Named))
     return code;

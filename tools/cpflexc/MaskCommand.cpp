@@ -82,7 +82,10 @@ int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, 
 
 int mask(const MaskCommandOptions &options) {
   if (!options.other.empty() && (options.format == "json" || options.format == "npz"))
-    throw CLI::ValidationError(fmt::format("--diff draws text, svg or png; --format is '{}'", options.format));
+    throw CommandLineFault(fmt::format("--diff draws text, svg or png; --format is '{}'", options.format));
+  std::vector<NamedFile> inputs = inputFiles(options);
+  inputs.push_back({"--diff", options.other});
+  refuseSharedFiles(inputs, {{"-o", options.output}});
   int64_t tileQ = 0, tileKV = 0;
   PictureOptions picture;
   parsePair(options.tile, 'x', tileQ, tileKV);

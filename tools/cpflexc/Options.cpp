@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <thread>
 
 namespace cpflex {
@@ -121,11 +122,37 @@ int reportFailure(const Status &status) {
   return status.code() == StatusCode::InvalidArgument ? kInputWrong : kMachineFailed;
 }
 
-StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string &text, const std::string &option) {
-  const size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
-    return Status::invalid(fmt::format("'{}' of {} has no name and value; expected name=value", text, option));
-  return std::make_pair(text.substr(0, equals), text.substr(equals + 1));
+std::map<std::string, std::string> assignments(const std::vector<std::string> &texts, const std::string &option) {
+  std::map<std::string, std::string> values;
+  for (const std::string &text : texts) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+      throw CommandLineFault(fmt::format("'{}' of {} has no name and value; expected name=value", text, option));
+    const std::string name = text.substr(0, equals);
+    if (!values.emplace(name, text.substr(equals + 1)).second)
+      throw CommandLineFault(fmt::format("{} gives '{}' twice; expected one value", option, name));
+  }
+  return values;
+}
+
+BindSource bindSource(const std::string &name, const std::string &value) {
+  constexpr std::string_view kSegments = "segments(";
+  if (value.starts_with(kSegments) && value.ends_with(")") && value.size() > kSegments.size() + 1)
+    return {value.substr(kSegments.size(), value.size() - kSegments.size() - 1), true};
+  const size_t wordEnd = value.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_");
+  const bool isCall = wordEnd != std::string::npos && wordEnd > 0 && value[wordEnd] == '(';
+  std::error_code error;
+  if (isCall && !std::filesystem::exists(value, error))
+    throw CommandLineFault(fmt::format("'{}={}' of --bind is neither a file nor segments of one; expected name=array.npy or "
+                                       "name=segments(cu.npy)", name, value));
+  return {value};
+}
+
+std::vector<NamedFile> inputFiles(const Options &options) {
+  std::vector<NamedFile> files = {{"FILE", options.file}};
+  for (const auto &[name, value] : assignments(options.binds, "--bind"))
+    files.push_back({"--bind", bindSource(name, value).path});
+  return files;
 }
 
 // What the library misses, with the option of the command line that gives it.
@@ -138,12 +165,7 @@ int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choic
   compileOptions.log = {.level = LogLevel::Warning, .function = [](LogLevel, const std::string &text) {
                           std::fprintf(stderr, "warning: %s\n", text.c_str());
                         }};
-  for (const std::string &define : options.defines) {
-    auto parts = splitAssignment(define, "-D");
-    if (!parts)
-      return reportFailure(parts.status());
-    compileOptions.constants[parts->first] = parts->second;
-  }
+  compileOptions.constants = assignments(options.defines, "-D");
   CompileResult result = compileFile(options.file, compileOptions);
   for (const Diagnostic &diagnostic : result.diagnostics)
     std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
@@ -188,25 +210,16 @@ static StatusOr<Array> readSegments(const std::string &path, int64_t length) {
 StatusOr<BindRequest> readBindRequest(const Options &options) {
   BindRequest request;
   request.sizes = options.sizes;
-  for (const std::string &define : options.defines) {
-    auto parts = splitAssignment(define, "-D");
-    if (!parts)
-      return parts.status();
-    request.params[parts->first] = parts->second;
-  }
-  for (const std::string &bind : options.binds) {
-    auto parts = splitAssignment(bind, "--bind");
-    if (!parts)
-      return parts.status();
-    const std::string &value = parts->second;
-    const bool isSegments = value.starts_with("segments(") && value.ends_with(")");
-    StatusOr<Array> array =
-        isSegments ? readSegments(value.substr(9, value.size() - 10), std::max(options.sizes.qLen, options.sizes.kvLen))
-                   : readNpy(value);
+  request.params = assignments(options.defines, "-D");
+  for (const auto &[name, value] : assignments(options.binds, "--bind")) {
+    const BindSource source = bindSource(name, value);
+    StatusOr<Array> array = source.isSegments
+                                ? readSegments(source.path, std::max(options.sizes.qLen, options.sizes.kvLen))
+                                : readNpy(source.path);
     // A file that is not there is the caller's mistake here, not the machine's.
     if (!array)
       return Status::invalid(array.status().message());
-    request.arrays[parts->first] = std::move(*array);
+    request.arrays[name] = std::move(*array);
   }
   return request;
 }
@@ -238,7 +251,7 @@ int threadCount(const Options &options) {
 
 int writeOutput(const Options &options, const std::string &contents) {
   if (options.output.empty()) {
-    std::fwrite(contents.data(), 1, contents.size(), stdout);
+    printText(contents);
     return kDone;
   }
   Status status = writeFile(options.output, contents);

@@ -3,9 +3,10 @@
 #pragma once
 
 #include "lib/API/cpflex.h"
+#include "tools/cpflexc/CommandLine.h"
+#include "tools/cpflexc/Output.h"
 
-#include <CLI/CLI.hpp>
-
+#include <map>
 #include <string>
 #include <vector>
 
@@ -66,8 +67,20 @@ StatusOr<std::shared_ptr<Binding>> bindProgram(const BindRequest &request, const
 /// Reads and binds.
 StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program);
 
-/// `name=value` in its two parts; InvalidArgument when there is no `=`.
-StatusOr<std::pair<std::string, std::string>> splitAssignment(const std::string &text, const std::string &option);
+/// The texts `name=value` of an option by their names. Throws CommandLineFault when one has another form or a name comes
+/// twice.
+std::map<std::string, std::string> assignments(const std::vector<std::string> &texts, const std::string &option);
+
+/// The file that the value of a --bind names: `array.npy` or `segments(cu.npy)`.
+struct BindSource {
+  std::string path;
+  bool isSegments = false;
+};
+/// Throws CommandLineFault when the value has neither form.
+BindSource bindSource(const std::string &name, const std::string &value);
+
+/// The files that the common options read, for refuseSharedFiles.
+std::vector<NamedFile> inputFiles(const Options &options);
 
 /// Worker threads: as asked for, else one per hardware thread.
 int threadCount(const Options &options);

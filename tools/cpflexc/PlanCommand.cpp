@@ -12,6 +12,7 @@ struct PlanCommandOptions : Options {
 };
 
 int plan(const PlanCommandOptions &options) {
+  refuseSharedFiles(inputFiles(options), {{"-o", options.output}});
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded))
     return code;

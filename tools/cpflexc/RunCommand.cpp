@@ -51,7 +51,8 @@ int checkResults(const AttentionCall &call) {
   bool isGood = true;
   const auto compare = [&](const char *name, double error) {
     isGood &= error <= bound;
-    fmt::print("{:<12} relative error {:.2e}  {}\n", name, error, error <= bound ? "ok" : fmt::format("above {:.0e}", bound));
+    printText(fmt::format("{:<12} relative error {:.2e}  {}\n", name, error,
+                          error <= bound ? "ok" : fmt::format("above {:.0e}", bound)));
   };
   compare("out", relativeError(call.outView, forward->out, {p.batch, p.qHeads, p.qLen, p.vHeadDim}));
   if (call.lseView.data)
@@ -83,24 +84,21 @@ int checkResults(const AttentionCall &call) {
   return isGood ? kDone : kInputWrong;
 }
 
-Status writeCaptureGradient(const AttentionCall &call, const std::string &text) {
-  auto parts = splitAssignment(text, "--dcapture");
-  if (!parts)
-    return parts.status();
+Status writeCaptureGradient(const AttentionCall &call, const std::string &name, const std::string &path) {
   const auto &captures = call.loaded.program->signature().captures;
   for (size_t slot = 0; slot < captures.size(); ++slot) {
-    if (captures[slot].name != parts->first)
+    if (captures[slot].name != name)
       continue;
     if (int(slot) == call.loaded.entry->sinkCapture) {
       const char *bytes = reinterpret_cast<const char *>(call.sinkGradient.data());
-      return writeNpy(parts->second, {ElementType::F32, {int64_t(call.sinkGradient.size())},
-                                      {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
+      return writeNpy(path, {ElementType::F32, {int64_t(call.sinkGradient.size())},
+                             {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
     }
     if (call.captureGradientPointers[slot])
-      return writeNpy(parts->second, call.captureGradients[slot]);
-    return Status::invalid(fmt::format("array '{}' takes no gradient; expected one declared with grad=True", parts->first));
+      return writeNpy(path, call.captureGradients[slot]);
+    return Status::invalid(fmt::format("array '{}' takes no gradient; expected one declared with grad=True", name));
   }
-  return Status::invalid(fmt::format("the program declares no array '{}'", parts->first));
+  return Status::invalid(fmt::format("the program declares no array '{}'", name));
 }
 
 Status writeResults(const RunCommandOptions &options, const AttentionCall &call) {
@@ -108,12 +106,24 @@ Status writeResults(const RunCommandOptions &options, const AttentionCall &call)
                              {&options.dK, &call.dK}, {&options.dV, &call.dV}})
     if (!path->empty())
       CPFLEX_RETURN_IF_ERROR(writeNpy(*path, *array));
-  for (const std::string &text : options.captureGradients)
-    CPFLEX_RETURN_IF_ERROR(writeCaptureGradient(call, text));
+  for (const auto &[name, path] : assignments(options.captureGradients, "--dcapture"))
+    CPFLEX_RETURN_IF_ERROR(writeCaptureGradient(call, name, path));
   return Status::ok();
 }
 
+void checkFiles(const RunCommandOptions &options) {
+  std::vector<NamedFile> inputs = inputFiles(options);
+  const TensorFiles &files = options.files;
+  inputs.insert(inputs.end(), {{"--q", files.q}, {"--k", files.k}, {"--v", files.v}, {"--dout", files.dOut}});
+  std::vector<NamedFile> outputs = {{"--out", options.out}, {"--lse", options.lse}, {"--dq", options.dQ},
+                                    {"--dk", options.dK}, {"--dv", options.dV}, {"--trace", options.trace}};
+  for (const auto &[name, path] : assignments(options.captureGradients, "--dcapture"))
+    outputs.push_back({"--dcapture", path});
+  refuseSharedFiles(inputs, outputs);
+}
+
 int run(RunCommandOptions &options) {
+  checkFiles(options);
   int index = 0;
   const bool onGpu = isCuda(options, index);
   const bool isGrouped = options.ranks > 1 || options.transport != "threads";
@@ -136,8 +146,8 @@ int run(RunCommandOptions &options) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (Status written = writeResults(options, call); !written)
     return reportFailure(written);
-  fmt::print("{} x {} heads, {} x {} tokens, {}: {:.1f} ms\n", call.problem.batch, call.problem.qHeads, call.problem.qLen,
-             call.problem.kvLen, toString(call.type), seconds * 1e3);
+  printText(fmt::format("{} x {} heads, {} x {} tokens, {}: {:.1f} ms\n", call.problem.batch, call.problem.qHeads,
+                        call.problem.qLen, call.problem.kvLen, toString(call.type), seconds * 1e3));
   return options.isChecked ? checkResults(call) : kDone;
 }
 

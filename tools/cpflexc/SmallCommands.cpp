@@ -17,6 +17,7 @@ namespace {
 int port(const Options &options) {
   const size_t separator = options.file.rfind("::");
   const std::string path = options.file.substr(0, separator), function = options.file.substr(separator + 2);
+  refuseSharedFiles({{"FILE.py", path}}, {{"-o", options.output}});
   StatusOr<std::string> text = readFile(path);
   if (!text)
     return reportFailure(Status::invalid(text.status().message()));
@@ -35,27 +36,28 @@ int port(const Options &options) {
 int listDevices() {
   const CudaDeviceList list = listCudaDevices();
   if (list.devices.empty())
-    fmt::print("no GPU: {}\n", list.whyNone);
+    printText(fmt::format("no GPU: {}\n", list.whyNone));
   for (const CudaDeviceDescription &device : list.devices)
-    fmt::print("cuda:{}  {}  sm_{}  {} processors  {:.1f} GiB  {}\n", device.index, device.name, device.computeCapability,
-               device.numProcessors, double(device.memoryInBytes) / double(int64_t(1) << 30),
-               device.whyNotUsable.empty() ? "usable" : device.whyNotUsable);
+    printText(fmt::format("cuda:{}  {}  sm_{}  {} processors  {:.1f} GiB  {}\n", device.index, device.name,
+                          device.computeCapability, device.numProcessors,
+                          double(device.memoryInBytes) / double(int64_t(1) << 30),
+                          device.whyNotUsable.empty() ? "usable" : device.whyNotUsable));
   return kDone;
 }
 
 int listCache() {
   const KernelCache cache(KernelCache::defaultFolder());
   for (const KernelCache::Entry &entry : cache.list())
-    fmt::print("{}  {}  {}  {} bytes  {} registers  {} bytes spilled\n", entry.key.substr(0, 16), entry.functionName,
-               entry.architecture, entry.sizeInBytes, entry.registers, entry.spillBytes);
+    printText(fmt::format("{}  {}  {}  {} bytes  {} registers  {} bytes spilled\n", entry.key.substr(0, 16),
+                          entry.functionName, entry.architecture, entry.sizeInBytes, entry.registers, entry.spillBytes));
   const std::vector<HostCodeCache::Entry> hostEntries = HostCodeCache(cache.folder()).list();
   for (const HostCodeCache::Entry &entry : hostEntries)
-    fmt::print("{}  {}  cpu  {} bytes\n", entry.key.substr(0, 16), entry.entry, entry.sizeInBytes);
+    printText(fmt::format("{}  {}  cpu  {} bytes\n", entry.key.substr(0, 16), entry.entry, entry.sizeInBytes));
   const std::vector<ProgramCache::Entry> programs = ProgramCache(cache.folder()).list();
   for (const ProgramCache::Entry &entry : programs)
-    fmt::print("{}  {}  program  {} bytes\n", entry.key.substr(0, 16), entry.path, entry.sizeInBytes);
-  fmt::print("{} kernels, {} entry points for the cpu and {} programs in {}\n", cache.list().size(), hostEntries.size(),
-             programs.size(), cache.folder());
+    printText(fmt::format("{}  {}  program  {} bytes\n", entry.key.substr(0, 16), entry.path, entry.sizeInBytes));
+  printText(fmt::format("{} kernels, {} entry points for the cpu and {} programs in {}\n", cache.list().size(),
+                        hostEntries.size(), programs.size(), cache.folder()));
   return kDone;
 }
 
@@ -64,7 +66,7 @@ int clearCache() {
   StatusOr<KernelCache::Cleared> cleared = cache.clear();
   if (!cleared)
     return reportFailure(cleared.status());
-  fmt::print("{} entries removed, {} bytes\n", cleared->numEntries, cleared->sizeInBytes);
+  printText(fmt::format("{} entries removed, {} bytes\n", cleared->numEntries, cleared->sizeInBytes));
   return kDone;
 }
 

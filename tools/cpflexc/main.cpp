@@ -1,10 +1,18 @@
 // Which command was asked for? Parses the command line and hands it to the command.
+#include "tools/cpflexc/CommandLine.h"
 #include "tools/cpflexc/Options.h"
+#include "tools/cpflexc/Output.h"
+
+#include <fmt/format.h>
+
+#include <sstream>
 
 int main(int argc, char **argv) {
+  cpflex::reserveStandardStreams();
   CLI::App app("cpflexc: attention masks and scores compiled exactly, for CPUs, GPUs and groups of them", "cpflexc");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("cpflexc ") + CPFLEX_VERSION);
+  app.failure_message([](const CLI::App *, const CLI::Error &error) { return fmt::format("error: {}\n", error.what()); });
   int exitCode = cpflex::kDone;
   cpflex::addCompileCommand(app, exitCode);
   cpflex::addCheckCommand(app, exitCode);
@@ -15,9 +23,12 @@ int main(int argc, char **argv) {
   cpflex::addBenchCommand(app, exitCode);
   cpflex::addSmallCommands(app, exitCode);
   try {
+    cpflex::checkCommandWords(app, argc, argv);
     app.parse(argc, argv);
   } catch (const CLI::ParseError &error) {
-    return app.exit(error) == 0 ? cpflex::kDone : cpflex::kCommandLineWrong;
+    std::ostringstream help;
+    exitCode = app.exit(error, help) == 0 ? cpflex::kDone : cpflex::kCommandLineWrong;
+    cpflex::printText(help.str());
   }
-  return exitCode;
+  return cpflex::closeOutput(exitCode);
 }
