@@ -72,11 +72,18 @@ private:
 
   // Declarations (Declarations.cpp).
   void resolveDeclarations();
-  void registerDimensions(Module &module, const ast::Expr &expr);
   void reportConflict(Module &module, SourceRange range, Module &otherModule,
                       SourceRange otherRange, std::string message);
   void resolveScalar(Module &module, Symbol &symbol);
   void resolveTensor(Module &module, Symbol &symbol);
+  void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);
+  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration,
+                                             const std::string &text);
+  const TensorDeclaration *use(const TensorDeclaration *tensor);
+  const ScalarDeclaration *use(const ScalarDeclaration *scalar);
+
+  // Dimensions of arrays (Dimensions.cpp).
+  void registerDimensions(Module &module, const ast::Expr &expr);
   bool resolveDimension(Module &module, const ast::Expr &expr, Dimension &dimension);
   /// Where a name is defined: the file, the name there and the symbol, null when there is none.
   struct Definition {
@@ -88,11 +95,6 @@ private:
   static Definition definitionOf(Module &module, const std::string &name);
   bool checkDimensionNames(Module &module, const ast::Expr &expr);
   std::string dimensionText(Module &module, const ast::Expr &expr);
-  void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);
-  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration,
-                                             const std::string &text);
-  const TensorDeclaration *use(const TensorDeclaration *tensor);
-  const ScalarDeclaration *use(const ScalarDeclaration *scalar);
 
   // Expressions (Expressions.cpp). The module is that of the frame.
   Entity evaluate(const ast::Expr &expr);
