@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -55,6 +56,17 @@ int64_t sizeOfFolder(const fs::path &folder) {
   return total;
 }
 
+/// Why another user may decide what a folder holds; empty when none may, or when it is not there. Root is trusted.
+std::string whyNotTrusted(const std::string &folder) {
+  struct stat link{}, status{};
+  if (lstat(folder.c_str(), &link) != 0 || stat(folder.c_str(), &status) != 0)
+    return {};
+  for (uid_t owner : {link.st_uid, status.st_uid})
+    if (owner != geteuid() && owner != 0)
+      return fmt::format("it belongs to user {}", owner);
+  return status.st_mode & (S_IWGRP | S_IWOTH) ? "other users may write to it" : "";
+}
+
 /// A name that no other writer uses, in this process or another.
 std::string asideName() {
   std::random_device random;
@@ -77,7 +89,17 @@ void removeEntry(const fs::path &path) {
 
 } // namespace
 
+Status DiskCache::trust(std::string_view name, std::string_view consequence) const {
+  const std::string why = whyNotTrusted(folder_);
+  if (why.empty())
+    return Status::ok();
+  return Status::unavailable(fmt::format("the {} '{}' cannot be used: {}; expected a folder to which only user {} may write{}{}",
+                                         name, folder_, why, geteuid(), consequence.empty() ? "" : "; ", consequence));
+}
+
 std::optional<std::string> DiskCache::read(const std::string &key, const std::string &file) const {
+  if (!whyNotTrusted(folder_).empty())
+    return std::nullopt;
   return readWhole(fs::path(folder_) / key / file);
 }
 
@@ -93,7 +115,14 @@ Status DiskCache::store(const std::string &key, std::span<const File> files, con
                                            error ? ": " : "", error ? error.message() : "", consequence));
   };
   fs::path folder = folder_, aside = folder / asideName(), entry = folder / key;
-  fs::create_directories(aside, error);
+  if (folder.has_parent_path())
+    fs::create_directories(folder.parent_path(), error);
+  if (!error && mkdir(folder.c_str(), S_IRWXU) != 0 && errno != EEXIST)
+    error.assign(errno, std::generic_category());
+  if (error)
+    return failed("making a folder");
+  CPFLEX_RETURN_IF_ERROR(trust(name, consequence));
+  fs::create_directory(aside, error);
   if (error)
     return failed("making a folder");
   bool isWritten = std::ranges::all_of(files, [&](const File &file) { return writeWhole(aside / file.name, file.contents); });
@@ -134,6 +163,7 @@ std::vector<DiskCache::Entry> DiskCache::list() const {
 }
 
 StatusOr<DiskCache::Cleared> DiskCache::clear(std::string_view name) const {
+  CPFLEX_RETURN_IF_ERROR(trust(name, {}));
   Cleared cleared;
   for (const Entry &entry : list()) {
     fs::path path = fs::path(folder_) / entry.key;

@@ -149,7 +149,7 @@ private:
 };
 
 TEST_F(HostCodeCacheTest, AFullFolderIsOneWarning) {
-  const MountedFolder mounted(folder_, "size=4k");
+  const MountedFolder mounted(folder_, "size=4k,mode=700");
   if (!mounted.isMounted())
     GTEST_SKIP() << "a full file system cannot be made: mounting needs the rights of root";
   const Lines lines = said({});
@@ -162,7 +162,7 @@ TEST_F(HostCodeCacheTest, AFullFolderIsOneWarning) {
 }
 
 TEST_F(HostCodeCacheTest, AReadOnlyFolderServesWhatItHas) {
-  const MountedFolder mounted(folder_, "size=4m");
+  const MountedFolder mounted(folder_, "size=4m,mode=700");
   if (!mounted.isMounted())
     GTEST_SKIP() << "a read-only file system cannot be made: mounting needs the rights of root";
   EXPECT_EQ(said({}), compiled_);
