@@ -9,6 +9,7 @@
 #include "runtime/BlockMask/ResidualChoice.h"
 #include "runtime/BlockMask/RowSetSharing.h"
 #include "runtime/BlockMask/TileSettlement.h"
+#include "runtime/contract/HostMemory.h"
 
 #include <algorithm>
 #include <bit>
@@ -31,8 +32,11 @@ int64_t minTilesToPrune(const TapeProgram &program) {
 class GrowingRows {
 public:
   explicit GrowingRows(int64_t numRows) : first_(numRows, -1), last_(numRows, -1) {
-    links_.reserve(4 * numRows);
+    links_.reserve(kLinksPerRow * numRows);
   }
+
+  /// What a row takes before it has more runs than were reserved.
+  static constexpr double bytesPerRow() { return kLinksPerRow * sizeof(Link) + 2 * sizeof(int32_t); }
 
   /// Appends kv tiles to rows; the runs of a row come in ascending order.
   void append(Range rows, Range tiles, TileClass tileClass, uint8_t residual) {
@@ -66,6 +70,7 @@ public:
   }
 
 private:
+  static constexpr int64_t kLinksPerRow = 4;
   struct Link {
     TileRun run;
     int32_t next;
@@ -190,7 +195,12 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
     CPFLEX_RETURN_IF_ERROR(verifyTape(*tape, bindings));
     CPFLEX_RETURN_IF_ERROR(verifyResiduals(options.residuals, *tape));
   }
+  // The number of each (b, h), and as much again while it is found out.
+  CPFLEX_RETURN_IF_ERROR(checkHostMemory("the batches and heads of the mask",
+                                         2.0 * sizeof(int32_t) * double(options.batch) * double(options.heads)));
+  constexpr double kBytesPerKeptRow = sizeof(int32_t) + sizeof(TileRun);
   if (!tape || !hasPairs) {
+    CPFLEX_RETURN_IF_ERROR(checkHostMemory("the rows of the mask", kBytesPerKeptRow * double(numQTiles)));
     mask.rowSetOf.assign(options.batch * options.heads, 0);
     if (!mask.rowSetOf.empty())
       mask.rowSets.push_back(fullRows(numQTiles, hasPairs ? numKVTiles : 0));
@@ -209,6 +219,9 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
   // 2. Bands of every row set.
   int64_t numBands = ceilDivide(numQTiles, kBandRows);
   int64_t numTasks = numBands * programs.size();
+  CPFLEX_RETURN_IF_ERROR(checkHostMemory(
+      "the rows of the mask", double(programs.size()) * (double(numQTiles) * (GrowingRows::bytesPerRow() + kBytesPerKeptRow) +
+                                                         double(numBands) * sizeof(BandBuilder))));
   std::vector<BandBuilder> bands;
   bands.reserve(numTasks);
   for (int64_t task = 0; task < numTasks; ++task) {

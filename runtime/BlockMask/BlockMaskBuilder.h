@@ -46,7 +46,8 @@ struct BlockMaskResult {
 
 /// The exact BlockMask of `tape` over `bindings`; a null tape means that all pairs attend. Fails
 /// with InvalidArgument on sizes below 0, tiles below 1, position maps of another length, a
-/// malformed tape or residual; with Unsupported on more tiles or runs than 32-bit indices hold.
+/// malformed tape or residual; with Unsupported on more tiles or runs than 32-bit indices hold; with
+/// OutOfMemory when the rows alone do not fit in memory.
 /// Borrows everything for the duration of the call.
 StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings,
                                          const BlockMaskOptions &options);

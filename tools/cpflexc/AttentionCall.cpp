@@ -2,6 +2,7 @@
 #include "tools/cpflexc/AttentionCall.h"
 
 #include "runtime/Host/HalfPrecision.h"
+#include "runtime/contract/HostMemory.h"
 
 #include <fmt/format.h>
 
@@ -134,6 +135,17 @@ void allocateGradients(AttentionCall &call) {
     call.sinkGradient.assign(call.problem.qHeads, 0);
 }
 
+// What prepareTensors allocates at most, apart from the gradients of captures.
+double tensorsInBytes(const AttentionCall &call) {
+  const AttentionProblem &problem = call.problem;
+  const double qRows = double(problem.batch) * double(problem.qHeads) * double(problem.qLen);
+  const double kvRows = double(problem.batch) * double(problem.kvHeads) * double(problem.kvLen);
+  const double headDim = double(problem.headDim), vHeadDim = double(problem.vHeadDim);
+  const double elements = qRows * (headDim + vHeadDim) + kvRows * (headDim + vHeadDim);
+  // Backward has a gradient beside each tensor.
+  return elements * sizeInBytes(call.type) * (call.isBackward ? 2 : 1) + qRows * sizeof(float);
+}
+
 Status prepareTensors(const Options &options, const TensorFiles &files, AttentionCall &call) {
   AttentionProblem &problem = call.problem;
   const auto shape = [&](int64_t heads, int64_t length, int64_t dim) {
@@ -228,11 +240,8 @@ int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &c
     return reportFailure(executable.status());
   call.executable = *executable;
   call.problem = call.executable->problem();
-  const AttentionProblem &problem = call.problem;
-  constexpr int64_t kMostElements = int64_t(1) << 36;
-  if (double(problem.batch) * double(problem.qHeads) * double(std::max(problem.qLen, problem.kvLen)) *
-          double(std::max(problem.headDim, problem.vHeadDim)) > double(kMostElements))
-    return reportFailure({StatusCode::OutOfMemory, "the tensors have more than 2^36 elements"});
+  if (Status status = checkHostMemory("the tensors", tensorsInBytes(call)); !status)
+    return reportFailure(status);
   Status status = prepareTensors(options, files, call);
   return status ? int(kDone) : reportFailure(status);
 }

@@ -5,9 +5,34 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <new>
 #include <sstream>
+#include <string_view>
+
+#include <unistd.h>
+
+// Where memory ends that checkHostMemory was not asked for. The text is a constant and the process ends at once, since
+// neither needs memory.
+static void endOnTerminate() {
+  try {
+    if (std::exception_ptr thrown = std::current_exception())
+      std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc &) {
+    constexpr std::string_view kText = "cpflexc: not enough memory\n";
+    [[maybe_unused]] const ssize_t count = ::write(STDERR_FILENO, kText.data(), kText.size());
+    ::_exit(cpflex::kMachineFailed);
+  } catch (const std::exception &error) {
+    std::fprintf(stderr, "cpflexc: %s\n", error.what());
+  } catch (...) {
+  }
+  std::abort();
+}
 
 int main(int argc, char **argv) {
+  std::set_terminate(endOnTerminate);
   cpflex::reserveStandardStreams();
   CLI::App app("cpflexc: attention masks and scores compiled exactly, for CPUs, GPUs and groups of them", "cpflexc");
   app.require_subcommand(1);
