@@ -1,6 +1,7 @@
 # Writes docs/masks.md: every mask of the standard library with its docstring, a picture that cpflexc draws, and a count of
-# its pairs that test/oracle/cpf_oracle.py must confirm. Usage: draw_masks.py CPFLEXC [--check]; with --check it writes
-# nothing and ends with 1 when the document is not current.
+# its pairs that test/oracle/cpf_oracle.py must confirm; every score function with a picture of the scores that cpflexc's CPU
+# kernels use. Usage: draw_masks.py CPFLEXC [--check]; with --check it writes nothing and ends with 1 when the document is
+# not current.
 import ast
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test" / "oracle"))
+import score_tables  # noqa: E402
 from cpf_oracle import Program  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "masks.md"
@@ -110,10 +112,52 @@ def section(cpflexc, folder, path, name, docstring, known):
             f"{'; with ' if settings else ''}{settings}.\n\n")
 
 
+SHADES = ["··", "░░", "▒▒", "▓▓", "██"]
+SCORE_STEP = 4
+
+
+def number(value):
+    return f"{value:.3g}" if abs(value) >= 5e-4 else "0"
+
+
+def shaded(table):
+    """A table [LENGTH, LENGTH] as text, every SCORE_STEP-th row and column, shaded from its smallest to its largest value."""
+    shown = table[::SCORE_STEP, ::SCORE_STEP].astype(np.float64)
+    low, high = shown.min(), shown.max()
+    # A hair above the boundary counts to the upper shade, so that rounding of the last bit changes no picture.
+    level = np.floor((shown - low) / max(high - low, 1e-30) * len(SHADES) + 1e-4).astype(int).clip(0, len(SHADES) - 1)
+    lines = [f"      kv 0 .. {table.shape[1]}"]
+    for at, row in enumerate(level):
+        label = f"{at * SCORE_STEP:3}" if at % 8 == 0 or at == len(level) - 1 else "   "
+        lines.append(f"{label} │ " + "".join(SHADES[shade] for shade in row))
+    return "\n".join(lines), f"From {number(low)} (`{SHADES[0]}`) to {number(high)} (`{SHADES[-1]}`)"
+
+
+def score_section(cpflexc, folder, name, docstring):
+    picture, range_text = shaded(score_tables.table(cpflexc, folder, name)[0])
+    before = "scores that rise from -8 to 7.75 along the keys" if name in score_tables.OF_THE_SCORE else "scores of 0"
+    settings = [f"`{constant}={value}`" for constant, value in score_tables.CONSTANTS.get(name, {}).items()]
+    settings += [f"`{array}`" for array in score_tables.arrays_of(name)]
+    return (f"### {name}\n\n{docstring}\n\n```text\n{picture}\n```\n\n{range_text}, over {before}"
+            f"{'; with ' if settings else ''}{', '.join(settings)}.\n\n")
+
+
+def score_sections(cpflexc, folder):
+    text = (f"## scores\n\nScore functions of head 0 of {score_tables.HEADS}, {score_tables.LENGTH} tokens, every "
+            f"{SCORE_STEP}th query and key: what attention adds up, taken\nout of the CPU kernels with `softmax=False` and the "
+            "identity as values. `test/oracle/check_standard_scores.py` compares them\nwith formulas and has the arrays.\n\n")
+    for name, docstring in score_tables.functions():
+        text += score_section(cpflexc, folder, name, docstring)
+    picture, range_text = shaded(score_tables.sink_weights(cpflexc, folder)[0])
+    return text + ("### sinks\n\nNot a function but an array of one learned score per head that takes part in each row's softmax "
+                   "and has no value: `attention(\"name\", mask=causal, sink=sinks)` (gpt-oss; 0 is softmax with 1 added to its "
+                   f"sum). Shown are the weights of equal scores.\n\n```text\n{picture}\n```\n\n{range_text}; with `sinks`.\n\n")
+
+
 def document(cpflexc):
     known = arrays()
-    text = ("# Pictures of the standard library's masks\n\n"
-            "What this answers: what each mask of `cpflex.std` looks like. Written by `scripts/draw_masks.py`; do not edit. "
+    text = ("# Pictures of the standard library\n\n"
+            "What this answers: what each mask and score function of `cpflex.std` looks like. Written by `scripts/draw_masks.py`; do not edit. "
             f"Rows are queries,\ncolumns are keys, a cell is a tile of {TILE} x {TILE} tokens: `██` full, `▒▒` partial, `··` "
             "empty. The counts are\nchecked against a brute-force oracle. Arrays are named where a mask binds some; the script "
             "has their values.\n\n")
@@ -127,6 +171,8 @@ def document(cpflexc):
                 text += f"## {path.stem}\n\n"
             for mask, docstring in found:
                 text += section(cpflexc, folder, path, mask, docstring, known)
+            if path == score_tables.SCORES:
+                text += score_sections(cpflexc, folder)
     return text.rstrip() + "\n"
 
 
@@ -136,7 +182,7 @@ def main():
         DOCUMENT.write_text(text)
     elif not DOCUMENT.exists() or DOCUMENT.read_text() != text:
         sys.exit("docs/masks.md is not current; run scripts/draw_masks.py CPFLEXC")
-    print(f"{text.count(chr(10) + '### ')} masks drawn")
+    print(f"{text.count(chr(10) + '### ')} masks and scores drawn")
 
 
 if __name__ == "__main__":

@@ -210,19 +210,34 @@ private:
     StatusOr<PairCounts> pairs = countAllowed(mask, &entry_.tape, binding_.bindings(), options_);
     if (!pairs)
       return pairs.status();
+    // Of many batch rows or heads the first ones are enough.
+    constexpr int kMostRowSets = 4;
+    int numShown[2] = {};
     for (const RowSetPairs &rowSet : pairs->rowSets) {
-      if (!rowSet.rowsWithoutKeys.empty())
-        warn(fmt::format("query rows attend to nothing: {}; their output is 0", rangesText(rowSet.rowsWithoutKeys)));
-      if (!rowSet.columnsWithoutQueries.empty())
-        warn(fmt::format("keys are seen by no query: {}", rangesText(rowSet.columnsWithoutQueries)));
+      const std::string where =
+          pairs->rowSets.size() > 1
+              ? fmt::format(" in (b, h) = ({}, {})", rowSet.batchHead / mask.heads, rowSet.batchHead % mask.heads)
+              : std::string();
+      if (!rowSet.rowsWithoutKeys.empty() && numShown[0]++ < kMostRowSets)
+        warn(fmt::format("query rows attend to nothing{}: {}; their output is 0", where, rangesText(rowSet.rowsWithoutKeys)));
+      if (!rowSet.columnsWithoutQueries.empty() && numShown[1]++ < kMostRowSets)
+        warn(fmt::format("keys are seen by no query{}: {}", where, rangesText(rowSet.columnsWithoutQueries)));
     }
-    if (!promisesCausality(entry_.name))
+    if (!promisesCausality(entry_.name) && !promisesCausality(maskName()))
       return Status::ok();
     // Bottom-right alignment is causal too.
     const int64_t offset = std::max<int64_t>(0, mask.kvLen - mask.qLen);
     if (auto pair = findPair(mask, entry_.tape, binding_.bindings(), [&](int64_t q) { return q + offset + 1; }))
       warn(fmt::format("keys after the query attend although the name says causal, for example at {}", textOf(*pair)));
     return Status::ok();
+  }
+
+  // The function that the entry point's mask is, or nothing where it combines several.
+  std::string maskName() const {
+    mlir::ModuleOp module = *program_.state().imported;
+    auto predicate = module.lookupSymbol<mask::PredicateOp>(entry_.name + ".mask");
+    auto named = predicate ? llvm::dyn_cast<mlir::NameLoc>(predicate.getLoc()) : mlir::NameLoc();
+    return named ? named.getName().str() : std::string();
   }
 
   Status ask(const AskedTape &question) {

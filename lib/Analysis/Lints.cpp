@@ -53,10 +53,12 @@ void addLooseLoads(ModuleOp module, std::vector<Lint> &lints) {
     auto capture = module.lookupSymbol<mask::CaptureOp>(load.getCapture());
     StringRef dimension = llvm::cast<StringAttr>(capture.getDims()[loose.axis]).getValue();
     Value index = load.getIndices()[loose.axis];
-    // Whether positions fit a size that only a binding fixes cannot be said; whether elements do, the file could say.
+    // Whether positions and elements fit a size that only a binding fixes cannot be said.
     int64_t size = 0;
-    loose.mayReachEnd &= index.getDefiningOp<mask::LoadOp>() || !dimension.getAsInteger(10, size);
-    if ((!loose.mayBeNegative && !loose.mayReachEnd) || isGuarded(load.getResult()))
+    const bool isFixedSize = !dimension.getAsInteger(10, size);
+    const bool mustBeWarned = loose.mayBeNegative || (loose.mayReachEnd && isFixedSize);
+    loose.mayReachEnd &= index.getDefiningOp<mask::LoadOp>() || isFixedSize;
+    if (!mustBeWarned || isGuarded(load.getResult()))
       continue;
     std::string where = loose.mayBeNegative
                             ? "may be negative, where PyTorch wraps around"
@@ -65,8 +67,8 @@ void addLooseLoads(ModuleOp module, std::vector<Lint> &lints) {
       where += fmt::format(", or reach the size '{}' of axis {}", dimension.str(), loose.axis);
     std::string advice;
     if (auto inner = index.getDefiningOp<mask::LoadOp>())
-      advice = fmt::format("; if it cannot, say so where '{}' is declared: (lo=0, hi={})", inner.getCapture().str(),
-                           dimension.str());
+      advice = fmt::format("; if it cannot, say so where '{}' is declared: (lo=0{})", inner.getCapture().str(),
+                           isFixedSize ? ", hi=" + dimension.str() : std::string());
     lints.push_back({load.getLoc(), fmt::format("index '{}' of '{}' {}; the load gives 0 there{}",
                                                 expressionText(index, kShownOperations), load.getCapture().str(), where,
                                                 advice)});

@@ -101,6 +101,12 @@ ValueType loadedValueType(ElementType type) {
   }
 }
 
+// An element of an array as the user would write it: `doc[i]`, `table[i, j]`.
+static std::string elementText(const TensorDeclaration &tensor) {
+  constexpr const char *kIndices[] = {"i", "i, j", "i, j, k", "i, j, k, l"};
+  return tensor.dims.empty() ? tensor.name : fmt::format("{}[{}]", tensor.name, kIndices[tensor.dims.size() - 1]);
+}
+
 Entity Importer::toScalar(const Entity &entity, SourceRange range) {
   switch (entity.kind) {
   case EntityKind::Scalar:
@@ -119,9 +125,9 @@ Entity Importer::toScalar(const Entity &entity, SourceRange range) {
             ? error(range, fmt::format("an axis of '{}' where one value is expected; write 'x in "
                                        "{}[...]' to look for a value, or any(...) over a generator",
                                        entity.tensor->name, entity.tensor->name))
-            : error(range,
-                    fmt::format("'{}' has {} dimension{}, {} ind{} given", entity.tensor->name,
-                                rank, rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
+            : error(range, fmt::format("'{}' has {} dimension{}, {} ind{} given{}", entity.tensor->name, rank,
+                                       rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices",
+                                       given > 0 ? "" : "; name one element, as in " + elementText(*entity.tensor)));
     addNote(diagnostic, entity.tensor->module->file.source, entity.tensor->range, "declared here");
     return {};
   }
@@ -129,6 +135,11 @@ Entity Importer::toScalar(const Entity &entity, SourceRange range) {
     return fail(range, "a mask where a value is expected; call it, as in causal(b, h, q, kv)");
   case EntityKind::Function:
     return fail(range, fmt::format("{} where a value is expected; call it", describe(entity)));
+  case EntityKind::Text:
+    return fail(range, "a text where a number or bool is expected; to choose between variants, declare a const[bool] or "
+                       "const[int]");
+  case EntityKind::None:
+    return fail(range, "None where a number or bool is expected; everything has a value here");
   default:
     return fail(range, fmt::format("{} where a number or bool is expected", describe(entity)));
   }
@@ -243,6 +254,13 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
     value.module = frame().module;
     value.range = range;
     return maskEntity(std::move(value));
+  }
+  const Entity &other = isMask(lhs) ? rhs : lhs;
+  if (isMask(lhs) != isMask(rhs) && other.kind == EntityKind::Function && other.function->role == FunctionRole::Plain) {
+    Diagnostic &diagnostic = error(range, fmt::format("'{}' between {} and {}; write '@mask' before '{}'", toString(op),
+                                                      describe(lhs), describe(rhs), other.function->statement->name));
+    noteMissingDecorator(diagnostic, *other.function, FunctionRole::Mask);
+    return {};
   }
   if (isMask(lhs) != isMask(rhs))
     return fail(

@@ -12,6 +12,9 @@ namespace cpflex {
 
 using namespace ast;
 
+static constexpr const char *kPartOfAxis =
+    "part of an axis cannot be taken; write ':' for the whole axis, or any(...) or sum(...) over range(begin, end)";
+
 ExprRef Parser::parseAtom() {
   SourceRange range = token().range;
   switch (token().kind) {
@@ -188,7 +191,8 @@ ExprRef Parser::parseGenerator(ExprRef element) {
     clause.targetRange = token().range;
     clause.target = expectName("a name after 'for'");
     if (!isRecovering_ && isAtOperator(","))
-      error(token().range, "a generator binds one name; nest another 'for' for a second one");
+      error(token().range, "a generator binds one name and runs over range(n); index arrays by it, and nest another 'for' for a "
+                           "second one");
     if (!isRecovering_ && !acceptKeyword("in"))
       unexpected("'in'");
     clause.iterable = parseDisjunction();
@@ -214,12 +218,12 @@ ExprRef Parser::parseSubscript(ExprRef base) {
     if (acceptOperator(":")) {
       subscript->operands.push_back(makeExpr(ExprKind::Slice, range));
       if (!isAtOperator(",") && !isAtOperator("]"))
-        error(token().range, "part of an axis cannot be taken; write ':' for the whole axis");
+        error(token().range, kPartOfAxis);
       continue;
     }
     ExprRef index = parseExpression();
     if (!isRecovering_ && isAtOperator(":"))
-      error(token().range, "part of an axis cannot be taken; write ':' for the whole axis");
+      error(token().range, kPartOfAxis);
     subscript->operands.push_back(std::move(index));
     checkTerms(subscript->operands.size(), open);
   } while (!isRecovering_ && acceptOperator(","));

@@ -146,6 +146,8 @@ Entity Importer::libraryMember(const std::string &library, const std::string &me
   }
   if (std::string message = foreignNameMessage(member); !message.empty())
     return fail(range, std::move(message));
+  if (member == "any" || member == "all" || member == "sum")
+    return fail(range, fmt::format("'{0}.{1}' runs over an array; write {1}(... for i in range(n))", library, member));
   std::vector<std::string> names;
   for (const auto &entry : kLibraryFunctions)
     names.emplace_back(entry.first);
@@ -176,6 +178,13 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
     return fail(callee.opRange, fmt::format("'.{}()' is not part of the language; write {}(... for "
                                             "i in range(n)), or 'x in array[i, :]'",
                                             name, name));
+  if (name.ends_with('_') && !name.ends_with("__"))
+    return fail(callee.opRange, fmt::format("'.{0}(...)' changes a value in place; values do not change here, bind a name to "
+                                            "the new one, as in 'x = x.{1}(...)'",
+                                            name, name.substr(0, name.size() - 1)));
+  if (base.kind == EntityKind::Tensor && base.elements.size() < base.tensor->dims.size())
+    return fail(callee.opRange, fmt::format("array '{}' has no method '{}'; arrays are used as they are bound, index it first",
+                                            base.tensor->name, name));
   base = toScalar(base, callee.operands[0]->range);
   if (base.isError())
     return {};

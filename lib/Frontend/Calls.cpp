@@ -192,19 +192,6 @@ Entity Importer::callFunction(const FunctionDefinition &function, const Argument
     else
       return {};
   }
-  if (function.role == FunctionRole::Mask && result.type != ValueType::Bool) {
-    errorIn(*function.module, statement.nameRange,
-            fmt::format("mask '{}' gives {}; a mask gives a bool, write '!= 0' after the value",
-                        statement.name, describe(result)));
-    return {};
-  }
-  if (function.role == FunctionRole::Score && result.type == ValueType::Bool) {
-    errorIn(*function.module, statement.nameRange,
-            fmt::format("score function '{}' gives a bool; a score is a float, write "
-                        "where(condition, score, -inf)",
-                        statement.name));
-    return {};
-  }
   return function.role == FunctionRole::Score ? convert(result, ValueType::Float, arguments.range)
                                               : result;
 }
@@ -303,7 +290,7 @@ Entity Importer::reduceClauses(const std::string &name, const Expr &generator, s
                  iterable.operands[0]->name == "range" && iterable.keywords.empty() &&
                  (iterable.operands.size() == 2 || iterable.operands.size() == 3);
   if (!isRange)
-    return fail(iterable.range, "a generator runs over range(n) or range(begin, end)");
+    return fail(iterable.range, "a generator runs over range(n) or range(begin, end); index arrays by its name");
   Entity end = evaluate(*iterable.operands.back());
   Entity begin;
   if (!end.isError())

@@ -78,7 +78,7 @@ void render(const Diagnostic &diagnostic, std::string &out) {
   if (diagnostic.fixIt && diagnostic.fixIt->line == diagnostic.line &&
       diagnostic.sourceLine.size() <= kMaxShownColumns)
     out += std::string(std::max(diagnostic.fixIt->column - 1, 0), ' ') +
-           printable(diagnostic.fixIt->replacement) + "\n";
+           printable(diagnostic.fixIt->replacement.substr(0, diagnostic.fixIt->replacement.find('\n'))) + "\n";
   for (const Diagnostic &note : diagnostic.notes)
     render(note, out);
 }

@@ -25,10 +25,11 @@ bool Importer::readScores(const Entity &entity, SourceRange range, EntryDeclarat
   if (entity.kind == EntityKind::None)
     return true;
   if (entity.kind != EntityKind::Function || entity.function->role != FunctionRole::Score) {
-    error(range,
-          fmt::format("score= takes a score function or a list of them; this is {}{}",
-                      describe(entity),
-                      isPlainFunction(entity) ? ", write '@score' before it" : ""));
+    const bool isPlain = isPlainFunction(entity);
+    Diagnostic &diagnostic = error(range, fmt::format("score= takes a score function or a list of them; this is {}{}",
+                                                      describe(entity), isPlain ? ", write '@score' before it" : ""));
+    if (isPlain)
+      noteMissingDecorator(diagnostic, *entity.function, FunctionRole::Score);
     return false;
   }
   entry.scores.push_back(entity.function);
@@ -84,10 +85,14 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
       continue;
     if (keyword.name == "mask") {
       entry.mask = asMask(value);
-      if (!entry.mask)
-        failAt(expr.range,
-               fmt::format("mask= takes a mask; this is {}{}", describe(value),
-                           isPlainFunction(value) ? ", write '@mask' before it" : ""));
+      if (!entry.mask) {
+        const bool isPlain = isPlainFunction(value);
+        Diagnostic &diagnostic = error(expr.range, fmt::format("mask= takes a mask; this is {}{}", describe(value),
+                                                               isPlain ? ", write '@mask' before it" : ""));
+        if (isPlain)
+          noteMissingDecorator(diagnostic, *value.function, FunctionRole::Mask);
+        hasFailed = true;
+      }
     } else if (keyword.name == "score") {
       hasFailed |= !readScores(value, expr.range, entry);
     } else {
@@ -124,6 +129,26 @@ void Importer::checkAliases(Module &module) {
     for (const Keyword &keyword : expr.keywords)
       rest.push_back(keyword.value.get());
   }
+}
+
+// One function with the parameters of a mask or score function probably lacks its decorator.
+void Importer::reportNoEntryPoint(Module &module) {
+  const Stmt *candidate = nullptr;
+  int numCandidates = 0;
+  for (const StmtRef &statement : module.file.statements)
+    if (statement->kind == StmtKind::Function && roleByParameters(*statement) != FunctionRole::Plain) {
+      candidate = statement.get();
+      ++numCandidates;
+    }
+  constexpr std::string_view kMessage = "the file declares no mask and no attention(...); ";
+  if (numCandidates != 1) {
+    errorIn(module, {0, 0}, fmt::format("{}expected at least one", kMessage));
+    return;
+  }
+  const char *decorator = roleByParameters(*candidate) == FunctionRole::Mask ? "@mask" : "@score";
+  Diagnostic &diagnostic =
+      errorIn(module, candidate->nameRange, fmt::format("{}write '{}' before '{}'", kMessage, decorator, candidate->name));
+  setFixIt(diagnostic, module.file.source, {candidate->range.begin, candidate->range.begin}, fmt::format("{}\n", decorator));
 }
 
 std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
@@ -189,8 +214,7 @@ std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
   if (entries.empty())
     addOwn(FunctionRole::Score);
   if (entries.empty() && !diagnostics_.hasErrors())
-    errorIn(module, {0, 0},
-            "the file declares no mask and no attention(...); expected at least one");
+    reportNoEntryPoint(module);
   return entries;
 }
 

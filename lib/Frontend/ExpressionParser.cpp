@@ -137,7 +137,7 @@ ExprRef Parser::parseExpression() {
   if (isRecovering_)
     return makeExpr(ExprKind::Error, begin);
   if (isAtKeyword("lambda")) {
-    error(token().range, "'lambda' is not part of the language; write a 'def' and use its name");
+    error(token().range, std::string(kNoLambda));
     return makeExpr(ExprKind::Error, begin);
   }
   if (isAtKeyword("yield") || isAtKeyword("await")) {
@@ -226,7 +226,10 @@ bool Parser::acceptComparison(OpKind &op) {
   if (isAtKeyword("is")) {
     const bool isNegated = source_->slice(tokens_[at_ + 1].range) == "not";
     const SourceRange range{token().range.begin, tokens_[at_ + (isNegated ? 1 : 0)].range.end};
-    if (Diagnostic *diagnostic = error(range, "'is' is not part of the language; write '==' or '!='"))
+    if (source_->slice(tokens_[at_ + (isNegated ? 2 : 1)].range) == "None")
+      error(range, "'is' is not part of the language; everything has a value, so there is no None to test for; choose by a "
+                   "const[bool]");
+    else if (Diagnostic *diagnostic = error(range, "'is' is not part of the language; write '==' or '!='"))
       setFixIt(*diagnostic, source_, range, isNegated ? "!=" : "==");
     return false;
   }
@@ -275,10 +278,28 @@ ExprRef Parser::parseBinary(int minPrecedence) {
       break;
     SourceRange opRange = token().range;
     advance();
+    if (refuseDoubledOperator(opRange))
+      break;
     ExprRef rhs = parseBinary(found->precedence + 1);
     lhs = makeBinary(found->op, opRange, std::move(lhs), std::move(rhs));
   }
   return lhs;
+}
+
+// Other languages' `&&`, `||`, `++` and `--`; the first half was read.
+bool Parser::refuseDoubledOperator(SourceRange first) {
+  const std::string_view op = source_->slice(first);
+  if (token().range.begin != first.end || !isAtOperator(op))
+    return false;
+  const SourceRange range{first.begin, token().range.end};
+  if (op == "&" || op == "|") {
+    const char *word = op == "&" ? "and" : "or";
+    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{1}'", op, word)), source_, range, word);
+  } else if ((op == "+" || op == "-") && tokens_[at_ + 1].kind == TokenKind::Newline) {
+    const std::string instead = fmt::format(" {}= 1", op);
+    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{0}= 1'", op)), source_, range, instead);
+  }
+  return isRecovering_;
 }
 
 ExprRef Parser::parseUnary() {

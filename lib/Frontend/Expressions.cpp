@@ -122,6 +122,9 @@ Entity Importer::evaluateName(const Expr &expr) {
   // The name may be defined by a line that was left out after an error.
   if (current.module->file.isIncomplete && diagnostics_.hasErrors())
     return {};
+  if (expr.name == "self")
+    return fail(expr.range, "'self' is not part of the language; what a class would hold is declared, as in 'window: "
+                            "param[int]', and used by its name");
   return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name,
                                       suggestion(expr.name, visibleNames())));
 }
@@ -360,6 +363,24 @@ Entity Importer::evaluateCompare(const Expr &expr) {
   return hasFailed ? Entity{} : result;
 }
 
+// `m1 and m2` where `m1 & m2` is meant.
+Entity Importer::refuseLogicBetweenMasks(const Expr &expr) {
+  const bool isAnd = expr.kind == ExprKind::And;
+  const SourceRef &source = frame().module->file.source;
+  std::string text;
+  for (const ExprRef &operand : expr.operands)
+    text += fmt::format("{}{}", text.empty() ? "" : isAnd ? " & " : " | ", source->slice(operand->range));
+  Diagnostic &diagnostic =
+      error(expr.opRange, fmt::format("'{}' works on bools; write '{}' between masks", isAnd ? "and" : "or", isAnd ? "&" : "|"));
+  const bool isSimple = std::all_of(expr.operands.begin(), expr.operands.end(), [](const ExprRef &operand) {
+    return operand->isParenthesized || operand->kind == ExprKind::Name || operand->kind == ExprKind::Call ||
+           operand->kind == ExprKind::Attribute;
+  });
+  if (isSimple)
+    setFixIt(diagnostic, source, expr.range, text);
+  return {};
+}
+
 Entity Importer::evaluateLogic(const Expr &expr) {
   bool isAnd = expr.kind == ExprKind::And;
   Entity result = Entity::ofConstant(Constant::ofBool(isAnd));
@@ -370,8 +391,7 @@ Entity Importer::evaluateLogic(const Expr &expr) {
       break;
     Entity value = evaluate(*operand);
     if (hasMaskKind(value))
-      value = fail(operand->range, fmt::format("'{}' works on bools; write '{}' between masks",
-                                               isAnd ? "and" : "or", isAnd ? "&" : "|"));
+      return refuseLogicBetweenMasks(expr);
     if (!value.isError())
       value = toBool(value, operand->range, isAnd ? "'and'" : "'or'");
     hasFailed |= value.isError();
@@ -398,7 +418,16 @@ Entity Importer::evaluateConditional(const Expr &expr) {
 }
 
 Entity Importer::evaluateAttribute(const Expr &expr) {
-  Entity base = evaluate(*expr.operands[0]);
+  const Expr &owner = *expr.operands[0];
+  // `config.window`: an object of the Python program around a function.
+  const bool isForeignObject = owner.kind == ExprKind::Name && owner.name != "self" && !frame().locals.contains(owner.name) &&
+                               !frame().halfBound.contains(owner.name) && !isKnownName(*frame().module, owner.name) &&
+                               foreignNameMessage(owner.name).empty() && suggestion(owner.name, visibleNames()).empty();
+  if (isForeignObject && !(frame().module->file.isIncomplete && diagnostics_.hasErrors()))
+    return fail(owner.range, fmt::format("unknown name '{}'; there are no objects, declare what '{}.{}' holds, as in '{}: "
+                                         "param[int]'",
+                                         owner.name, owner.name, expr.name, expr.name));
+  Entity base = evaluate(owner);
   if (base.isError())
     return {};
   if (base.kind == EntityKind::Library)
@@ -427,7 +456,9 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
     return fail(
         expr.opRange,
         fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
-  return fail(expr.opRange, fmt::format("{} has no attribute '{}'", describe(base), expr.name));
+  return fail(expr.opRange, fmt::format("{} has no attribute '{}'; {}", describe(base), expr.name,
+                                        base.kind == EntityKind::Tensor ? "expected '.shape'"
+                                                                        : "declare what it holds by a name of its own"));
 }
 
 } // namespace cpflex

@@ -38,6 +38,9 @@ void Importer::emitPredicate(const std::string &name, const MaskValue &mask, Sou
     nameValue(*coordinates[i],
               isDefinition ? mask.definition->statement->parameters[i].name : names[i]);
   }
+  // The location carries the name of the function that the mask is, for remarks about it.
+  if (mask.kind == MaskValueKind::Definition)
+    predicate->setLoc(mlir::NameLoc::get(builder_.getStringAttr(mask.definition->statement->name), predicate.getLoc()));
   hasBody_ = isInMask_ = true;
   Entity value = evaluateMask(mask, at, range);
   hasBody_ = isInMask_ = false;

@@ -112,6 +112,7 @@ std::vector<std::string> Importer::visibleNames() const {
     names.push_back(name);
   for (const auto &[name, _] : frames_.back()->module->symbols)
     names.push_back(name);
+  names.insert(names.end(), {"True", "False"});
   std::vector<std::string> builtins = builtinNames();
   names.insert(names.end(), builtins.begin(), builtins.end());
   return names;

@@ -68,6 +68,7 @@ private:
   std::vector<std::string> standardNames();
   bool isUsableName(Module &module, const std::string &name, SourceRange range);
   FunctionRole roleOf(Module &module, const ast::Stmt &function);
+  void noteMissingDecorator(Diagnostic &diagnostic, const FunctionDefinition &function, FunctionRole role);
   bool hasRightParameters(Module &module, const ast::Stmt &function, FunctionRole role);
 
   // Declarations (Declarations.cpp).
@@ -107,6 +108,7 @@ private:
   Entity evaluateChain(const ast::Expr &expr);
   Entity evaluateCompare(const ast::Expr &expr);
   Entity evaluateMembership(const Entity &element, const ast::Expr &container, SourceRange range);
+  Entity refuseLogicBetweenMasks(const ast::Expr &expr);
   Entity evaluateLogic(const ast::Expr &expr);
   Entity evaluateConditional(const ast::Expr &expr);
   Entity evaluateAttribute(const ast::Expr &expr);
@@ -180,6 +182,7 @@ private:
   std::optional<Entity> runBlock(std::span<const ast::StmtRef> statements,
                                  const Continuation *next);
   std::optional<Entity> runIf(const ast::Stmt &statement, const Continuation &rest);
+  Entity toResult(const Entity &entity, SourceRange range);
   void runAssign(const ast::Stmt &statement);
   void bindTarget(const ast::Expr &target, Entity value);
   void mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse, SourceRange range);
@@ -196,6 +199,7 @@ private:
                        SourceRange range);
   std::vector<EntryDeclaration> collectEntryPoints(Module &module);
   std::optional<EntryDeclaration> readAttention(Module &module, const ast::Expr &call);
+  void reportNoEntryPoint(Module &module);
   bool readScores(const Entity &entity, SourceRange range, EntryDeclaration &entry);
   void checkAliases(Module &module);
   void emitPredicate(const std::string &name, const MaskValue &mask, SourceRange range);
@@ -274,6 +278,8 @@ std::optional<Constant> foldConstants(Operation operation, std::span<const Const
 bool isBuiltinDimension(std::string_view name);
 /// Whether `name` is a built-in function or constant of the language.
 bool isBuiltinFunction(std::string_view name);
+/// What a function without a decorator would be by the number of its parameters that have no default.
+FunctionRole roleByParameters(const ast::Stmt &function);
 std::vector<std::string> builtinNames();
 /// Why a name that PyTorch or Python has is not part of the language and what to write instead;
 /// empty for other names.

@@ -37,10 +37,47 @@ constexpr std::string_view kPythonModules[] = {
     "os",          "sys",         "random",     "functools",    "typing", "itertools", "time",
     "json",        "re",          "subprocess", "ctypes",       "jax",    "triton",    "einops",
     "collections", "dataclasses", "pathlib",    "transformers", "copy",   "operator",  "abc"};
+// Functions of PyTorch and Python that a few words replace.
+constexpr std::pair<std::string_view, std::string_view> kWrittenOtherwise[] = {
+    {"relu", "max(x, 0.0)"},
+    {"leaky_relu", "where(x > 0, x, slope * x)"},
+    {"silu", "x * sigmoid(x)"},
+    {"gelu", "it with tanh"},
+    {"softplus", "log1p(exp(x))"},
+    {"logsigmoid", "log(sigmoid(x))"},
+    {"sign", "where(x > 0, 1, where(x < 0, -1, 0))"},
+    {"ceil", "-floor(-x)"},
+    {"trunc", "int(x)"},
+    {"round", "floor(x + 0.5)"},
+    {"tan", "sin(x) / cos(x)"},
+    {"log2", "log(x) * 1.442695, or ilog2(x) of an int"},
+    {"log10", "log(x) * 0.4342945"},
+    {"expm1", "exp(x) - 1"},
+    {"reciprocal", "1 / x"},
+    {"fmod", "x - y * int(x / y), or 'x % y' with the sign of y"},
+    {"hypot", "sqrt(x * x + y * y)"},
+    {"isnan", "x != x"},
+    {"isinf", "abs(x) == inf"},
+    {"finfo", "-inf for the lowest score"},
+    {"iinfo", "the number itself"},
+    {"masked_fill", "where(condition, value, x)"},
+    {"isin", "'x in array[:]'"},
+    {"gather", "array[i]"},
+    {"index_select", "array[i]"},
+    {"take", "array[i]"},
+    {"searchsorted", "sum(int(edges[i] < x) for i in range(n))"},
+    {"bucketize", "sum(int(edges[i] < x) for i in range(n))"},
+    {"tril", "kv <= q"},
+    {"triu", "kv >= q"},
+    {"enumerate", "'for i in range(n)' and index the array by i"},
+    {"zip", "'for i in range(n)' and index both arrays by i"},
+    {"divmod", "'x // y, x % y'"},
+    {"isinstance", "what holds for the type that it has; types are known while compiling"},
+    {"partial", "a parameter with a default, or a mask that calls the other one"}};
 constexpr std::string_view kPythonFunctions[] = {
-    "open",     "exec",   "eval",    "compile", "isinstance", "enumerate", "zip",  "map",
+    "open",     "exec",   "eval",    "compile", "map",
     "filter",   "list",   "dict",    "set",     "tuple",      "str",       "repr", "sorted",
-    "reversed", "divmod", "getattr", "setattr", "type",       "input",     "hash", "id",
+    "reversed", "getattr", "setattr", "type",       "input",     "hash", "id",
     "iter",     "next",   "slice",   "super",   "object",     "complex",   "chr",  "ord",
     "format",   "vars",   "globals", "locals",  "__import__"};
 
@@ -84,8 +121,6 @@ std::string foreignNameMessage(std::string_view name) {
            "at one pair";
   if (name == "len")
     return "'len' is not part of the language; use the dimension's name, or x.shape[0]";
-  if (name == "round")
-    return "'round' is not part of the language; write floor(x + 0.5)";
   if (name == "create_block_mask" || name == "flex_attention" || name == "create_mask")
     return fmt::format(
         "'{}' is not needed; attention(\"name\", mask=..., score=...) declares an entry point",
@@ -113,6 +148,8 @@ std::string foreignNameMessage(std::string_view name) {
     return fmt::format("'{}' makes an array; arrays are declared, as in 'doc: tensor[i32, "
                        "KV_LEN]', and bound when the program runs",
                        name);
+  if (auto entry = findEntry(kWrittenOtherwise, name); entry != std::end(kWrittenOtherwise))
+    return fmt::format("'{}' is not part of the language; write {}", name, entry->second);
   if (contains(kPythonFunctions, name))
     return fmt::format("'{}' of Python is not part of the language", name);
   return {};

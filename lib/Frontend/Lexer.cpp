@@ -308,6 +308,8 @@ private:
       setFixIt(diagnostics_.error(source_, {uint32_t(begin), uint32_t(at_)},
                                   "unexpected '!'; write 'not' before a condition"),
                source_, {uint32_t(begin), uint32_t(at_)}, "not ");
+    else if (text_[begin] == '?')
+      error(begin, at_, "unexpected '?'; a choice is written 'a if condition else b'");
     else if (text_[begin] == '\\')
       error(begin, at_, "unexpected '\\'; a line is continued when '\\' is its last character");
     else

@@ -168,6 +168,12 @@ void Importer::define(Module &module, const std::string &name, Symbol symbol) {
   addNote(diagnostic, module.file.source, entry->second.range, "defined here");
 }
 
+FunctionRole roleByParameters(const Stmt &function) {
+  const auto isRequired = [](const Parameter &parameter) { return !parameter.defaultValue; };
+  const auto numRequired = std::count_if(function.parameters.begin(), function.parameters.end(), isRequired);
+  return numRequired == 4 ? FunctionRole::Mask : numRequired == 5 ? FunctionRole::Score : FunctionRole::Plain;
+}
+
 FunctionRole Importer::roleOf(Module &module, const Stmt &function) {
   FunctionRole role = FunctionRole::Plain;
   for (const ExprRef &decorator : function.decorators) {
@@ -178,10 +184,20 @@ FunctionRole Importer::roleOf(Module &module, const Stmt &function) {
       continue;
     }
     errorIn(module, decorator->range,
-            fmt::format("decorator '{}' is not part of the language; expected '@mask' or '@score'",
-                        std::string(module.file.source->slice(name.range))));
+            fmt::format("decorator '{}' is not part of the language; expected '@mask' or '@score'{}",
+                        std::string(module.file.source->slice(name.range)), suggestion(name.name, {"mask", "score"})));
   }
   return role;
+}
+
+// Says where a function is that lacks its decorator, with the line to insert.
+void Importer::noteMissingDecorator(Diagnostic &diagnostic, const FunctionDefinition &function, FunctionRole role) {
+  const SourceRef &source = function.module->file.source;
+  const Stmt &statement = *function.statement;
+  addNote(diagnostic, source, statement.nameRange, "declared here");
+  if (roleByParameters(statement) == role)
+    setFixIt(diagnostic.notes.back(), source, {statement.range.begin, statement.range.begin},
+             role == FunctionRole::Mask ? "@mask\n" : "@score\n");
 }
 
 bool Importer::hasRightParameters(Module &module, const Stmt &function, FunctionRole role) {
@@ -197,7 +213,10 @@ bool Importer::hasRightParameters(Module &module, const Stmt &function, Function
                       function.parameters.size(),
                       role == FunctionRole::Mask ? "mask" : "score function",
                       role == FunctionRole::Mask ? "4: batch, head, query and key"
-                                                 : "5: the score, batch, head, query and key"));
+                                                 : "5: the score, batch, head, query and key") +
+              (function.parameters.empty() || function.parameters[0].name != "self"
+                   ? ""
+                   : "; leave out 'self', a file's declarations hold what a class would"));
   return false;
 }
 
@@ -208,6 +227,8 @@ void Importer::collectSymbols(Module &module) {
     symbol.statement = statement.get();
     switch (statement->kind) {
     case StmtKind::Function:
+      if (statement->name.empty()) // a returned lambda, which was reported
+        break;
       symbol.kind = SymbolKind::Function;
       symbol.function = {statement.get(), &module, roleOf(module, *statement)};
       symbol.isBroken = !hasRightParameters(module, *statement, symbol.function.role);
@@ -239,9 +260,12 @@ void Importer::collectSymbols(Module &module) {
       collectImport(module, *statement);
       break;
     case StmtKind::If:
-      errorIn(module, statement->range,
-              "'if' at the top level is not part of the language; choose inside a function or by a "
-              "const");
+      if (module.file.source->slice(statement->range).find("__name__") != std::string_view::npos)
+        errorIn(module, statement->range, "a file is not run as a script; leave this out, and declare what can be run by "
+                                          "attention(...)");
+      else
+        errorIn(module, statement->range,
+                "'if' at the top level is not part of the language; choose inside a function or by a const");
       break;
     case StmtKind::Return:
       errorIn(module, statement->range, "'return' outside a function");

@@ -29,15 +29,15 @@ constexpr ForeignStatement kForeignStatements[] = {
             "has to be caught"},
     {"raise", "exceptions are not part of the language; facts such as (sorted, lo=0) are checked "
               "when an array is bound"},
-    {"with", "'with' is not part of the language"},
+    {"with", "'with' is not part of the language; write the lines that it holds without it"},
     {"assert", "'assert' is not part of the language; declare facts, as in tensor[i32, "
                "KV_LEN](sorted, lo=0)"},
     {"global",
      "'global' is not part of the language; functions read module-level names and change none"},
     {"nonlocal",
      "'nonlocal' is not part of the language; functions read module-level names and change none"},
-    {"del", "'del' is not part of the language"},
-    {"async", "'async' is not part of the language"},
+    {"del", "'del' is not part of the language; a local name ends with its function"},
+    {"async", "'async' is not part of the language; write 'def' alone"},
     {"yield", "'yield' is not part of the language; write 'return'"},
     {"break", "loops are not part of the language, so there is nothing to 'break'"},
     {"continue", "loops are not part of the language, so there is nothing to 'continue'"},
@@ -88,14 +88,31 @@ void Parser::parseStatement(std::vector<StmtRef> &out) {
   for (const ForeignStatement &foreign : kForeignStatements)
     if (isAtKeyword(foreign.keyword)) {
       error(token().range, std::string(foreign.message));
-      return skipStatement();
+      skipStatement();
+      // What belongs to the statement goes with it.
+      while (isAtKeyword("except") || isAtKeyword("finally") || isAtKeyword("else"))
+        skipStatement();
+      return;
     }
+  if (isAtMatch()) {
+    error(token().range, "'match' is not part of the language; write 'if' and 'elif'");
+    return skipStatement();
+  }
   if (isAtKeyword("elif") || isAtKeyword("else") || isAtKeyword("except") ||
       isAtKeyword("finally")) {
     error(token().range, fmt::format("'{}' without a statement that it belongs to", text()));
     return skipStatement();
   }
   parseSimpleLine(out);
+}
+
+// `match x:`; the word is a name elsewhere.
+bool Parser::isAtMatch() const {
+  if (!isAtKeyword("match"))
+    return false;
+  const Token &next = tokens_[at_ + 1];
+  const std::string_view word = source_->slice(next.range);
+  return (next.kind == TokenKind::Name && (!isKeyword(word) || word == "not")) || next.kind == TokenKind::Int;
 }
 
 // Simple statements of one line, separated by ';'.
@@ -127,8 +144,13 @@ StmtRef Parser::parseSimple() {
     statement->kind = StmtKind::Pass;
   } else if (acceptKeyword("return")) {
     statement->kind = StmtKind::Return;
+    if (isAtKeyword("lambda")) {
+      parseLambda(*statement);
+      return statement;
+    }
     if (!isAt(TokenKind::Newline) && !isAtOperator(";"))
       statement->value = parseTupleExpression();
+    refuseAssignment();
   } else if (isAtKeyword("import") || isAtKeyword("from")) {
     parseImport(*statement);
   } else {
@@ -136,6 +158,14 @@ StmtRef Parser::parseSimple() {
   }
   statement->range = rangeFrom(begin);
   return statement;
+}
+
+// '=' where a condition or value ends: '==' was meant.
+void Parser::refuseAssignment() {
+  if (isRecovering_ || !isAtOperator("="))
+    return;
+  const SourceRange range = token().range;
+  setFixIt(*error(range, "'=' binds a name; write '==' to compare"), source_, range, "==");
 }
 
 void Parser::parseImport(Stmt &statement) {
@@ -233,6 +263,12 @@ void Parser::parseAssignmentOrExpression(Stmt &statement) {
     statement.value = std::move(first);
     return;
   }
+  if (source_->slice(tokens_[at_ + 1].range) == "lambda" && first->kind == ExprKind::Name) {
+    advance();
+    statement.name = first->name;
+    statement.nameRange = first->range;
+    return parseLambda(statement);
+  }
   statement.kind = StmtKind::Assign;
   statement.value = std::move(first);
   while (!isRecovering_ && acceptOperator("=")) {
@@ -295,9 +331,29 @@ void Parser::parseFunction(std::vector<StmtRef> &out) {
   out.push_back(std::move(statement));
 }
 
+// A lambda that is bound to a name or returned is an error and read as the function that should be written for it.
+void Parser::parseLambda(Stmt &statement) {
+  diagnostics_.error(source_, token().range, std::string(kNoLambda));
+  advance();
+  statement.kind = StmtKind::Function;
+  statement.isIncomplete = true;
+  parseParameterList(statement, ":");
+  expectOperator(":");
+  auto result = std::make_unique<Stmt>();
+  result->kind = StmtKind::Return;
+  result->value = parseExpression();
+  result->range = result->value->range;
+  statement.body.push_back(std::move(result));
+}
+
 void Parser::parseParameters(Stmt &function) {
   expectOperator("(");
-  while (!isRecovering_ && !isAtOperator(")")) {
+  parseParameterList(function, ")");
+  expectOperator(")");
+}
+
+void Parser::parseParameterList(Stmt &function, std::string_view end) {
+  while (!isRecovering_ && !isAtOperator(end)) {
     if (isAtOperator("*") || isAtOperator("**") || isAtOperator("/")) {
       error(token().range,
             fmt::format("'{}' among parameters is not part of the language; name each parameter",
@@ -310,7 +366,7 @@ void Parser::parseParameters(Stmt &function) {
     for (const Parameter &other : function.parameters)
       if (!isRecovering_ && other.name == parameter.name)
         error(parameter.range, fmt::format("two parameters named '{}'", parameter.name));
-    if (!isRecovering_ && acceptOperator(":"))
+    if (!isRecovering_ && end == ")" && acceptOperator(":"))
       parameter.annotation = parseExpression();
     if (!isRecovering_ && acceptOperator("="))
       parameter.defaultValue = parseExpression();
@@ -320,7 +376,6 @@ void Parser::parseParameters(Stmt &function) {
     if (!acceptOperator(","))
       break;
   }
-  expectOperator(")");
 }
 
 void Parser::parseIf(std::vector<StmtRef> &out) {
@@ -330,6 +385,7 @@ void Parser::parseIf(std::vector<StmtRef> &out) {
   advance();
   Nesting nesting(*this);
   statement->value = parseExpression();
+  refuseAssignment();
   statement->range = rangeFrom(begin);
   if (isRecovering_)
     return skipStatement();
@@ -344,6 +400,8 @@ void Parser::parseIf(std::vector<StmtRef> &out) {
 }
 
 void Parser::parseBlock(std::vector<StmtRef> &out, std::string_view owner) {
+  if (!isRecovering_ && isAt(TokenKind::Newline))
+    setFixIt(*error(token().range, "the line ends here; expected ':'"), source_, {previousEnd_, previousEnd_}, ":");
   expectOperator(":");
   if (isRecovering_)
     return skipStatement();

@@ -38,8 +38,12 @@ private:
   void parseAssignmentOrExpression(ast::Stmt &statement);
   void checkTarget(const ast::Expr &target);
   void parseFunction(std::vector<ast::StmtRef> &out);
+  void parseLambda(ast::Stmt &statement);
   void parseParameters(ast::Stmt &function);
+  void parseParameterList(ast::Stmt &function, std::string_view end);
   void parseIf(std::vector<ast::StmtRef> &out);
+  bool isAtMatch() const;
+  void refuseAssignment();
   void parseBlock(std::vector<ast::StmtRef> &out, std::string_view owner);
   void skipStatement();
   void skipBlock();
@@ -67,6 +71,7 @@ private:
   ast::ExprRef makeExpr(ast::ExprKind kind, SourceRange range);
   ast::ExprRef makeBinary(ast::OpKind op, SourceRange opRange, ast::ExprRef lhs, ast::ExprRef rhs);
   bool acceptComparison(ast::OpKind &op);
+  bool refuseDoubledOperator(SourceRange first);
   void checkTerms(size_t numTerms, SourceRange range);
 
   // Tokens.
@@ -102,6 +107,9 @@ private:
   bool isRecovering_ = false;
   size_t numFailures_ = 0; ///< statements that were left out
 };
+
+inline constexpr std::string_view kNoLambda =
+    "'lambda' is not part of the language; write a 'def' and use its name";
 
 /// Whether `word` is a keyword of Python, so that it cannot be a name.
 bool isKeyword(std::string_view word);

@@ -4,7 +4,10 @@
 
 #include "lib/Frontend/Importer.h"
 #include "lib/Frontend/ImporterState.h"
+#include "lib/Frontend/NameUses.h"
 #include "lib/Frontend/Parser.h"
+#include "lib/Frontend/PortedText.h"
+#include "lib/Frontend/PythonScope.h"
 
 #include <fmt/format.h>
 
@@ -17,20 +20,10 @@ using namespace ast;
 
 namespace {
 
-/// How a free name is used; its declaration is guessed from this.
-struct Use {
-  std::vector<std::string> dims; ///< a dimension per index where it is subscripted
-  bool isTensor = false;
-  bool isBool = false;  ///< stands where a bool is expected
-  bool isIndex = false; ///< stands inside a subscript, is compared, or is divided as ints are
-  bool isInScore = false;
-  SourceRange range;
-};
-
-/// A function with the functions around it, the outermost first.
-struct Scoped {
+/// A function that comes along, and what it becomes.
+struct PortedFunction {
   const Stmt *function = nullptr;
-  std::vector<const Stmt *> around;
+  FunctionRole role = FunctionRole::Plain;
 };
 
 uint32_t endOf(const Stmt &statement) {
@@ -42,233 +35,150 @@ uint32_t endOf(const Stmt &statement) {
   return end;
 }
 
-bool find(const std::vector<StmtRef> &statements, const std::string &name,
-          std::vector<const Stmt *> &around, Scoped &result) {
-  for (const StmtRef &statement : statements) {
-    if (statement->kind == StmtKind::Function && statement->name == name) {
-      result = {statement.get(), around};
-      return true;
-    }
-    bool isFunction = statement->kind == StmtKind::Function;
-    if (isFunction)
-      around.push_back(statement.get());
-    bool isFound = find(statement->body, name, around, result) ||
-                   find(statement->orElse, name, around, result);
-    if (isFunction)
-      around.pop_back();
-    if (isFound)
-      return true;
-  }
-  return false;
+std::string calleeName(const Expr &expr) {
+  return expr.kind == ExprKind::Call ? expr.operands[0]->name : std::string();
 }
+// `n = n - 1`: a name of its own cannot stand for that.
+bool mentions(const Expr &expr, const std::string &name) {
+  return (expr.kind == ExprKind::Name && expr.name == name) ||
+         std::any_of(expr.operands.begin(), expr.operands.end(),
+                     [&](const ExprRef &operand) { return mentions(*operand, name); });
+}
+
+bool isCombination(const Expr &value) { return calleeName(value) == "and_masks" || calleeName(value) == "or_masks"; }
 
 class Porter {
 public:
-  Porter(const File &file, DiagnosticList &diagnostics) : file_(file), diagnostics_(diagnostics) {}
+  Porter(const File &file, DiagnosticList &diagnostics) : file_(file), diagnostics_(diagnostics), text_(file.source) {}
 
-  std::string run(const Scoped &main) {
-    main_ = main;
-    addFunction(main, roleOf(*main.function));
-    while (!pending_.empty()) {
-      std::string name = pending_.back();
-      pending_.pop_back();
-      resolve(name);
-    }
-    return text();
+  /// Writes the program for `target`, which `name` is bound to; false after an error.
+  bool run(const std::string &name, const PythonBinding &target) {
+    name_ = name;
+    if (isBuiltinFunction(name))
+      renamed_.insert(name);
+    const bool isWritten = target.kind == PythonBindingKind::Function     ? addMain(target)
+                           : calleeName(*target.value) == "partial"       ? addPartial(target)
+                           : isCombination(*target.value)                 ? addCombination(*target.value, target.around)
+                                                                          : refuse(*target.value);
+    if (!isWritten)
+      return false;
+    for (size_t i = 0; i < uses_.names().size(); ++i)
+      resolve(std::string(uses_.names()[i]));
+    write();
+    return true;
   }
 
-  static FunctionRole roleOf(const Stmt &function) {
-    return function.parameters.size() == 5   ? FunctionRole::Score
-           : function.parameters.size() == 4 ? FunctionRole::Mask
-                                             : FunctionRole::Plain;
-  }
+  const PortedText &text() const { return text_; }
 
 private:
-  // Uses of names.
+  // What is asked for.
 
-  void addFunction(const Scoped &scoped, FunctionRole role) {
-    functions_.push_back(scoped.function);
-    std::set<std::string> bound;
-    size_t first = role == FunctionRole::Score ? 1 : 0;
-    const char *sizes[] = {"B", "H", "Q_LEN", "KV_LEN"};
-    sizeOf_.clear();
-    for (size_t i = 0; i < scoped.function->parameters.size(); ++i) {
-      bound.insert(scoped.function->parameters[i].name);
-      if (role != FunctionRole::Plain && i >= first)
-        sizeOf_[scoped.function->parameters[i].name] = sizes[i - first];
-    }
-    isInScore_ = role == FunctionRole::Score;
-    collectBound(scoped.function->body, bound);
-    bound_ = std::move(bound);
-    visit(scoped.function->body, role == FunctionRole::Mask);
+  bool refuse(const Expr &value) {
+    diagnostics_.error(file_.source, value.range,
+                       fmt::format("'{}' is bound to something that is no function; port a function, or partial, and_masks and "
+                                   "or_masks of functions",
+                                   name_));
+    return false;
   }
 
-  void collectBound(const std::vector<StmtRef> &statements, std::set<std::string> &bound) {
-    for (const StmtRef &statement : statements) {
-      for (const ExprRef &target : statement->targets)
-        collectTarget(*target, bound);
-      collectBound(statement->body, bound);
-      collectBound(statement->orElse, bound);
+  bool addMain(const PythonBinding &target) {
+    const Stmt &function = *target.statement;
+    const FunctionRole role = roleByParameters(function);
+    if (role == FunctionRole::Plain) {
+      diagnostics_.error(file_.source, function.nameRange.end ? function.nameRange : function.range,
+                         fmt::format("'{}' has {} parameters; a mask has 4: batch, head, query and key, a score function a "
+                                     "score before them",
+                                     name_, function.parameters.size()));
+      return false;
     }
+    isScore_ = role == FunctionRole::Score;
+    addFunction(function, target.around, role);
+    return true;
   }
 
-  void collectTarget(const Expr &target, std::set<std::string> &bound) {
-    if (target.kind == ExprKind::Name)
-      bound.insert(target.name);
-    for (const ExprRef &operand : target.operands)
-      collectTarget(*operand, bound);
+  // `partial(f, value, name=value)`: a function of the parameters that are left, which calls f.
+  bool addPartial(const PythonBinding &target) {
+    const Expr &call = *target.value;
+    const PythonBinding callee = call.operands.size() > 1 && call.operands[1]->kind == ExprKind::Name
+                                     ? lookUpPython(file_, target.around, call.operands[1]->name)
+                                     : PythonBinding{};
+    if (callee.kind != PythonBindingKind::Function)
+      return refuse(call);
+    std::string given, named, left;
+    for (size_t i = 2; i < call.operands.size(); ++i)
+      given += slice(*call.operands[i]) + ", ";
+    for (const Keyword &keyword : call.keywords)
+      named += fmt::format(", {}={}", keyword.name, slice(*keyword.value));
+    size_t numLeft = 0;
+    const std::vector<Parameter> &parameters = callee.statement->parameters;
+    for (size_t i = call.operands.size() - 2; i < parameters.size(); ++i) {
+      const bool isNamed = std::any_of(call.keywords.begin(), call.keywords.end(),
+                                       [&](const Keyword &keyword) { return keyword.name == parameters[i].name; });
+      if (isNamed || parameters[i].defaultValue)
+        continue;
+      left += fmt::format("{}{}", numLeft++ ? ", " : "", parameters[i].name);
+    }
+    if (numLeft != 4 && numLeft != 5) {
+      diagnostics_.error(file_.source, call.range,
+                         fmt::format("{} parameters of '{}' are left; a mask has 4, a score function 5", numLeft,
+                                     callee.statement->name));
+      return false;
+    }
+    isScore_ = numLeft == 5;
+    made_ = fmt::format("def {}({}):\n    return {}({}{}{})\n", nameOf(name_), left, callee.statement->name, given, left, named);
+    addFunction(*callee.statement, callee.around, FunctionRole::Plain);
+    for (size_t i = 2; i < call.operands.size(); ++i)
+      uses_.addValue(*call.operands[i], target.around, {});
+    for (const Keyword &keyword : call.keywords)
+      uses_.addValue(*keyword.value, target.around, {});
+    return true;
   }
 
-  void visit(const std::vector<StmtRef> &statements, bool givesBool) {
-    for (const StmtRef &statement : statements) {
-      if (statement->value)
-        visit(*statement->value,
-              statement->kind == StmtKind::If || (statement->kind == StmtKind::Return && givesBool),
-              /*isIndex=*/false);
-      visit(statement->body, givesBool);
-      visit(statement->orElse, givesBool);
-    }
-  }
-
-  Use *useOf(const Expr &name) {
-    if (bound_.contains(name.name) || name.kind != ExprKind::Name)
-      return nullptr;
-    auto [entry, isNew] = uses_.try_emplace(name.name);
-    if (isNew) {
-      entry->second.range = name.range;
-      pending_.push_back(name.name);
-    }
-    if (isBuiltinDimension(name.name) || name.name == "mask" || name.name == "score")
-      renamed_.insert(name.name);
-    entry->second.isInScore |= isInScore_;
-    return &entry->second;
-  }
-
-  // A subscript, `a[i][j]` and `a[i, j]` alike: its array and all indices.
-  void visitSubscript(const Expr &expr, bool isBool, bool isIndex) {
-    std::vector<const Expr *> indices;
-    const Expr *base = &expr;
-    for (; base->kind == ExprKind::Subscript; base = base->operands[0].get()) {
-      size_t at = 0;
-      for (size_t i = 1; i < base->operands.size(); ++i)
-        indices.insert(indices.begin() + ptrdiff_t(at++), base->operands[i].get());
-    }
-    for (const Expr *index : indices)
-      visit(*index, /*isBool=*/false, /*isIndex=*/true);
-    Use *use = useOf(*base);
-    if (!use) {
-      visit(*base, false, isIndex);
-      return;
-    }
-    use->isTensor = true;
-    use->isBool |= isBool;
-    use->isIndex |= isIndex;
-    std::vector<std::string> dims;
-    for (size_t i = 0; i < indices.size(); ++i) {
-      auto size =
-          indices[i]->kind == ExprKind::Name ? sizeOf_.find(indices[i]->name) : sizeOf_.end();
-      dims.push_back(size != sizeOf_.end() ? size->second
-                                           : fmt::format("{}_SIZE{}", upper(base->name), i));
-      // An array over queries and keys alike is one over all positions.
-      if (use->dims.size() == indices.size() && use->dims[i] == "KV_LEN" && dims[i] == "Q_LEN")
-        dims[i] = "KV_LEN";
-    }
-    if (dims.size() >= use->dims.size())
-      use->dims = std::move(dims);
-  }
-
-  static std::string upper(std::string name) {
-    for (char &c : name)
-      c = c >= 'a' && c <= 'z' ? char(c - 'a' + 'A') : c;
-    return name;
-  }
-
-  void visit(const Expr &expr, bool isBool, bool isIndex) {
-    switch (expr.kind) {
-    case ExprKind::Name:
-      if (Use *use = useOf(expr)) {
-        use->isBool |= isBool;
-        use->isIndex |= isIndex;
+  // `and_masks(f, g)`: the functions become masks.
+  bool addCombination(const Expr &call, const std::vector<const Stmt *> &around) {
+    for (size_t i = 1; i < call.operands.size(); ++i) {
+      const Expr &operand = *call.operands[i];
+      if (isCombination(operand)) {
+        if (!addCombination(operand, around))
+          return false;
+        continue;
       }
-      return;
-    case ExprKind::Subscript:
-      return visitSubscript(expr, isBool, isIndex);
-    case ExprKind::Generator: {
-      std::set<std::string> before = bound_;
-      for (const Clause &clause : expr.clauses) {
-        visit(*clause.iterable, false, true);
-        bound_.insert(clause.target);
+      const PythonBinding binding =
+          operand.kind == ExprKind::Name ? lookUpPython(file_, around, operand.name) : PythonBinding{};
+      if (binding.kind == PythonBindingKind::Value && isCombination(*binding.value)) {
+        if (!addCombination(*binding.value, binding.around))
+          return false;
+        aliases_ += fmt::format("{} = {}\n", operand.name, slice(*binding.value));
+      } else if (binding.kind == PythonBindingKind::Function) {
+        addFunction(*binding.statement, binding.around, FunctionRole::Mask);
+      } else if (binding.kind == PythonBindingKind::Import) {
+        imports_.insert(slice(binding.statement->range));
+      } else {
+        diagnostics_.error(file_.source, operand.range,
+                           fmt::format("'{}' is no function of this file; port what it comes from and combine the masks by "
+                                       "'&' and '|'",
+                                       slice(operand)));
+        return false;
       }
-      visit(*expr.operands[0], isBool, isIndex);
-      bound_ = std::move(before);
-      return;
     }
-    case ExprKind::And:
-    case ExprKind::Or:
-      isBool = true;
-      break;
-    case ExprKind::Compare:
-      isBool = false;
-      isIndex = true; // what is compared are positions and ids
-      break;
-    case ExprKind::Binary:
-      isIndex |= expr.op == OpKind::FloorDiv || expr.op == OpKind::Mod;
-      isBool = isBool &&
-               (expr.op == OpKind::BitAnd || expr.op == OpKind::BitOr || expr.op == OpKind::BitXor);
-      break;
-    case ExprKind::Call: {
-      const Expr &callee = *expr.operands[0];
-      bool takesCondition = callee.name == "where";
-      if (callee.kind == ExprKind::Attribute)
-        visit(*callee.operands[0], false, isIndex);
-      else
-        visit(callee, false, false);
-      for (size_t i = 1; i < expr.operands.size(); ++i)
-        visit(*expr.operands[i], (takesCondition && i == 1) || callee.name.starts_with("logical_"),
-              isIndex);
-      for (const Keyword &keyword : expr.keywords)
-        visit(*keyword.value, false, isIndex);
-      return;
-    }
-    case ExprKind::Conditional:
-      visit(*expr.operands[0], /*isBool=*/true, false);
-      visit(*expr.operands[1], isBool, isIndex);
-      visit(*expr.operands[2], isBool, isIndex);
-      return;
-    default:
-      break;
-    }
-    for (const ExprRef &operand : expr.operands)
-      visit(*operand, isBool, isIndex);
+    combination_ = slice(call);
+    return true;
+  }
+
+  void addFunction(const Stmt &function, const std::vector<const Stmt *> &around, FunctionRole role) {
+    for (const PortedFunction &other : functions_)
+      if (other.function == &function)
+        return;
+    functions_.push_back({&function, role});
+    uses_.addFunction(function, around, role);
   }
 
   // Declarations.
 
-  // The value that `name` is bound to around the function or at the top level; null when it is
-  // bound elsewhere.
-  const Expr *valueOf(const std::string &name) const {
-    auto among = [&](const std::vector<StmtRef> &statements) -> const Expr * {
-      for (const StmtRef &statement : statements)
-        for (const ExprRef &target : statement->targets)
-          if (target->kind == ExprKind::Name && target->name == name)
-            return statement->value.get();
-      return nullptr;
-    };
-    for (size_t i = main_.around.size(); i-- > 0;) {
-      for (const Parameter &parameter : main_.around[i]->parameters)
-        if (parameter.name == name)
-          return parameter.defaultValue.get();
-      if (const Expr *value = among(main_.around[i]->body))
-        return value;
-    }
-    return among(file_.statements);
-  }
-
   static bool isLiteral(const Expr &expr) {
     if (expr.kind == ExprKind::Unary && expr.op == OpKind::Neg)
       return isLiteral(*expr.operands[0]);
-    return expr.kind == ExprKind::Int || expr.kind == ExprKind::Float ||
-           expr.kind == ExprKind::Bool;
+    return expr.kind == ExprKind::Int || expr.kind == ExprKind::Float || expr.kind == ExprKind::Bool;
   }
 
   static const char *literalType(const Expr &expr) {
@@ -276,132 +186,218 @@ private:
     return value.kind == ExprKind::Float ? "float" : value.kind == ExprKind::Bool ? "bool" : "int";
   }
 
-  std::string slice(const Expr &expr) const { return std::string(file_.source->slice(expr.range)); }
-  std::string nameOf(const std::string &name) const {
-    return renamed_.contains(name) ? name + "_" : name;
+  // Whether the language may be able to evaluate a value that Python computes outside the function: arithmetic, sizes of
+  // arrays and functions of numbers.
+  bool isFormula(const Expr &expr) const {
+    const auto areFormulas = [&](size_t first) {
+      return std::all_of(expr.operands.begin() + ptrdiff_t(first), expr.operands.end(),
+                         [&](const ExprRef &operand) { return isFormula(*operand); });
+    };
+    switch (expr.kind) {
+    case ExprKind::Int:
+    case ExprKind::Float:
+    case ExprKind::Bool:
+    case ExprKind::Name:
+      return true;
+    case ExprKind::Unary:
+    case ExprKind::Binary:
+    case ExprKind::Compare:
+    case ExprKind::And:
+    case ExprKind::Or:
+    case ExprKind::Conditional:
+      return areFormulas(0);
+    case ExprKind::Subscript:
+      return expr.operands[0]->kind == ExprKind::Attribute && expr.operands[0]->name == "shape" && areFormulas(1);
+    case ExprKind::Attribute: { // torch.inf, torch.exp
+      const Expr &owner = *expr.operands[0];
+      return owner.kind == ExprKind::Name && (owner.name == "torch" || owner.name == "math");
+    }
+    case ExprKind::Call: {
+      const Expr &callee = *expr.operands[0];
+      const bool isText = callee.name == "float" && expr.operands.size() == 2 && expr.operands[1]->kind == ExprKind::String;
+      if (!expr.keywords.empty() || callee.name == "tensor")
+        return false;
+      if (callee.kind == ExprKind::Attribute && callee.name == "size")
+        return callee.operands[0]->kind == ExprKind::Name && areFormulas(1);
+      const bool isKnown = callee.kind == ExprKind::Name ? isBuiltinFunction(callee.name) || valueTypeNamed(callee.name)
+                                                         : isFormula(callee) && foreignNameMessage(callee.name).empty();
+      return isKnown && (isText || areFormulas(1));
+    }
+    default:
+      return false;
+    }
   }
+
+  std::string slice(SourceRange range) const { return std::string(file_.source->slice(range)); }
+  std::string slice(const Expr &expr) const { return slice(expr.range); }
+  std::string nameOf(const std::string &name) const { return renamed_.contains(name) ? name + "_" : name; }
 
   void resolve(const std::string &name) {
-    for (const StmtRef &statement : file_.statements)
-      if (statement->kind == StmtKind::Import)
-        for (const ImportedName &imported : statement->imports)
-          if (imported.alias == name) {
-            imports_.insert(std::string(file_.source->slice(statement->range)));
-            return;
-          }
-    Scoped helper;
-    std::vector<const Stmt *> around;
-    if (find(file_.statements, name, around, helper)) {
-      if (std::find(functions_.begin(), functions_.end(), helper.function) == functions_.end())
-        addFunction(helper, FunctionRole::Plain);
+    const NameUse use = uses_.of(name);
+    const PythonBinding binding = lookUpPython(file_, use.around, name);
+    switch (binding.kind) {
+    case PythonBindingKind::Import:
+      imports_.insert(slice(binding.statement->range));
       return;
+    case PythonBindingKind::Function:
+      return addFunction(*binding.statement, binding.around, FunctionRole::Plain);
+    case PythonBindingKind::None:
+      if (isBuiltinFunction(name) || valueTypeNamed(name) || !foreignNameMessage(name).empty())
+        return;
+      break;
+    case PythonBindingKind::Value:
+    case PythonBindingKind::Parameter:
+      // `tanh = torch.tanh` is what the name means here, too.
+      if (binding.value && binding.value->kind == ExprKind::Attribute && binding.value->name == name && isFormula(*binding.value))
+        return;
+      if (isBuiltinFunction(name))
+        renamed_.insert(name);
+      break;
     }
-    if (isBuiltinFunction(name) || valueTypeNamed(name) || !foreignNameMessage(name).empty())
-      return;
-    const Use use = uses_[name];
-    const Expr *value = valueOf(name);
-    if (use.isTensor) {
-      const char *type = use.isBool ? "bool" : use.isInScore && !use.isIndex ? "f32" : "i32";
-      std::string dims;
-      for (const std::string &dim : use.dims)
-        dims += ", " + dim;
-      declarations_ += fmt::format("{}: tensor[{}{}]\n", nameOf(name), type, dims);
-      warn(use,
-           fmt::format("'{}' is taken for an array of {} of {} dimension{}; check its declaration",
-                       name, type, use.dims.size(), use.dims.size() == 1 ? "" : "s"));
-      return;
-    }
+    if (isBuiltinDimension(name))
+      renamed_.insert(name);
+    const Expr *value = binding.parameter ? binding.parameter->defaultValue.get() : binding.value;
+    if (use.numArguments > 0)
+      return declareFunction(name, use, value, binding.around);
+    if (use.isTensor)
+      return declareArray(name, use);
     if (value && isLiteral(*value)) {
-      declarations_ +=
-          fmt::format("{}: param[{}] = {}\n", nameOf(name), literalType(*value), slice(*value));
+      declarations_ += fmt::format("{}: param[{}] = {}\n", nameOf(name), literalType(*value), slice(*value));
       return;
     }
-    if (value && (value->kind == ExprKind::Binary || value->kind == ExprKind::Unary)) {
-      isInScore_ = use.isInScore;
-      bound_.clear();
-      visit(*value, use.isBool, use.isIndex);
-      aliases_ = fmt::format("{} = {}\n", nameOf(name), slice(*value)) + aliases_;
-      return;
+    if (value && isFormula(*value) && !mentions(*value, name)) {
+      // Aliases are read in any order.
+      aliases_ += fmt::format("{} = {}\n", nameOf(name), slice(*value));
+      return uses_.addValue(*value, binding.around, use);
     }
-    const char *type = use.isBool ? "bool" : use.isInScore && !use.isIndex ? "float" : "int";
-    declarations_ += fmt::format("{}: param[{}]\n", nameOf(name), type);
-    warn(use,
-         fmt::format("'{}' is taken for {} {} argument without a default; check its declaration",
-                     name, *type == 'i' ? "an" : "a", type));
+    declareScalar(name, use, binding.parameter);
   }
 
-  void warn(const Use &use, std::string message) {
+  void declareArray(const std::string &name, const NameUse &use) {
+    const char *type = use.isBool ? "bool" : use.isInScore && !use.isIndex ? "f32" : "i32";
+    std::string dims;
+    for (const std::string &dim : use.dims)
+      dims += ", " + dim;
+    declarations_ += fmt::format("{}: tensor[{}{}]\n", nameOf(name), type, dims);
+    warn(use, fmt::format("'{}' is taken for an array of {} of {} dimension{}; check its declaration", name, type,
+                          use.dims.size(), use.dims.size() == 1 ? "" : "s"));
+  }
+
+  void declareScalar(const std::string &name, const NameUse &use, const Parameter *parameter) {
+    const std::string annotation =
+        parameter && parameter->annotation && parameter->annotation->kind == ExprKind::Name ? parameter->annotation->name : "";
+    const bool isAnnotated = annotation == "int" || annotation == "float" || annotation == "bool";
+    const std::string type = isAnnotated                      ? annotation
+                             : use.isBool                     ? "bool"
+                             : use.isInScore && !use.isIndex ? "float"
+                                                              : "int";
+    declarations_ += fmt::format("{}: param[{}]\n", nameOf(name), type);
+    warn(use, fmt::format("'{}' is taken for {} {} argument without a default; check its declaration", name,
+                          type == "int" ? "an" : "a", type));
+  }
+
+  // A function that the factory's caller chooses.
+  void declareFunction(const std::string &name, const NameUse &use, const Expr *value, const std::vector<const Stmt *> &around) {
+    if (value && value->kind == ExprKind::Name) {
+      const PythonBinding chosen = lookUpPython(file_, around, value->name);
+      if (chosen.kind == PythonBindingKind::Function) {
+        aliases_ += fmt::format("{} = {}\n", nameOf(name), value->name);
+        return addFunction(*chosen.statement, chosen.around, FunctionRole::Plain);
+      }
+    }
+    if (value && isFormula(*value)) {
+      aliases_ += fmt::format("{} = {}\n", nameOf(name), slice(*value));
+      return uses_.addValue(*value, around, {});
+    }
+    if (use.numArguments != 4) {
+      diagnostics_.error(file_.source, use.range,
+                         fmt::format("'{}' is a function that is chosen elsewhere; write its call out", name));
+      return;
+    }
+    imports_.insert("from cpflex.std import causal");
+    aliases_ += fmt::format("{} = causal\n", nameOf(name));
+    warn(use, fmt::format("'{}' is a mask that is chosen elsewhere; 'causal' stands for it, put yours in its place", name));
+  }
+
+  void warn(const NameUse &use, std::string message) {
     diagnostics_.warning(file_.source, use.range, std::move(message));
   }
 
   // Text.
 
-  // The function's own lines, moved to the left margin.
-  std::string functionText(const Stmt &function) const {
-    uint32_t end = endOf(function);
-    std::string_view all = file_.source->text();
-    uint32_t margin = uint32_t(file_.source->position(function.range.begin).column - 1);
-    size_t lineEnd = all.find('\n', end);
-    std::string result;
-    size_t at = function.range.begin - margin;
-    size_t stop = lineEnd == std::string_view::npos ? all.size() : lineEnd;
-    while (at < stop) {
-      size_t next = std::min(all.find('\n', at), stop);
-      std::string_view line = all.substr(at, next - at);
-      size_t spaces =
-          std::min<size_t>(margin, std::min(line.find_first_not_of(" \t"), line.size()));
-      result += rename(std::string(line.substr(spaces))) + "\n";
-      at = next + 1;
+  // From 'def' to the last line that is indented more, also when the parser left lines out.
+  SourceRange linesOf(const Stmt &function) const {
+    const int margin = file_.source->position(function.range.begin).column - 1;
+    int last = file_.source->position(endOf(function)).line;
+    for (int line = last + 1; file_.source->lineBegin(line) < file_.source->text().size(); ++line) {
+      const size_t indentation = file_.source->line(line).find_first_not_of(" \t");
+      if (indentation == std::string_view::npos)
+        continue;
+      if (int(indentation) <= margin)
+        break;
+      last = line;
     }
-    return result;
+    return {function.range.begin, file_.source->lineBegin(last) + uint32_t(file_.source->line(last).size())};
   }
 
-  // Gives names that mean something else here a new one.
-  std::string rename(std::string line) const {
-    auto isNamePart = [](char c) {
-      return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-    };
-    for (const std::string &name : renamed_)
-      for (size_t at = line.find(name); at != std::string::npos;
-           at = line.find(name, at + name.size())) {
-        bool isWhole = (at == 0 || (!isNamePart(line[at - 1]) && line[at - 1] != '.')) &&
-                       (at + name.size() == line.size() || !isNamePart(line[at + name.size()]));
-        if (isWhole)
-          line.insert(at + name.size(), "_");
-      }
-    return line;
+  void writeFunction(const PortedFunction &ported) {
+    const Stmt &function = *ported.function;
+    text_.add("\n\n");
+    if (ported.role != FunctionRole::Plain)
+      text_.add(ported.role == FunctionRole::Score ? "@score\n" : "@mask\n");
+    if (slice(function.range).starts_with("def"))
+      return text_.addCopy(linesOf(function), renamed_);
+    std::string parameters; // a lambda
+    for (const Parameter &parameter : function.parameters)
+      parameters += fmt::format("{}{}{}", parameters.empty() ? "" : ", ", parameter.name,
+                                parameter.defaultValue ? "=" + slice(*parameter.defaultValue) : "");
+    const std::string name = function.name.empty() ? name_ : function.name;
+    text_.add(withRenamed(fmt::format("def {}({}):\n    return ({})\n", name, parameters, slice(*function.body[0]->value)),
+                          renamed_));
   }
 
-  std::string text() const {
-    const Stmt &main = *main_.function;
-    FunctionRole role = roleOf(main);
-    std::string result =
-        fmt::format("\"\"\"{}, ported from {}.\"\"\"\n", main.name, file_.source->path());
+  void write() {
+    text_.add(fmt::format("\"\"\"{}, ported from {}.\"\"\"\n", name_, file_.source->path()));
     for (const std::string &line : imports_)
-      result += line + "\n";
+      text_.add(line + "\n");
     if (!declarations_.empty())
-      result += "\n" + declarations_;
-    if (!aliases_.empty())
-      result += rename(aliases_);
+      text_.add("\n" + declarations_);
+    if (!aliases_.empty() && combination_.empty())
+      text_.add(withRenamed(aliases_, renamed_));
     for (size_t i = functions_.size(); i-- > 0;)
-      result += fmt::format("\n\n{}{}",
-                            i == 0 ? (role == FunctionRole::Score ? "@score\n" : "@mask\n") : "",
-                            functionText(*functions_[i]));
-    return result + fmt::format("\n\nattention(\"{0}\", {1}={0})\n", main.name,
-                                role == FunctionRole::Score ? "score" : "mask");
+      writeFunction(functions_[i]);
+    if (!made_.empty())
+      text_.add(fmt::format("\n\n{}{}", isScore_ ? "@score\n" : "@mask\n", made_));
+    if (!combination_.empty())
+      text_.add(fmt::format("\n\n{}{} = {}\n", aliases_, nameOf(name_), combination_));
+    text_.add(fmt::format("\n\nattention(\"{}\", {}={})\n", name_, isScore_ ? "score" : "mask", nameOf(name_)));
   }
 
   const File &file_;
   DiagnosticList &diagnostics_;
-  Scoped main_;
-  std::vector<const Stmt *> functions_; ///< the main one first
-  std::map<std::string, Use> uses_;
-  std::vector<std::string> pending_;
-  std::set<std::string> bound_, renamed_, imports_;
-  std::map<std::string, std::string> sizeOf_; ///< the size that bounds a coordinate
-  std::string declarations_, aliases_;
-  bool isInScore_ = false;
+  PortedText text_;
+  std::string name_;
+  std::vector<PortedFunction> functions_; ///< each before those that it calls
+  NameUses uses_;
+  std::set<std::string> renamed_, imports_;
+  std::string declarations_, aliases_, combination_, made_;
+  bool isScore_ = false;
 };
+
+// What a factory gives, followed through factories of factories.
+std::pair<std::string, PythonBinding> unwrapped(std::string name, PythonBinding binding) {
+  constexpr int kMostFactories = 8;
+  for (int i = 0; i < kMostFactories && binding.kind == PythonBindingKind::Function; ++i) {
+    PythonBinding inner = returnedByPython(*binding.statement, binding.around);
+    if (inner.kind == PythonBindingKind::None)
+      break;
+    for (const StmtRef &statement : binding.statement->body)
+      if (statement->kind == StmtKind::Return && statement->value && statement->value->kind == ExprKind::Name)
+        name = statement->value->name;
+    binding = std::move(inner);
+  }
+  return {std::move(name), std::move(binding)};
+}
 
 } // namespace
 
@@ -411,23 +407,19 @@ std::string portFunction(const std::string &path, const std::string &text,
   // Most of a Python file is outside the language and of no interest here: its errors are dropped.
   DiagnosticList ignored(/*maxErrors=*/SIZE_MAX);
   File file = parseFile(path, text, ignored);
-  Scoped scoped;
-  std::vector<const Stmt *> around;
-  if (!find(file.statements, function, around, scoped)) {
+  const auto [name, target] = unwrapped(function, findInPython(file, function));
+  if (target.kind == PythonBindingKind::None) {
     diagnostics.error(fmt::format("'{}' has no function '{}' outside classes", path, function));
     return {};
   }
-  if (Porter::roleOf(*scoped.function) == FunctionRole::Plain) {
-    diagnostics.error(file.source, scoped.function->nameRange,
-                      fmt::format("'{}' has {} parameters; a mask has 4: batch, head, query and "
-                                  "key, a score function a score before them",
-                                  function, scoped.function->parameters.size()));
+  Porter porter(file, diagnostics);
+  if (!porter.run(name, target))
     return {};
-  }
-  std::string result = Porter(file, diagnostics).run(scoped);
-  ast::File ported = parseFile(function + ".cpf", result, diagnostics);
-  importProgram(ported, ctx, {}, diagnostics);
-  return result;
+  DiagnosticList found;
+  ast::File ported = parseFile(name + ".cpf", porter.text().text(), found);
+  importProgram(ported, ctx, {}, found);
+  porter.text().transfer(found, ported.source, diagnostics);
+  return porter.text().text();
 }
 
 } // namespace cpflex

@@ -11,10 +11,11 @@
 namespace cpflex {
 
 /// The `.cpf` text for `function` of the Python file `path` with contents `text`; functions inside
-/// functions are found too. Types of what it closes over are guessed from their use, with a warning
-/// each where the file does not tell. What the language cannot express is reported as errors of the
-/// translated text; the text is returned all the same, and is empty only when there is no such
-/// function.
+/// functions are found too, lambdas and what partial, and_masks and or_masks make of functions; of a
+/// factory it is the function that it returns. Types of what it closes over are guessed from their
+/// use, with a warning each where the file does not tell. What the language cannot express is
+/// reported as errors at its place in the Python file; the text is returned all the same, and is empty
+/// only when there is nothing to translate.
 std::string portFunction(const std::string &path, const std::string &text,
                          const std::string &function, mlir::MLIRContext &ctx,
                          DiagnosticList &diagnostics);

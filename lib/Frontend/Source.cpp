@@ -25,6 +25,11 @@ SourcePosition SourceText::position(uint32_t offset) const {
   return {line, int(offset - lineBegins_[line - 1]) + 1};
 }
 
+uint32_t SourceText::lineBegin(int line) const {
+  const bool isInside = line >= 1 && size_t(line) <= lineBegins_.size();
+  return isInside ? lineBegins_[line - 1] : uint32_t(text_.size());
+}
+
 std::string_view SourceText::line(int line) const {
   if (line < 1 || size_t(line) > lineBegins_.size())
     return {};

@@ -35,6 +35,9 @@ public:
   std::string_view slice(SourceRange range) const;
   SourcePosition position(uint32_t offset) const;
 
+  /// The offset of the first byte of `line` (from 1); that of the text's end for lines past it.
+  uint32_t lineBegin(int line) const;
+
   /// The text of `line` (from 1) without its line end.
   std::string_view line(int line) const;
 

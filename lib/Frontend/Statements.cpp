@@ -45,7 +45,7 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
       {
         Entity value = evaluate(*statement.value);
         bool givesScalar = frame().function && frame().function->role != FunctionRole::Plain;
-        return givesScalar ? toScalar(value, statement.value->range) : value;
+        return givesScalar ? toResult(value, statement.value->range) : value;
       }
     case StmtKind::Assign:
       runAssign(statement);
@@ -88,14 +88,20 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
       break;
     }
     case StmtKind::Function:
+      if (statement.isIncomplete) // an error was reported in it
+        return Entity{};
       return fail(
           statement.nameRange,
           fmt::format("function '{}' inside a function; move it to the top level", statement.name));
-    case StmtKind::Declare:
-      return fail(
-          statement.nameRange,
-          fmt::format("'{}' is declared inside a function; declarations stand at the top level",
-                      statement.name));
+    case StmtKind::Declare: {
+      Diagnostic &diagnostic = error(
+          statement.nameRange, fmt::format("'{}' is declared inside a function; declarations stand at the top level, a local "
+                                           "name has no type",
+                                           statement.name));
+      if (statement.value)
+        setFixIt(diagnostic, frame().module->file.source, {statement.nameRange.end, statement.value->range.begin}, " = ");
+      return Entity{};
+    }
     case StmtKind::Import:
       return fail(statement.range, "an import inside a function; imports stand at the top level");
     case StmtKind::Expression: {
@@ -119,6 +125,21 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
   std::optional<Entity> result = runBlock(next->statements, next->next);
   --depth_;
   return result;
+}
+
+// What a mask or score function returns.
+Entity Importer::toResult(const Entity &entity, SourceRange range) {
+  const FunctionDefinition &function = *frame().function;
+  Entity value = toScalar(entity, range);
+  if (value.isError())
+    return value;
+  if (function.role == FunctionRole::Mask && value.type != ValueType::Bool)
+    return fail(range, fmt::format("mask '{}' gives {}; a mask gives a bool, write '!= 0' after the value",
+                                   function.statement->name, describe(value)));
+  if (function.role == FunctionRole::Score && value.type == ValueType::Bool)
+    return fail(range, fmt::format("score function '{}' gives a bool; a score is a float, write where(condition, score, -inf)",
+                                   function.statement->name));
+  return value;
 }
 
 void Importer::runAssign(const Stmt &statement) {

@@ -124,9 +124,13 @@ StatusOr<PairCounts> countAllowed(const BlockMask &mask, const Tape *tape, const
       TileSettlement settlement(programs.program(i), programs.positions());
       result.rowSets[i] = countRowSet(mask, rowSetOfProgram[i], &settlement);
     });
+    for (size_t i = mask.rowSetOf.size(); i-- > 0;)
+      result.rowSets[programs.programOf()[i]].batchHead = int64_t(i);
   } else {
     for (size_t i = 0; i < mask.rowSets.size(); ++i)
       result.rowSets[i] = countRowSet(mask, static_cast<int32_t>(i), nullptr);
+    for (size_t i = mask.rowSetOf.size(); i-- > 0;)
+      result.rowSets[mask.rowSetOf[i]].batchHead = int64_t(i);
   }
   for (const RowSetPairs &pairs : result.rowSets) {
     result.allowed += pairs.allowed;

@@ -30,7 +30,8 @@ int64_t sizeInBytes(const BlockMask &mask);
 /// Pairs of one distinct predicate over (q, kv). Rows and columns are local. Two predicates with
 /// unlike pairs may share a row set.
 struct RowSetPairs {
-  int32_t rowSet = 0; ///< whose tiles these are
+  int32_t rowSet = 0;    ///< whose tiles these are
+  int64_t batchHead = 0; ///< the first b * heads + h that has them
   int64_t allowed = 0;
   std::vector<Range> rowsWithoutKeys;       ///< ascending, disjoint, not adjacent
   std::vector<Range> columnsWithoutQueries; ///< ascending, disjoint, not adjacent

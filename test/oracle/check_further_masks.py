@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Compares what cpflexc derives for the masks X01 to X13 of the catalogue with brute force by the oracle.
+"""Compares what cpflexc derives for the masks of the catalogue that have no counts, and for the worked examples of the
+language (test/catalogue/worked), with brute force by the oracle.
 
 Usage: check_further_masks.py CPFLEXC FOLDER. Arrays are written to FOLDER; the last line is 'N masks agree'.
 """
@@ -18,7 +19,7 @@ I32 = np.int32
 
 
 def cases():
-    """(file, entry, q_len, arrays)"""
+    """(file, entry, q_len, arrays) and, where there are any, values of params"""
     random = np.random.default_rng(20261123)
     positions = np.arange(LENGTH)
     degrees = random.integers(0, 9, LENGTH)
@@ -43,21 +44,38 @@ def cases():
     yield "X12", "last_image_only", LENGTH, {"last_image": (positions // 70).astype(I32), "image": (positions // 50).astype(I32)}
     yield "X13", "positions", LENGTH, {"q_position": striped, "kv_position": striped}
     yield "X13", "remapped", LENGTH, {"q_position": striped, "kv_position": striped}
+    yield "M21k", "key_padding", LENGTH, {"valid": (positions % 50 < 41)[None]}
+    lengths = [100, 37, 200, 47]
+    doc = np.repeat(np.arange(4), lengths).astype(I32)[None]
+    packed = {"doc": doc, "off": np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(I32)[None], "plen": np.array([50], I32)}
+    ancestor = np.tri(64, dtype=bool) & (random.random((64, 64)) < 0.5)
+    yield "worked/window", "swa", LENGTH, {}, {"W": 100}
+    yield "worked/window", "swa_left", LENGTH, {}, {"W": 100}
+    yield "worked/packed", "packed_causal", LENGTH, packed
+    yield "worked/packed", "prefix_lm", LENGTH, packed
+    yield "worked/cached", "chunked_prefill", 100, {"kvlen": np.array([350], I32), "qlen": np.array([100], I32)}
+    yield "worked/natten", "natten", LENGTH, {}
+    yield "worked/tree", "tree", 64, {"anc": ancestor}, {"P": LENGTH - 64, "N": 64}
+    yield "worked/selected", "block_sel", LENGTH, {"topk": random.integers(0, 6, (1, 1, 6, 2)).astype(I32)}
+    yield "worked/shard", "cp_step", LENGTH, {"doc": doc, "qpos": striped, "kpos": striped, "full_head": np.array([False])}
 
 
 def main():
     cpflexc, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     num_masks = num_wrong = 0
-    for file, entry, q_len, arrays in cases():
+    for file, entry, q_len, arrays, *rest in cases():
+        constants = rest[0] if rest else {}
         path = CATALOGUE / f"{file}.cpf"
         line = [cpflexc, "mask", path, "--entry", entry, "--q-len", str(q_len), "--kv-len", str(LENGTH), "--tile", "32x32",
                 "--count", "--format", "json"]
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
             line += ["--bind", f"{name}={folder / name}.npy"]
+        for name, value in constants.items():
+            line += ["-D", f"{name}={value}"]
         done = subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        program = Program(path, {}, arrays, {"Q_LEN": q_len, "KV_LEN": LENGTH})
+        program = Program(path, constants, arrays, {"Q_LEN": q_len, "KV_LEN": LENGTH})
         expected = counts(program, {"tile": "32x32", "q_len": q_len, "kv_len": LENGTH, "entry": entry})
         found = json.loads(done.stdout) if done.returncode == 0 else {}
         wrong = [f"{key} is {found.get(key)}; expected {value}" for key, value in expected.items() if found.get(key) != value]

@@ -42,8 +42,8 @@ Diagnostic refusal(const Program &program, const CheckCommandOptions &options, c
   return diagnostic;
 }
 
-// Appends what is suspicious about the program, over what is bound where something is.
-Status lint(const CheckCommandOptions &options, const Program &program, std::vector<Diagnostic> &found) {
+// Appends what is suspicious about the program, over what is bound where something is; `leftOut` says what was not looked at.
+Status lint(const CheckCommandOptions &options, const Program &program, std::vector<Diagnostic> &found, std::string &leftOut) {
   const auto append = [&](std::vector<Diagnostic> list) {
     for (Diagnostic &diagnostic : list)
       found.push_back(std::move(diagnostic));
@@ -58,6 +58,8 @@ Status lint(const CheckCommandOptions &options, const Program &program, std::vec
     append(lintWithoutBinding(program));
     if (isBindingMeant)
       found.push_back(refusal(program, options, binding.status()));
+    else
+      leftOut = "; rows, keys and tiles are looked at when every array and argument is given";
     return Status::ok();
   }
   for (const EntryPoint &entry : program.entries()) {
@@ -71,16 +73,30 @@ Status lint(const CheckCommandOptions &options, const Program &program, std::vec
   return Status::ok();
 }
 
+std::string counted(size_t number, const char *what) { return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s"); }
+
+nlohmann::ordered_json toJson(const Diagnostic &diagnostic) {
+  nlohmann::ordered_json json = {{"file", diagnostic.file}, {"line", diagnostic.line}, {"column", diagnostic.column},
+                                 {"severity", toString(diagnostic.severity)}, {"message", diagnostic.message}};
+  if (const auto &fix = diagnostic.fixIt)
+    json["fix"] = {{"line", fix->line}, {"column", fix->column}, {"end_line", fix->endLine}, {"end_column", fix->endColumn},
+                   {"replacement", fix->replacement}};
+  for (const Diagnostic &note : diagnostic.notes)
+    json["notes"].push_back(toJson(note));
+  return json;
+}
+
 int check(const CheckCommandOptions &options) {
   CompileOptions compileOptions{.includeDirs = options.includeDirs};
   compileOptions.constants = assignments(options.defines, "-D");
   CompileResult result = compileFile(options.file, compileOptions);
+  std::string leftOut;
   std::vector<Diagnostic> found = result.diagnostics;
   if (result.program) {
     if (!options.entry.empty())
       if (StatusOr<const EntryPoint *> entry = result.program->entry(options.entry); !entry)
         return reportFailure(entry.status());
-    if (Status status = lint(options, *result.program, found); !status)
+    if (Status status = lint(options, *result.program, found, leftOut); !status)
       return reportFailure(status);
   }
   const auto count = [&](Severity severity) {
@@ -89,15 +105,14 @@ int check(const CheckCommandOptions &options) {
   if (options.format == "json") {
     auto list = nlohmann::ordered_json::array();
     for (const Diagnostic &diagnostic : found)
-      list.push_back({{"file", diagnostic.file}, {"line", diagnostic.line}, {"column", diagnostic.column},
-                      {"severity", toString(diagnostic.severity)}, {"message", diagnostic.message}});
+      list.push_back(toJson(diagnostic));
     printText(list.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   } else {
     for (const Diagnostic &diagnostic : found)
       std::fputs(renderDiagnostic(diagnostic).c_str(), stderr);
     if (result.program)
-      printText(fmt::format("{}: {} entry points, {} warnings\n", options.file, result.program->entries().size(),
-                            count(Severity::Warning)));
+      printText(fmt::format("{}: {}, {}{}\n", options.file, counted(result.program->entries().size(), "entry point"),
+                            counted(size_t(count(Severity::Warning)), "warning"), leftOut));
   }
   const bool isWrong = count(Severity::Error) > 0 || (options.areWarningsErrors && !found.empty());
   return !result.program || isWrong ? kInputWrong : kDone;

@@ -30,7 +30,9 @@ int port(const Options &options) {
   }
   if (ported.empty() && !hasErrors)
     return reportFailure(Status::invalid(fmt::format("'{}' has no function '{}'", path, function)));
-  return hasErrors ? int(kInputWrong) : writeOutput(options, ported);
+  // What could not be translated is left as it was.
+  const int written = ported.empty() ? kInputWrong : writeOutput(options, ported);
+  return hasErrors ? int(kInputWrong) : written;
 }
 
 int listDevices() {

@@ -96,6 +96,14 @@ TEST(Diagnostics, fixWhatHasOneFix) {
   EXPECT_EQ(mended("return !(q < kv)"), "return not (q < kv)");
   EXPECT_EQ(mended("q < kv"), "return q < kv");
   EXPECT_EQ(mended("return kv < clmap(q, 0, 3)"), "return kv < clamp(q, 0, 3)");
+  EXPECT_EQ(mended("return kv <= q && q < 5"), "return kv <= q and q < 5");
+  EXPECT_EQ(mended("return kv <= q || q < 5"), "return kv <= q or q < 5");
+  EXPECT_EQ(mended("return kv = q"), "return kv == q");
+  EXPECT_EQ(mended("if kv = q: return True"), "if kv == q: return True");
+  EXPECT_EQ(mended("if kv == q"), "if kv == q:");
+  EXPECT_EQ(mended("q++"), "q += 1");
+  EXPECT_EQ(mended("x: int = 3"), "x = 3");
+  EXPECT_EQ(mended("return q < kv and true"), "return q < kv and True");
   // Two fixes are possible, so none is offered.
   EXPECT_EQ(mended("return u32(q) + kv == 0"), "");
 }
@@ -105,6 +113,33 @@ TEST(Diagnostics, fixMisspeltKeywordsAndImports) {
   const std::string text = renderDiagnostics(program.diagnostics);
   EXPECT_NE(text.find("                       ^~~~~~\n                       causal\n"), std::string::npos) << text;
   EXPECT_NE(text.find("               ^~~\n               mask\n"), std::string::npos) << text;
+}
+
+TEST(Diagnostics, fixWordsBetweenMasks) {
+  ImportedProgram program = importText("from cpflex.std import causal, document, prefix_lm\n"
+                                       "attention(\"a\", mask=causal and document and prefix_lm)\n"
+                                       "attention(\"b\", mask=causal or document)\n"
+                                       "attention(\"c\", mask=causal and not document)\n");
+  const std::string text = renderDiagnostics(program.diagnostics);
+  EXPECT_NE(text.find("                           ^~~\n                    causal & document & prefix_lm\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("                           ^~\n                    causal | document\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("attention(\"c\", mask=causal and not document)\n                           ^~~\n"), std::string::npos);
+}
+
+TEST(Diagnostics, insertMissingDecorators) {
+  ImportedProgram program = importText("def m(b, h, q, kv):\n    return kv <= q\n\n\n"
+                                       "def g(s, b, h, q, kv):\n    return s\n\n\n"
+                                       "attention(\"a\", mask=m, score=g)\n");
+  EXPECT_EQ(renderDiagnostics(program.diagnostics),
+            "test.cpf:9:21: error: mask= takes a mask; this is function 'm', write '@mask' before it\n"
+            "attention(\"a\", mask=m, score=g)\n                    ^\n"
+            "test.cpf:1:5: note: declared here\ndef m(b, h, q, kv):\n    ^\n@mask\n"
+            "test.cpf:9:30: error: score= takes a score function or a list of them; this is function 'g', write '@score' before it\n"
+            "attention(\"a\", mask=m, score=g)\n                             ^\n"
+            "test.cpf:5:5: note: declared here\ndef g(s, b, h, q, kv):\n    ^\n@score\n");
+  EXPECT_EQ(renderDiagnostics(importText("def m(b, h, q, kv):\n    return kv <= q\n").diagnostics),
+            "test.cpf:1:5: error: the file declares no mask and no attention(...); write '@mask' before 'm'\n"
+            "def m(b, h, q, kv):\n    ^\n@mask\n");
 }
 
 TEST(Diagnostics, areKeptOnceAndBounded) {

@@ -89,9 +89,51 @@ TEST(Port, saysWhatCannotBeExpressed) {
       port("import torch\ndef f(score, b, h, q, kv):\n    return score - torch.cumsum(score, -1)\n",
            "f");
   EXPECT_NE(renderDiagnostics(ported.diagnostics)
-                .find("f.cpf:7:26: error: 'cumsum' is a scan along the keys"),
+                .find("mods.py:3:26: error: 'cumsum' is a scan along the keys"),
             std::string::npos)
       << renderDiagnostics(ported.diagnostics) << ported.text;
+}
+
+TEST(Port, namesMeanWhatTheyMeanAroundTheFunction) {
+  // Another factory's function has the name of what the first one takes.
+  Ported ported = port("def document(mask_mod, document_id):\n"
+                       "    def inner(b, h, q, kv):\n"
+                       "        return (document_id[q] == document_id[kv]) & mask_mod(b, h, q, kv)\n"
+                       "    return inner\n"
+                       "def other(n):\n"
+                       "    def mask_mod(b, h, q, kv):\n"
+                       "        return kv < n\n"
+                       "    return mask_mod\n",
+                       "document");
+  EXPECT_FALSE(ported.diagnostics.hasErrors()) << renderDiagnostics(ported.diagnostics) << ported.text;
+  EXPECT_NE(ported.text.find("mask_mod = causal\n"), std::string::npos) << ported.text;
+  EXPECT_EQ(ported.text.find("kv < n"), std::string::npos) << ported.text;
+  EXPECT_NE(renderDiagnostics(ported.diagnostics)
+                .find("mods.py:3:54: warning: 'mask_mod' is a mask that is chosen elsewhere; 'causal' stands for it"),
+            std::string::npos)
+      << renderDiagnostics(ported.diagnostics);
+}
+
+TEST(Port, whatIsNoFunctionIsAnError) {
+  const std::string file = "from functools import partial\n"
+                           "causal = load(3)\n"
+                           "def f(a, b):\n    return a\n"
+                           "g = partial(f, 1)\n"
+                           "m = and_masks(causal, make(3))\n"
+                           "def s(score, b, h, q, kv):\n    return bend(score)\n"
+                           "def outer(bend):\n"
+                           "    def s2(score, b, h, q, kv):\n        return bend(score)\n"
+                           "    return s2\n";
+  const auto messages = [&](const char *function) { return renderDiagnostics(port(file, function).diagnostics); };
+  EXPECT_NE(messages("causal").find("mods.py:2:10: error: 'causal' is bound to something that is no function"), std::string::npos);
+  EXPECT_NE(messages("g").find("mods.py:5:5: error: 1 parameters of 'f' are left; a mask has 4, a score function 5"),
+            std::string::npos);
+  EXPECT_NE(messages("m").find("mods.py:6:15: error: 'causal' is no function of this file; port what it comes from"),
+            std::string::npos)
+      << messages("m");
+  EXPECT_NE(messages("s2").find("mods.py:11:16: error: 'bend' is a function that is chosen elsewhere; write its call out"),
+            std::string::npos)
+      << messages("s2");
 }
 
 TEST(Port, wrongFunctionsAreErrors) {
