@@ -208,6 +208,36 @@ IntegerRange IntegerRanges::wrapped(mlir::Operation *op, Wide lo, Wide hi) {
   return full;
 }
 
+// The range of an arm of a select where its condition is `holds`; nothing when it is never taken.
+std::optional<IntegerRange> IntegerRanges::rangeOfArm(Value arm, Value condition, bool holds) const {
+  IntegerRange range = of(arm);
+  auto comparison = condition.getDefiningOp<mask::TableOpInterface>();
+  if (!comparison || comparison->getNumOperands() != 2 || mask::toValueType(arm.getType()) == ValueType::Float)
+    return range;
+  Value lhs = comparison->getOperand(0), rhs = comparison->getOperand(1);
+  if ((arm != lhs && arm != rhs) || lhs == rhs)
+    return range;
+  const IntegerRange other = of(arm == lhs ? rhs : lhs);
+  bool isBelow = false, isStrict = false;
+  switch (comparison.getTableOperation()) {
+  case Operation::Lt: isBelow = true, isStrict = true; break;
+  case Operation::Le: isBelow = true; break;
+  case Operation::Gt: isStrict = true; break;
+  case Operation::Ge: break;
+  default: return range;
+  }
+  if (!holds) // not x < y is y <= x
+    isBelow = !isBelow, isStrict = !isStrict;
+  if (arm == rhs)
+    isBelow = !isBelow;
+  const Wide bound = isBelow ? Wide(other.hi) - isStrict : Wide(other.lo) + isStrict;
+  const Wide lo = isBelow ? Wide(range.lo) : std::max<Wide>(range.lo, bound);
+  const Wide hi = isBelow ? std::min<Wide>(range.hi, bound) : Wide(range.hi);
+  if (lo > hi)
+    return std::nullopt;
+  return IntegerRange{int64_t(lo), int64_t(hi)};
+}
+
 IntegerRange IntegerRanges::rangeOfTableOperation(mlir::Operation *op) {
   Operation entry = llvm::cast<mask::TableOpInterface>(op).getTableOperation();
   Type operandType = op->getOperand(op->getNumOperands() - 1).getType();
@@ -258,7 +288,12 @@ IntegerRange IntegerRanges::rangeOfTableOperation(mlir::Operation *op) {
       return full;
     return corners([](Wide x, Wide y) { return x >> static_cast<int>(std::min<Wide>(y, 63)); });
   case Operation::ILog2: return {ops::ilog2(ops::Int(a.lo)), ops::ilog2(ops::Int(a.hi))};
-  case Operation::Select: return unionOf(b, of(op->getOperand(2)));
+  case Operation::Select: {
+    // `x if x < 8 else y`: an arm that the condition compares has the values with which it is taken.
+    const auto ifTrue = rangeOfArm(op->getOperand(1), op->getOperand(0), /*holds=*/1);
+    const auto ifFalse = rangeOfArm(op->getOperand(2), op->getOperand(0), /*holds=*/0);
+    return !ifTrue ? ifFalse.value_or(full) : !ifFalse ? *ifTrue : unionOf(*ifTrue, *ifFalse);
+  }
   case Operation::ToBool:
     return {!a.contains(0), !(a.isPoint() && a.lo == 0)};
   case Operation::ToInt: return a;

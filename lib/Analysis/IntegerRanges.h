@@ -8,6 +8,7 @@
 #include "llvm/ADT/DenseSet.h"
 
 #include <map>
+#include <optional>
 #include <string>
 
 namespace cpflex {
@@ -54,6 +55,7 @@ private:
   IntegerRange rangeOfDimension(llvm::StringRef name) const;
   IntegerRange rangeOfLoad(mask::LoadOp op);
   IntegerRange rangeOfReduction(mask::ReduceOp op);
+  std::optional<IntegerRange> rangeOfArm(mlir::Value arm, mlir::Value condition, bool holds) const;
   IntegerRange rangeOfTableOperation(mlir::Operation *op);
   IntegerRange wrapped(mlir::Operation *op, __int128 lo, __int128 hi);
 

@@ -74,6 +74,21 @@ TEST_F(IntegerRangesOf, paramsAreUnknownUnlessAssumedSmall) {
             (IntegerRange{-(1 << 30), 1 << 30}));
 }
 
+TEST_F(IntegerRangesOf, anArmThatItsConditionComparesIsBounded) {
+  const std::string known = "%8 = mask.constant 8 : i64\n %3 = mask.constant 3 : i64\n";
+  const auto chosen = [&](const std::string &condition, const std::string &arms) {
+    return rangeOf(known + "%t = mask." + condition + " : i64\n %r = mask.select %t, " + arms + " : i1, i64");
+  };
+  EXPECT_EQ(chosen("lt %q, %8", "%q, %3"), (IntegerRange{0, 7}));
+  EXPECT_EQ(chosen("le %q, %8", "%q, %3"), (IntegerRange{0, 8}));
+  EXPECT_EQ(chosen("ge %q, %8", "%3, %q"), (IntegerRange{0, 7}));
+  EXPECT_EQ(chosen("gt %8, %q", "%q, %3"), (IntegerRange{0, 7}));
+  EXPECT_EQ(chosen("ge %q, %8", "%q, %8").lo, 8);
+  EXPECT_EQ(chosen("lt %8, %q", "%q, %8").lo, 8);
+  EXPECT_EQ(chosen("lt %q, %3", "%8, %q").lo, 3);
+  EXPECT_EQ(chosen("lt %3, %8", "%8, %3"), (IntegerRange{8, 8})); // the other arm is never taken
+}
+
 TEST_F(IntegerRangesOf, divisionByAnUnknownDivisor) {
   EXPECT_EQ(rangeOf("%x = mask.load @bytes[%q] : (i64) -> i64\n %w = mask.param_value @W : i64\n"
                     "%r = mask.floordiv %x, %w : i64"),
