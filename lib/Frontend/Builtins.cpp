@@ -174,6 +174,9 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
   }
   if (std::string message = foreignNameMessage(name); !message.empty())
     return fail(callee.opRange, std::move(message));
+  const bool isNumber = base.isScalar() && base.type != ValueType::Bool;
+  if (isNumber && arguments->positional.empty() && (name == "sum" || name == "max" || name == "min"))
+    return fail(callee.opRange, rowStatisticMessage(name));
   if (name == "any" || name == "all" || name == "sum")
     return fail(callee.opRange, fmt::format("'.{}()' is not part of the language; write {}(... for "
                                             "i in range(n)), or 'x in array[i, :]'",
@@ -339,6 +342,8 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "min" || name == "max" || name == "any" || name == "all" || name == "sum" ||
       name == "minimum" || name == "maximum") {
     std::string kind = name.substr(0, 3);
+    if (arguments.named.contains("dim") || arguments.named.contains("axis"))
+      return fail(range, rowStatisticMessage(kind));
     bool isTuple =
         arguments.positional.size() == 1 && arguments.positional[0].kind == EntityKind::Tuple;
     if (!arguments.named.empty())

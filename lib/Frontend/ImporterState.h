@@ -278,6 +278,9 @@ std::optional<Constant> foldConstants(Operation operation, std::span<const Const
 bool isBuiltinDimension(std::string_view name);
 /// Whether `name` is a built-in function or constant of the language.
 bool isBuiltinFunction(std::string_view name);
+/// For `name`, which combines what many pairs have.
+std::string rowStatisticMessage(std::string_view name);
+
 /// What a function without a decorator would be by the number of its parameters that have no default.
 FunctionRole roleByParameters(const ast::Stmt &function);
 std::vector<std::string> builtinNames();

@@ -27,7 +27,7 @@ constexpr std::pair<std::string_view, ValueType> kTypeNames[] = {
 constexpr std::string_view kRowStatistics[] = {
     "softmax", "log_softmax", "logsumexp", "mean",       "std",    "var",     "norm",
     "topk",    "sort",        "argsort",   "argmax",     "argmin", "amax",    "amin",
-    "median",  "kthvalue",    "normalize", "layer_norm", "prod",   "quantile"};
+    "median",  "kthvalue",    "normalize", "layer_norm", "prod",   "quantile", "flip"};
 constexpr std::string_view kScans[] = {"cumsum",       "cumprod", "cummax", "cummin",
                                        "logcumsumexp", "roll",    "diff",   "conv1d"};
 constexpr std::string_view kRandom[] = {"rand",      "randn",       "randint",
@@ -106,6 +106,10 @@ std::optional<ValueType> valueTypeNamed(std::string_view name) {
   return entry == std::end(kTypeNames) ? std::nullopt : std::optional(entry->second);
 }
 
+std::string rowStatisticMessage(std::string_view name) {
+  return fmt::format("'{}' needs the whole row of scores; a mask or score function sees one (q, kv) pair", name);
+}
+
 std::string foreignNameMessage(std::string_view name) {
   if (name.starts_with("import ")) {
     std::string_view module = name.substr(7);
@@ -134,8 +138,7 @@ std::string foreignNameMessage(std::string_view name) {
                        "pair, so compute it beforehand into a captured array",
                        name);
   if (contains(kRowStatistics, name))
-    return fmt::format(
-        "'{}' needs the whole row of scores; a mask or score function sees one (q, kv) pair", name);
+    return rowStatisticMessage(name);
   if (contains(kRandom, name))
     return fmt::format("'{}' has a hidden state; write a hash of b, h, q and kv over u32 instead",
                        name);

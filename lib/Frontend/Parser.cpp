@@ -322,8 +322,12 @@ void Parser::parseFunction(std::vector<StmtRef> &out) {
   if (isRecovering_)
     return skipStatement();
   size_t numFailures = numFailures_;
+  ++functionDepth_;
   parseBlock(statement->body, "a function");
+  --functionDepth_;
   statement->isIncomplete = numFailures_ != numFailures;
+  if (functionDepth_ == 0) // what is left out of a function defines nothing for the file
+    numFailures_ = numFailures;
   if (!statement->body.empty() && isDocstring(*statement->body.front())) {
     statement->docstring = statement->body.front()->value->name;
     statement->body.erase(statement->body.begin());

@@ -105,7 +105,8 @@ private:
   uint32_t previousEnd_ = 0;
   int depth_ = 0;
   bool isRecovering_ = false;
-  size_t numFailures_ = 0; ///< statements that were left out
+  size_t numFailures_ = 0; ///< statements that were left out of the file or of the function that is read
+  int functionDepth_ = 0;
 };
 
 inline constexpr std::string_view kNoLambda =
