@@ -23,6 +23,10 @@ namespace {
 constexpr int64_t kTile = 128;
 /// Most partial tiles in which an example is looked for pair by pair.
 constexpr int64_t kMostTilesSearched = 1024;
+/// Most operations for which pairs are looked at one by one: seconds of one thread.
+constexpr double kMostOperations = 4e9;
+/// Turns that a reduction is taken to make when their number depends on the pair.
+constexpr double kUnknownTurns = 64;
 
 struct Pair {
   int64_t b, h, q, kv;
@@ -109,6 +113,37 @@ std::string rangesText(const std::vector<Range> &ranges) {
   for (size_t i = 0; i < ranges.size() && i < kMostShown; ++i)
     text += fmt::format("{}[{}, {})", i ? ", " : "", ranges[i].begin, ranges[i].end);
   return text + (ranges.size() > kMostShown ? ", ..." : "");
+}
+
+// Operations for one pair at most: what a reduction repeats counts once per turn.
+double operationsPerPair(const Tape &tape, const Bindings &bindings) {
+  const auto turnsOf = [&](const TapeInstruction &count) {
+    switch (count.operation) {
+    case Operation::Constant: return double(count.immediate);
+    case Operation::Param: return double(bindings.params[count.immediate]);
+    case Operation::Dim: return double(bindings.dims[count.immediate]);
+    default: return kUnknownTurns;
+    }
+  };
+  double operations = 0, turns = 1;
+  std::vector<std::pair<int32_t, double>> bodies; // where each open body ends, and the turns outside of it
+  for (int32_t i = 0; i < int32_t(tape.instructions.size()); ++i) {
+    while (!bodies.empty() && bodies.back().first <= i) {
+      turns = bodies.back().second;
+      bodies.pop_back();
+    }
+    operations += turns;
+    const TapeInstruction &instruction = tape.instructions[i];
+    if (instruction.operation < Operation::ReduceAny)
+      continue;
+    bodies.emplace_back(instruction.operands[1], turns);
+    turns *= std::max(0.0, turnsOf(tape.instructions[instruction.operands[0]]));
+  }
+  return operations;
+}
+
+bool isTooMuch(int64_t numTiles, const Tape &tape, const Bindings &bindings) {
+  return double(numTiles) * kTile * kTile * operationsPerPair(tape, bindings) > kMostOperations;
 }
 
 // The first allowed pair at or after `firstKey(q)`, searching the runs of every distinct row set.
@@ -207,6 +242,12 @@ private:
     else if (isLong && counts.full == 0 && counts.partial > 0)
       warn(fmt::format("no tile of {0} x {0} is full, so every pair of the tiles that remain is decided one by one{1}", kTile,
                        advice));
+    if (isTooMuch(counts.partial, entry_.tape, binding_.bindings())) {
+      warn(fmt::format("{} partial tiles of {} x {} pairs with up to {:.0f} operations each are too many to look for rows and "
+                       "keys without partners; check a shorter length",
+                       counts.partial, kTile, kTile, operationsPerPair(entry_.tape, binding_.bindings())));
+      return Status::ok();
+    }
     StatusOr<PairCounts> pairs = countAllowed(mask, &entry_.tape, binding_.bindings(), options_);
     if (!pairs)
       return pairs.status();
@@ -253,6 +294,8 @@ private:
       if (isAlways == isNever) // both in an empty mask
         return Status::ok();
       message.message += fmt::format(" is {} for every pair of {} x {}", isAlways ? "True" : "False", options.qLen, options.kvLen);
+    } else if (isTooMuch(std::min(counts.partial, kMostTilesSearched), question.tape, binding_.bindings())) {
+      return Status::ok();
     } else {
       const auto pair = findPair(built->mask, question.tape, binding_.bindings(), [](int64_t) { return 0; });
       if (!pair)
