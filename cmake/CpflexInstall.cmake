@@ -16,7 +16,7 @@ endif()
 set(headers "${CMAKE_INSTALL_INCLUDEDIR}/cpflex")
 install(FILES lib/API/cpflex.h lib/API/cpflex.c.h lib/API/DLPack.h DESTINATION "${headers}")
 install(FILES lib/Frontend/Diagnostic.h lib/Frontend/Source.h DESTINATION "${headers}/lib/Frontend")
-install(FILES runtime/Files/Npy.h DESTINATION "${headers}/runtime/Files")
+install(FILES runtime/Files/Npy.h runtime/Files/WholeFile.h DESTINATION "${headers}/runtime/Files")
 foreach(name BlockMaskAlgebra BlockMaskBuilder BlockMaskFile BlockMaskPicture BlockMaskStatistics CaptureSummaries
              IndexLists KeepWords MaskImports)
   install(FILES runtime/BlockMask/${name}.h DESTINATION "${headers}/runtime/BlockMask")

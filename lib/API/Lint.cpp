@@ -23,8 +23,11 @@ namespace {
 constexpr int64_t kTile = 128;
 /// Most partial tiles in which an example is looked for pair by pair.
 constexpr int64_t kMostTilesSearched = 1024;
-/// Most operations for which pairs are looked at one by one: seconds of one thread.
+/// Most operations for which partial tiles are looked at pair by pair: seconds of one thread.
 constexpr double kMostOperations = 4e9;
+/// A tape with more operations per pair than the first, and more on all pairs than the second, is not classified: where
+/// analysis proves little, that takes minutes.
+constexpr double kManyPerPair = 4096, kMostOnAllPairs = 1e12;
 /// Turns that a reduction is taken to make when their number depends on the pair.
 constexpr double kUnknownTurns = 64;
 
@@ -142,6 +145,11 @@ double operationsPerPair(const Tape &tape, const Bindings &bindings) {
   return operations;
 }
 
+bool isTooLong(const Tape &tape, const Bindings &bindings, const BlockMaskOptions &options) {
+  const double operations = operationsPerPair(tape, bindings);
+  return operations > kManyPerPair && operations * double(options.qLen) * double(options.kvLen) > kMostOnAllPairs;
+}
+
 bool isTooMuch(int64_t numTiles, const Tape &tape, const Bindings &bindings) {
   return double(numTiles) * kTile * kTile * operationsPerPair(tape, bindings) > kMostOperations;
 }
@@ -225,7 +233,17 @@ private:
     found.push_back(warningAtMask(program_, entry_, fmt::format("'{}': {}", entry_.name, message)));
   }
 
+  void warnOfLength() {
+    warn(fmt::format("a pair takes up to {:.0f} operations, too many to look for rows and keys without partners among {} x {}; "
+                     "check a shorter length",
+                     operationsPerPair(entry_.tape, binding_.bindings()), options_.qLen, options_.kvLen));
+  }
+
   Status addMaskLints() {
+    if (isTooLong(entry_.tape, binding_.bindings(), options_)) {
+      warnOfLength();
+      return Status::ok();
+    }
     StatusOr<BlockMaskResult> built = cpflex::buildBlockMask(&entry_.tape, binding_.bindings(), options_);
     if (!built)
       return built.status();
@@ -243,9 +261,7 @@ private:
       warn(fmt::format("no tile of {0} x {0} is full, so every pair of the tiles that remain is decided one by one{1}", kTile,
                        advice));
     if (isTooMuch(counts.partial, entry_.tape, binding_.bindings())) {
-      warn(fmt::format("{} partial tiles of {} x {} pairs with up to {:.0f} operations each are too many to look for rows and "
-                       "keys without partners; check a shorter length",
-                       counts.partial, kTile, kTile, operationsPerPair(entry_.tape, binding_.bindings())));
+      warnOfLength();
       return Status::ok();
     }
     StatusOr<PairCounts> pairs = countAllowed(mask, &entry_.tape, binding_.bindings(), options_);
@@ -282,6 +298,8 @@ private:
   }
 
   Status ask(const AskedTape &question) {
+    if (isTooLong(question.tape, binding_.bindings(), options_))
+      return Status::ok();
     BlockMaskOptions options = options_;
     options.residuals = {};
     StatusOr<BlockMaskResult> built = cpflex::buildBlockMask(&question.tape, binding_.bindings(), options);
