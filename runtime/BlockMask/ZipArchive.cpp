@@ -22,8 +22,8 @@ constexpr uint32_t kFull32 = 0xffffffff;
 constexpr uint16_t kFull16 = 0xffff;
 
 void put(std::string &out, uint64_t value, int numBytes) {
-  for (int i = 0; i < numBytes; ++i)
-    out.push_back(static_cast<char>(value >> (8 * i) & 0xff));
+  for (int i = 0; i < numBytes; ++i, value >>= 8)
+    out.push_back(static_cast<char>(value & 0xff));
 }
 
 uint64_t numberAt(std::string_view bytes, size_t at, size_t numBytes) {
