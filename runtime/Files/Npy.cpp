@@ -51,14 +51,19 @@ std::optional<NpyHeader> parseHeader(std::string_view text) {
   if (begin == std::string_view::npos || end == std::string_view::npos || end < begin)
     return std::nullopt;
   int64_t size = -1;
+  bool isComplete = false; // the number has ended and a comma is due; Python 2 ends it with L
   for (char c : shape.substr(begin + 1, end - begin)) {
-    if (c >= '0' && c <= '9') {
-      if (size > (int64_t(1) << 48))
-        return std::nullopt;
+    if (c >= '0' && c <= '9' && !isComplete && size <= (int64_t(1) << 48)) {
       size = (size < 0 ? 0 : size) * 10 + (c - '0');
-    } else if (size >= 0) {
-      header.shape.push_back(size);
+    } else if (c == ',' || c == ')') {
+      if (size >= 0)
+        header.shape.push_back(size);
       size = -1;
+      isComplete = false;
+    } else if (c == ' ' || (c == 'L' && size >= 0)) {
+      isComplete = size >= 0;
+    } else {
+      return std::nullopt;
     }
   }
   return header;
