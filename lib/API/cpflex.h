@@ -396,4 +396,5 @@ public:
 private:
   std::unique_ptr<State> state_;
 };
+
 } // namespace cpflex
