@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 
 namespace cpflex {
@@ -191,19 +192,23 @@ Status gatherReports(const RunReport &mine, Communicator &communicator, Executio
   return Status::ok();
 }
 
+// Whether all views hold elements of `type`; where there are none, a view need not point anywhere.
+Status checkViews(std::initializer_list<std::pair<const TensorView *, const char *>> views, ElementType type, int64_t numRows) {
+  for (auto [view, name] : views)
+    if ((!view->data && numRows > 0) || view->type != type)
+      return Status::invalid(fmt::format("'{}' is missing or of another type; expected {}", name, toString(type)));
+  return Status::ok();
+}
+
 Status checkWhole(const Schedule &forward, const Schedule *backward, const WholeTensors &tensors) {
-  for (auto [view, name] : {std::pair(&tensors.q, "q"), std::pair(&tensors.k, "k"), std::pair(&tensors.v, "v"),
-                            std::pair(&tensors.out, "out")})
-    if (!view->data || view->type != forward.shape.type)
-      return Status::invalid(fmt::format("'{}' is missing or of another type; expected {}", name,
-                                         toString(forward.shape.type)));
+  const CallShape &shape = forward.shape;
+  const int64_t qRows = shape.batch * shape.qHeads * shape.qLen, kvRows = shape.batch * shape.kvHeads * shape.kvLen;
+  CPFLEX_RETURN_IF_ERROR(checkViews({{&tensors.q, "q"}, {&tensors.out, "out"}}, shape.type, qRows));
+  CPFLEX_RETURN_IF_ERROR(checkViews({{&tensors.k, "k"}, {&tensors.v, "v"}}, shape.type, kvRows));
   if (!backward)
     return Status::ok();
-  for (auto [view, name] : {std::pair(&tensors.dOut, "dOut"), std::pair(&tensors.dQ, "dQ"), std::pair(&tensors.dK, "dK"),
-                            std::pair(&tensors.dV, "dV")})
-    if (!view->data || view->type != forward.shape.type)
-      return Status::invalid(fmt::format("'{}' is missing or of another type; expected {}", name,
-                                         toString(forward.shape.type)));
+  CPFLEX_RETURN_IF_ERROR(checkViews({{&tensors.dOut, "dOut"}, {&tensors.dQ, "dQ"}}, shape.type, qRows));
+  CPFLEX_RETURN_IF_ERROR(checkViews({{&tensors.dK, "dK"}, {&tensors.dV, "dV"}}, shape.type, kvRows));
   if (!(backward->qLayout == forward.qLayout) || !(backward->kvLayout == forward.kvLayout))
     return Status::invalid("forward and backward schedules with different layouts; expected the same");
   return Status::ok();

@@ -101,7 +101,7 @@ Status readTensors(Options &options, const TensorFiles &files, AttentionCall &ca
   if (files.q.empty() && files.k.empty() && files.v.empty())
     return Status::ok();
   if (files.q.empty() || files.k.empty() || files.v.empty())
-    return Status::invalid("only some of --q, --k and --v are given; expected all three, or --random");
+    throw CommandLineFault("only some of --q, --k and --v are given; expected all three, or --random");
   for (auto [path, array] : {std::pair(&files.q, &call.q), {&files.k, &call.k}, {&files.v, &call.v}}) {
     StatusOr<Array> tensor = readTensor(*path, call.type);
     if (!tensor)
@@ -306,7 +306,7 @@ WholeTensors wholeTensors(const AttentionCall &call) {
 PlanRequest planRequest(const Options &options, const CallShape &shape, const BlockMask *mask) {
   PlanRequest request;
   request.shape = shape;
-  request.worldSize = options.ranks;
+  request.worldSize = rankCount(options);
   request.mask = mask;
   request.layout = layoutKindFromString(options.layout);
   request.rotation = rotationFromString(options.rotate);

@@ -5,6 +5,8 @@
 #include <llvm/ADT/StringRef.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <string_view>
 #include <vector>
 
@@ -32,6 +34,48 @@ std::string suggestion(const std::string &word, const std::vector<std::string> &
 }
 
 } // namespace
+
+ValueCheck wholeNumber(const std::string &option, int64_t least, int64_t most) {
+  return [=](const std::string &text) {
+    int64_t value = 0;
+    const char *end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (error == std::errc() && stop == end && least <= value && value <= most)
+      return std::string();
+    const bool hasLeast = least != kLeastNumber, hasMost = most != kMostNumber;
+    throw CommandLineFault(fmt::format("{} is '{}'; expected a whole number{}", option, text,
+                                       hasMost    ? fmt::format(" from {} to {}", least, most)
+                                       : hasLeast ? fmt::format(" of at least {}", least)
+                                                  : std::string()));
+  };
+}
+
+ValueCheck secondsAboveZero(const std::string &option) {
+  return [=](const std::string &text) {
+    double value = 0;
+    const char *end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (error == std::errc() && stop == end && value > 0 && std::isfinite(value))
+      return std::string();
+    throw CommandLineFault(fmt::format("{} is '{}'; expected a number of seconds above 0", option, text));
+  };
+}
+
+ValueCheck fileName(const std::string &option) {
+  return [=](const std::string &text) {
+    if (text.empty() || text == "-")
+      throw CommandLineFault(fmt::format("{} is '{}'; expected the name of a file", option, text));
+    return std::string();
+  };
+}
+
+void addOutputOption(CLI::App &command, std::string &output) {
+  command.add_option("-o", output, "file to write")->transform([](const std::string &text) {
+    if (text.empty())
+      throw CommandLineFault("-o is ''; expected the name of a file, or '-' for standard output");
+    return text == "-" ? std::string() : text;
+  });
+}
 
 void checkCommandWords(const CLI::App &app, int argc, const char *const *argv) {
   const CLI::App *level = &app;

@@ -7,11 +7,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <iterator>
+#include <string_view>
 
 namespace cpflex {
 
 namespace {
+
+// The first architecture that the kernels are written for.
+constexpr int kOldestTarget = 80;
 
 struct CompileCommandOptions : Options {
   std::string stage = "mask-opt", target;
@@ -90,7 +95,21 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
   return text.empty() ? int(kDone) : writeOutput(options, text);
 }
 
+// Throws CommandLineFault when --emit contradicts --target.
+void checkStage(const CompileCommandOptions &options) {
+  const auto isOneOf = [&](std::initializer_list<std::string_view> stages) {
+    return std::find(stages.begin(), stages.end(), options.stage) != stages.end();
+  };
+  if (options.target == "cpu" && isOneOf({"cuda", "ptx", "cubin", "bundle"}))
+    throw CommandLineFault(
+        fmt::format("--emit={} is code for a GPU and --target is 'cpu'; expected a target sm_NN", options.stage));
+  if (options.target.starts_with("sm_") && isOneOf({"llvm", "asm"}))
+    throw CommandLineFault(fmt::format("--emit={} is code for the cpu and --target is '{}'; expected --target=cpu",
+                                       options.stage, options.target));
+}
+
 int compile(const CompileCommandOptions &options) {
+  checkStage(options);
   static constexpr const char *kStagesOfFiles[] = {"ast", "mask", "mask-opt", "mask-grad", "classifier"};
   const bool isOfFile = std::find(std::begin(kStagesOfFiles), std::end(kStagesOfFiles), options.stage) != std::end(kStagesOfFiles);
   refuseSharedFiles(inputFiles(options), {{"-o", options.output}});
@@ -121,10 +140,12 @@ void addCompileCommand(CLI::App &app, int &exitCode) {
                              "bundle", "block-mask"}));
   command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check([](const std::string &text) {
     const bool isSm = text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
+    if (isSm && std::atoi(text.c_str() + 3) < kOldestTarget)
+      throw CommandLineFault(fmt::format("--target is '{}'; expected cpu, or sm_{} or newer", text, kOldestTarget));
     return text == "cpu" || isSm ? std::string() : "target is '" + text + "'; expected cpu or sm_NN";
   });
   command->add_flag("--backward", options->isBackward, "kernels of the backward pass too");
-  command->add_option("-o", options->output, "file to write");
+  addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = compile(*options); });
 }
 

@@ -125,7 +125,7 @@ void addExplainCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<ExplainCommandOptions>();
   CLI::App *command = app.add_subcommand("explain", "why a pair attends or not");
   addCommonOptions(*command, *options);
-  command->add_option("--at", options->at, "b,h,q,kv")->required()->delimiter(',')->expected(4);
+  command->add_option("--at", options->at, "b,h,q,kv")->required()->delimiter(',')->expected(4)->check(wholeNumber("--at"));
   command->callback([options, &exitCode] { exitCode = explain(*options); });
 }
 

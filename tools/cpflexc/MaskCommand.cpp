@@ -6,6 +6,7 @@
 #include "runtime/BlockMask/IndexLists.h"
 
 #include <fmt/format.h>
+#include <llvm/ADT/StringRef.h>
 
 #include <charconv>
 #include <chrono>
@@ -58,16 +59,20 @@ int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, Buil
 
 // The mask of --diff: that of another program, or index lists of FlexAttention.
 int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BlockMask &other) {
-  if (options.other.ends_with(".npz")) {
+  // What is wrong with a file that the user names is an input that is wrong.
+  const auto fault = [&](const Status &status) {
+    return reportFailure(Status::invalid(fmt::format("'{}': {}", options.other, status.message())));
+  };
+  if (llvm::StringRef(options.other).ends_with_insensitive(".npz")) {
     StatusOr<std::string> bytes = readFile(options.other);
     if (!bytes)
-      return reportFailure(bytes.status());
+      return reportFailure(Status::invalid(bytes.status().message()));
     StatusOr<IndexLists> lists = indexListsFromNpz(*bytes);
     if (!lists)
-      return reportFailure(lists.status());
+      return fault(lists.status());
     StatusOr<BlockMask> read = fromIndexLists(*lists);
     if (!read)
-      return reportFailure(read.status());
+      return fault(read.status());
     other = std::move(*read);
     return kDone;
   }
@@ -154,21 +159,28 @@ void addMaskCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<MaskCommandOptions>();
   CLI::App *command = app.add_subcommand("mask", "derive, draw and count the block mask");
   addCommonOptions(*command, *options);
-  const auto pairOf = [](char separator, int64_t least) {
-    return [separator, least](const std::string &text) {
-      int64_t first = 0, second = 0;
-      const bool isGood = parsePair(text, separator, first, second) && first >= least && second >= least;
-      return isGood ? std::string() : fmt::format("'{}' is not two numbers with '{}' between", text, separator);
+  const auto rangeOf = [](const char *option) {
+    return [option](const std::string &text) {
+      int64_t begin = 0, end = 0;
+      if (!parsePair(text, ':', begin, end) || begin < 0 || begin >= end)
+        throw CommandLineFault(fmt::format("{} is '{}'; expected A:B with 0 <= A < B", option, text));
+      return std::string();
     };
   };
-  command->add_option("--tile", options->tile, "QxKV [128x128]")->check(pairOf('x', 1));
+  command->add_option("--tile", options->tile, "QxKV [128x128]")->check([](const std::string &text) {
+    int64_t q = 0, kv = 0;
+    if (!parsePair(text, 'x', q, kv) || q < 1 || kv < 1)
+      throw CommandLineFault(fmt::format("--tile is '{}'; expected QxKV, two whole numbers of at least 1", text));
+    return std::string();
+  });
   command->add_flag("--count", options->isCounted, "count allowed pairs exactly");
   command->add_option("--format", options->format, "text, json, svg, png or npz")
       ->check(CLI::IsMember({"text", "json", "svg", "png", "npz"}));
-  command->add_option("--rows", options->rows, "A:B, query rows to draw")->check(pairOf(':', 0));
-  command->add_option("--cols", options->columns, "A:B, key columns to draw")->check(pairOf(':', 0));
-  command->add_option("--diff", options->other, "another program, or index lists (.npz): draw where the masks differ");
-  command->add_option("-o", options->output, "file to write");
+  command->add_option("--rows", options->rows, "A:B, query rows to draw")->check(rangeOf("--rows"));
+  command->add_option("--cols", options->columns, "A:B, key columns to draw")->check(rangeOf("--cols"));
+  command->add_option("--diff", options->other, "another program, or index lists (.npz): draw where the masks differ")
+      ->check(fileName("--diff"));
+  addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = mask(*options); });
 }
 

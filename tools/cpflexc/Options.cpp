@@ -74,20 +74,16 @@ void addCommonOptions(CLI::App &command, Options &options) {
   command.add_option("-D", options.defines, "name=value of a const or param")->expected(1)->take_all();
   command.add_option("--bind", options.binds, "name=array.npy or name=segments(cu.npy)")->expected(1)->take_all();
   command.add_option("-I", options.includeDirs, "folder searched for imports")->expected(1)->take_all();
-  command.add_option("--batch", options.sizes.batch, "batch rows [1]")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--heads", options.sizes.heads, "query heads [1]")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--kv-heads", options.sizes.kvHeads, "heads of keys and values [heads]")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--q-len", options.sizes.qLen, "query rows")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--kv-len", options.sizes.kvLen, "key rows [q-len]")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--head-dim", options.headDim, "size of a head [64]")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]")
-      ->check(CLI::NonNegativeNumber);
+  const auto addNumber = [&](const char *name, int64_t &value, const char *description) {
+    command.add_option(name, value, description)->check(wholeNumber(name, 0));
+  };
+  addNumber("--batch", options.sizes.batch, "batch rows [1]");
+  addNumber("--heads", options.sizes.heads, "query heads [1]");
+  addNumber("--kv-heads", options.sizes.kvHeads, "heads of keys and values [heads]");
+  addNumber("--q-len", options.sizes.qLen, "query rows");
+  addNumber("--kv-len", options.sizes.kvLen, "key rows [q-len]");
+  addNumber("--head-dim", options.headDim, "size of a head [64]");
+  addNumber("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]");
   command.add_option("--dtype", options.dtype, "f32, bf16 or f16 [f32 on cpu, bf16 on cuda]")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   command.add_flag("--layout-bshd,!--layout-bhsd", options.isBshd, "order of array axes [bhsd]");
@@ -96,7 +92,7 @@ void addCommonOptions(CLI::App &command, Options &options) {
                            text.find_first_not_of("0123456789", 5) == std::string::npos;
     return text == "cpu" || text == "cuda" || isIndexed ? std::string() : "device is '" + text + "'; expected cpu or cuda[:i]";
   });
-  command.add_option("--threads", options.threads, "worker threads [all]")->check(CLI::Range(0, 1024));
+  command.add_option("--threads", options.threads, "worker threads [all]")->check(wholeNumber("--threads", 0, 1024));
 }
 
 void addKernelOption(CLI::App &command, Options &options) {
@@ -105,16 +101,16 @@ void addKernelOption(CLI::App &command, Options &options) {
 }
 
 void addRankOptions(CLI::App &command, Options &options) {
-  command.add_option("--ranks", options.ranks, "size of the group [1]")->check(CLI::Range(1, 4096));
+  command.add_option("--ranks", options.ranks, "size of the group [1]")->check(wholeNumber("--ranks", 1, 4096));
   command.add_option("--layout", options.layout, "who owns which tokens [auto]")
       ->check(CLI::IsMember({"contiguous", "head-tail", "striped", "per-document", "ptrr", "solved", "auto"}));
   command.add_option("--rotate", options.rotate, "how keys travel [auto]")
       ->check(CLI::IsMember({"ring", "all-gather", "selective", "ulysses", "auto"}));
   command.add_option("--transport", options.transport, "what carries messages [threads]")
       ->check(CLI::IsMember({"threads", "mpi", "nccl"}));
-  command.add_option("--rendezvous", options.rendezvous, "where ranks meet (nccl)");
+  command.add_option("--rendezvous", options.rendezvous, "where ranks meet (nccl)")->check(fileName("--rendezvous"));
   command.add_option("--deadline", options.deadlineSeconds, "seconds until a step gives up [60]")
-      ->check(CLI::PositiveNumber);
+      ->check(secondsAboveZero("--deadline"));
 }
 
 int reportFailure(const Status &status) {
@@ -244,6 +240,8 @@ StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Pro
   StatusOr<BindRequest> request = readBindRequest(options);
   return request ? bindProgram(*request, program) : request.status();
 }
+
+int rankCount(const Options &options) { return std::max(1, options.ranks); }
 
 int threadCount(const Options &options) {
   return options.threads > 0 ? options.threads : std::max(1, int(std::thread::hardware_concurrency()));

@@ -25,7 +25,7 @@ struct Options {
   bool isBshd = false;
   int threads = 0; ///< 0: one per hardware thread
 
-  int ranks = 1;
+  int ranks = -1; ///< negative: not given; see rankCount
   std::string layout = "auto", rotate = "auto", transport = "threads", rendezvous;
   double deadlineSeconds = 60;
 };
@@ -81,6 +81,9 @@ BindSource bindSource(const std::string &name, const std::string &value);
 
 /// The files that the common options read, for refuseSharedFiles.
 std::vector<NamedFile> inputFiles(const Options &options);
+
+/// The size of the group: as asked for, else 1.
+int rankCount(const Options &options);
 
 /// Worker threads: as asked for, else one per hardware thread.
 int threadCount(const Options &options);

@@ -46,7 +46,7 @@ void addPlanCommand(CLI::App &app, int &exitCode) {
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
   command->add_option("--format", options->format, "text, json or svg")->check(CLI::IsMember({"text", "json", "svg"}));
-  command->add_option("-o", options->output, "file to write");
+  addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = plan(*options); });
 }
 

@@ -128,7 +128,7 @@ void addPlan(const Schedule &schedule, nlohmann::ordered_json &json) {
 
 Status benchRanks(const Options &options, AttentionCall &call, int repetitions, nlohmann::ordered_json &json) {
   if (options.transport != "threads" || options.device != "cpu")
-    return Status::invalid(fmt::format("ranks are timed as threads on the cpu, not over '{}' on '{}'; expected --transport "
+    throw CommandLineFault(fmt::format("ranks are timed as threads on the cpu, not over '{}' on '{}'; expected --transport "
                                        "threads --device cpu",
                                        options.transport, options.device));
   const Clock::time_point begin = Clock::now();

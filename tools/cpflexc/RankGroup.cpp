@@ -114,6 +114,13 @@ Status shareId(const Options &options, const JobPlace &job, nccl::UniqueId &id) 
   return Status::ok();
 }
 
+/// Throws CommandLineFault when --ranks is not the number of processes that a launcher started.
+void checkWorldSize(const Options &options, int32_t worldSize) {
+  if (options.ranks >= 0 && options.ranks != worldSize)
+    throw CommandLineFault(fmt::format("--ranks is {0} and the number of processes is {1}; expected to be started as {0} "
+                                       "processes (mpirun -n {0}), or no --ranks", options.ranks, worldSize));
+}
+
 /// The rank of this process among those that a launcher started, on the GPU that the options name or the launcher implies.
 Status runNcclProcess(const Options &options, const JobPlace &job, AttentionCall &call, std::vector<RunReport> *reports) {
   int index = job.localRank;
@@ -154,7 +161,7 @@ Status runOnGpus(const Options &options, AttentionCall &call, std::vector<RunRep
   StatusOr<CudaCall> cudaCall = cudaCallOf(call);
   if (!cudaCall)
     return cudaCall.status();
-  StatusOr<RankPlans> plans = planRanks(options, call, options.ranks);
+  StatusOr<RankPlans> plans = planRanks(options, call, rankCount(options));
   if (!plans)
     return plans.status();
   const CudaTransport transport = options.transport == "nccl" ? CudaTransport::Nccl : CudaTransport::Copies;
@@ -173,6 +180,7 @@ Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter
   StatusOr<std::unique_ptr<MpiCommunicator>> mpi = MpiCommunicator::open();
   if (!mpi)
     return mpi.status();
+  checkWorldSize(options, (*mpi)->worldSize());
   isWriter = (*mpi)->rank() == 0;
   StatusOr<RankPlans> plans = planRanks(options, call, (*mpi)->worldSize());
   if (!plans)
@@ -183,19 +191,20 @@ Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter
 
 } // namespace
 
-Status checkTransport(const Options &options) {
+void checkTransport(const Options &options) {
   int index = 0;
   const bool onGpu = isCuda(options, index);
   if (onGpu && options.transport == "mpi")
-    return Status::invalid("the transport 'mpi' carries host memory; expected 'nccl' or 'threads' on GPUs");
+    throw CommandLineFault("the transport 'mpi' carries host memory; expected 'nccl' or 'threads' on GPUs");
   if (!onGpu && options.transport == "nccl")
-    return Status::invalid("the transport 'nccl' carries GPU memory; expected --device cuda, or 'mpi' or 'threads'");
+    throw CommandLineFault("the transport 'nccl' carries GPU memory; expected --device cuda, or 'mpi' or 'threads'");
   if (options.rendezvous.empty())
-    return Status::ok();
+    return;
   if (options.transport != "nccl")
-    return Status::invalid(
+    throw CommandLineFault(
         fmt::format("the transport '{}' needs no rendezvous; expected one for 'nccl' only", options.transport));
-  return parseRendezvous(options.rendezvous).status();
+  if (StatusOr<Rendezvous> rendezvous = parseRendezvous(options.rendezvous); !rendezvous)
+    throw CommandLineFault(rendezvous.status().message());
 }
 
 Status runRanks(const Options &options, const std::string &trace, AttentionCall &call, bool &isWriter) {
@@ -207,12 +216,13 @@ Status runRanks(const Options &options, const std::string &trace, AttentionCall 
   if (options.transport == "mpi") {
     status = runMpiProcess(options, call, isWriter, wanted);
   } else if (job && job->worldSize > 1) {
+    checkWorldSize(options, job->worldSize);
     isWriter = job->rank == 0;
     status = runNcclProcess(options, *job, call, wanted);
   } else if (isCuda(options, index)) {
     status = runOnGpus(options, call, wanted);
   } else {
-    StatusOr<RankPlans> plans = planRanks(options, call, options.ranks);
+    StatusOr<RankPlans> plans = planRanks(options, call, rankCount(options));
     status = plans ? runContextParallelHost(plans->forward, plans->backwardOrNull(), hostRankCall(call),
                                             wholeTensors(call), executorOptions(options), wanted)
                    : plans.status();

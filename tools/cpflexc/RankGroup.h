@@ -7,8 +7,8 @@
 
 namespace cpflex {
 
-/// Whether the transport can carry what the device holds; InvalidArgument says which one can.
-Status checkTransport(const Options &options);
+/// Throws CommandLineFault when the transport cannot carry what the device holds, or takes no such rendezvous.
+void checkTransport(const Options &options);
 
 /// Plans and runs the call by all ranks of the group, or by the rank of this process, and writes the trace when `trace` is
 /// not empty. `isWriter` says whether this process holds the results.

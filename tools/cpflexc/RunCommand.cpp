@@ -126,9 +126,9 @@ int run(RunCommandOptions &options) {
   checkFiles(options);
   int index = 0;
   const bool onGpu = isCuda(options, index);
-  const bool isGrouped = options.ranks > 1 || options.transport != "threads";
-  if (Status status = checkTransport(options); isGrouped && !status)
-    return reportFailure(status);
+  const bool isGrouped = options.ranks > 1 || options.transport != "threads" || !options.trace.empty();
+  if (isGrouped)
+    checkTransport(options);
   options.files.isBackward = options.isBackwardAsked || !options.files.dOut.empty() || !options.dQ.empty() ||
                              !options.dK.empty() || !options.dV.empty() || !options.captureGradients.empty();
   AttentionCall call;
@@ -159,20 +159,23 @@ void addRunCommand(CLI::App &app, int &exitCode) {
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
   addKernelOption(*command, *options);
-  command->add_option("--q", options->files.q, "queries (.npy)");
-  command->add_option("--k", options->files.k, "keys");
-  command->add_option("--v", options->files.v, "values");
-  command->add_option("--random", options->files.seed, "seed of random tensors [0]");
-  command->add_option("--out", options->out, "output");
-  command->add_option("--lse", options->lse, "log-sum-exp");
-  command->add_option("--dout", options->files.dOut, "gradient of the output; runs backward");
-  command->add_option("--dq", options->dQ, "gradient of q");
-  command->add_option("--dk", options->dK, "gradient of k");
-  command->add_option("--dv", options->dV, "gradient of v");
+  command->add_option("--q", options->files.q, "queries (.npy)")->check(fileName("--q"));
+  command->add_option("--k", options->files.k, "keys")->check(fileName("--k"));
+  command->add_option("--v", options->files.v, "values")->check(fileName("--v"));
+  CLI::Option *seed = command->add_option("--random", options->files.seed, "seed of random tensors [0]");
+  seed->check(wholeNumber("--random", 0));
+  for (const char *name : {"--q", "--k", "--v"})
+    command->get_option(name)->excludes(seed);
+  command->add_option("--out", options->out, "output")->check(fileName("--out"));
+  command->add_option("--lse", options->lse, "log-sum-exp")->check(fileName("--lse"));
+  command->add_option("--dout", options->files.dOut, "gradient of the output; runs backward")->check(fileName("--dout"));
+  command->add_option("--dq", options->dQ, "gradient of q")->check(fileName("--dq"));
+  command->add_option("--dk", options->dK, "gradient of k")->check(fileName("--dk"));
+  command->add_option("--dv", options->dV, "gradient of v")->check(fileName("--dv"));
   command->add_option("--dcapture", options->captureGradients, "NAME=F, gradient of an array")->expected(1)->take_all();
   command->add_flag("--backward", options->isBackwardAsked, "run backward too");
   command->add_flag("--check", options->isChecked, "compare with a reference in double");
-  command->add_option("--trace", options->trace, "trace of the ranks (.json)");
+  command->add_option("--trace", options->trace, "trace of the ranks (.json)")->check(fileName("--trace"));
   command->callback([options, &exitCode] { exitCode = run(*options); });
 }
 

@@ -83,7 +83,7 @@ void addSmallCommands(CLI::App &app, int &exitCode) {
                ? "'" + text + "' names no function; expected FILE.py::FUNCTION"
                : std::string();
   });
-  command->add_option("-o", options->output, "file to write");
+  addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = port(*options); });
   app.add_subcommand("devices", "list GPUs")->callback([&exitCode] { exitCode = listDevices(); });
   CLI::App *cache = app.add_subcommand("cache", "list or clear compiled code");
