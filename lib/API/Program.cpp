@@ -245,7 +245,8 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
 }
 
 CompileResult compileFile(const std::string &path, const CompileOptions &options) {
-  StatusOr<std::string> text = readFile(path);
+  // One byte more than a text may have is told from one that is all there.
+  StatusOr<std::string> text = readFile(path, kMaxSourceBytes + 1);
   if (text)
     return compileText(path, *text, options);
   CompileResult result;

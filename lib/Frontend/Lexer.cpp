@@ -56,7 +56,7 @@ private:
     if (text_.size() > kMaxSourceBytes) {
       diagnostics_.error(
           source_, {0, 0},
-          fmt::format("the file has {} bytes; expected at most {}", text_.size(), kMaxSourceBytes));
+          fmt::format("the file has more than {0} bytes; expected at most {0}", kMaxSourceBytes));
       return false;
     }
     if (text_.starts_with("\xEF\xBB\xBF"))

@@ -136,10 +136,12 @@ std::vector<char> fromFortranOrder(const char *data, const std::vector<int64_t> 
 } // namespace
 
 StatusOr<Array> readNpy(const std::string &path) {
-  StatusOr<std::string> file = readFile(path);
+  StatusOr<FileReader> file = FileReader::open(path);
   if (!file)
     return file.status();
-  const std::string &contents = *file;
+  constexpr size_t kMostHeaderBytes = 1 << 20; // NumPy itself refuses more than 10,000
+  std::string contents;
+  CPFLEX_RETURN_IF_ERROR(file->readUpTo(contents, 12));
   auto invalid = [&](std::string_view reason) {
     return Status::invalid(fmt::format("'{}' is not a usable .npy file: {}", path, reason));
   };
@@ -156,6 +158,9 @@ StatusOr<Array> readNpy(const std::string &path) {
   } else {
     return invalid(fmt::format("its version is {}; expected 1, 2 or 3", version));
   }
+  if (headerSize > kMostHeaderBytes)
+    return invalid(fmt::format("its header has {} bytes; expected at most {}", headerSize, kMostHeaderBytes));
+  CPFLEX_RETURN_IF_ERROR(file->readUpTo(contents, headerBegin + headerSize));
   if (contents.size() < headerBegin + headerSize)
     return invalid("it ends inside the header");
   std::optional<NpyHeader> header = parseHeader(std::string_view(contents).substr(headerBegin, headerSize));
@@ -174,13 +179,16 @@ StatusOr<Array> readNpy(const std::string &path) {
   for (int64_t size : array.shape)
     if (__builtin_mul_overflow(count, size, &count))
       return invalid("its shape has more elements than memory can hold");
-  const std::string_view data = std::string_view(contents).substr(headerBegin + headerSize);
-  if (count > int64_t(data.size()) / storedSize)
-    return invalid(fmt::format("it holds {} bytes of data; its shape needs {} elements of {} bytes", data.size(), count,
+  int64_t dataSize = 0;
+  if (__builtin_mul_overflow(count, storedSize, &dataSize))
+    return invalid("its shape has more elements than memory can hold");
+  std::vector<char> bytes;
+  CPFLEX_RETURN_IF_ERROR(file->readUpTo(bytes, size_t(dataSize)));
+  if (bytes.size() < size_t(dataSize))
+    return invalid(fmt::format("it holds {} bytes of data; its shape needs {} elements of {} bytes", bytes.size(), count,
                                storedSize));
-  std::vector<char> bytes = header->isFortranOrder && array.shape.size() > 1
-                                ? fromFortranOrder(data.data(), array.shape, storedSize)
-                                : std::vector<char>(data.begin(), data.begin() + count * storedSize);
+  if (header->isFortranOrder && array.shape.size() > 1)
+    bytes = fromFortranOrder(bytes.data(), array.shape, storedSize);
   if (!type->isDouble) {
     array.bytes = std::move(bytes);
     return array;

@@ -1,11 +1,13 @@
 // Reading and writing whole files; see WholeFile.h.
 #include "runtime/Files/WholeFile.h"
 
+#include "runtime/contract/HostMemory.h"
+
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -153,20 +155,54 @@ Status writeFile(const std::string &path, Pieces pieces) {
 
 Status writeFile(const std::string &path, std::string_view contents) { return writeFile(path, {contents}); }
 
-StatusOr<std::string> readFile(const std::string &path) {
-  FILE *file = std::fopen(path.c_str(), "rb");
-  if (!file)
+StatusOr<FileReader> FileReader::open(const std::string &path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat file{};
+  if (descriptor < 0 || ::fstat(descriptor, &file) != 0)
     return Status::unavailable(fmt::format("cannot open '{}': {}", path, std::strerror(errno)));
+  FileReader reader(path, descriptor);
+  if (S_ISBLK(file.st_mode) || (S_ISCHR(file.st_mode) && !::isatty(descriptor)))
+    return Status::unavailable(fmt::format("'{}' is a device; expected a file or a pipe", path));
+  return reader;
+}
+
+FileReader::FileReader(FileReader &&other) noexcept
+    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
+
+FileReader::~FileReader() {
+  if (descriptor_ >= 0)
+    ::close(descriptor_);
+}
+
+template <typename Bytes> Status FileReader::readUpTo(Bytes &contents, size_t size) {
+  constexpr size_t kLeastGrowth = 1 << 16;
+  size_t count = contents.size();
+  ssize_t got = 1;
+  while (count < size && got != 0) {
+    // What a header promises need not be there: memory grows with what was read, twofold.
+    if (count == contents.size()) {
+      const size_t grown = std::min(size, count + std::max(count, kLeastGrowth));
+      CPFLEX_RETURN_IF_ERROR(checkHostMemory(fmt::format("'{}'", path_), double(grown)));
+      contents.resize(grown);
+    }
+    got = ::read(descriptor_, contents.data() + count, contents.size() - count);
+    if (got < 0 && errno != EINTR)
+      return Status::unavailable(fmt::format("cannot read '{}': {}", path_, std::strerror(errno)));
+    count += size_t(std::max<ssize_t>(got, 0));
+  }
+  contents.resize(count);
+  return Status::ok();
+}
+
+template Status FileReader::readUpTo(std::string &contents, size_t size);
+template Status FileReader::readUpTo(std::vector<char> &contents, size_t size);
+
+StatusOr<std::string> readFile(const std::string &path, size_t mostBytes) {
+  StatusOr<FileReader> reader = FileReader::open(path);
+  if (!reader)
+    return reader.status();
   std::string contents;
-  char buffer[1 << 16];
-  size_t count;
-  while ((count = std::fread(buffer, 1, sizeof(buffer), file)) > 0)
-    contents.append(buffer, count);
-  const bool hasFailed = std::ferror(file);
-  const int error = errno;
-  std::fclose(file);
-  if (hasFailed)
-    return Status::unavailable(fmt::format("cannot read '{}': {}", path, std::strerror(error)));
+  CPFLEX_RETURN_IF_ERROR(reader->readUpTo(contents, mostBytes));
   return contents;
 }
 

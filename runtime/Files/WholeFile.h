@@ -6,6 +6,8 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace cpflex {
 
@@ -16,7 +18,30 @@ namespace cpflex {
 Status writeFile(const std::string &path, std::initializer_list<std::string_view> pieces);
 Status writeFile(const std::string &path, std::string_view contents);
 
-/// Reads a whole file.
-StatusOr<std::string> readFile(const std::string &path);
+/// Reads a file from its beginning: a regular file, a pipe, a socket or a terminal. Other devices are refused, since many
+/// never end. One thread at a time.
+class FileReader {
+public:
+  /// Unavailable, with the reason, when there is no such file or it is a device.
+  static StatusOr<FileReader> open(const std::string &path);
+  FileReader(FileReader &&other) noexcept;
+  ~FileReader();
+
+  /// Appends to `contents` until it has `size` bytes or the file ends. Unavailable when a byte cannot be read, OutOfMemory
+  /// when the machine cannot hold them.
+  template <typename Bytes> Status readUpTo(Bytes &contents, size_t size);
+
+private:
+  FileReader(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+
+  std::string path_;
+  int descriptor_;
+};
+
+extern template Status FileReader::readUpTo(std::string &contents, size_t size);
+extern template Status FileReader::readUpTo(std::vector<char> &contents, size_t size);
+
+/// Reads a whole file as FileReader does, or its first `mostBytes`.
+StatusOr<std::string> readFile(const std::string &path, size_t mostBytes = std::string::npos);
 
 } // namespace cpflex

@@ -72,7 +72,7 @@ std::vector<int64_t> shapeOf(bool isBshd, int64_t batch, int64_t heads, int64_t 
 StatusOr<Array> readTensor(const std::string &path, ElementType type) {
   StatusOr<Array> array = readNpy(path);
   if (!array)
-    return Status::invalid(array.status().message());
+    return asInputFault(array.status());
   if (type == ElementType::BF16 && array->type == ElementType::U16)
     array->type = ElementType::BF16;
   if (array->type != type)

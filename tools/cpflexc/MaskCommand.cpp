@@ -66,7 +66,7 @@ int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, 
   if (llvm::StringRef(options.other).ends_with_insensitive(".npz")) {
     StatusOr<std::string> bytes = readFile(options.other);
     if (!bytes)
-      return reportFailure(Status::invalid(bytes.status().message()));
+      return reportFailure(asInputFault(bytes.status()));
     StatusOr<IndexLists> lists = indexListsFromNpz(*bytes);
     if (!lists)
       return fault(lists.status());

@@ -151,6 +151,10 @@ std::vector<NamedFile> inputFiles(const Options &options) {
   return files;
 }
 
+Status asInputFault(const Status &status) {
+  return status.code() == StatusCode::Unavailable ? Status::invalid(status.message()) : status;
+}
+
 // What the library misses, with the option of the command line that gives it.
 static Status withOption(const Status &status, const std::string &option) {
   return {status.code(), fmt::format("{}; give it with {}", status.message(), option)};
@@ -212,9 +216,8 @@ StatusOr<BindRequest> readBindRequest(const Options &options) {
     StatusOr<Array> array = source.isSegments
                                 ? readSegments(source.path, std::max(options.sizes.qLen, options.sizes.kvLen))
                                 : readNpy(source.path);
-    // A file that is not there is the caller's mistake here, not the machine's.
     if (!array)
-      return Status::invalid(array.status().message());
+      return asInputFault(array.status());
     request.arrays[name] = std::move(*array);
   }
   return request;

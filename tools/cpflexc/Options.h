@@ -58,6 +58,9 @@ enum class EntryChoice {
 /// Compiles options.file; prints what the compiler says. Returns kDone and fills `loaded`, or the exit code.
 int loadProgram(const Options &options, LoadedProgram &loaded, EntryChoice choice = EntryChoice::Named);
 
+/// What is wrong with a file that the user names, as an input that is wrong; other failures stay what they are.
+Status asInputFault(const Status &status);
+
 /// Reads the arrays of --bind and the values of -D.
 StatusOr<BindRequest> readBindRequest(const Options &options);
 

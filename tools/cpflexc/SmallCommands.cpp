@@ -20,7 +20,7 @@ int port(const Options &options) {
   refuseSharedFiles({{"FILE.py", path}}, {{"-o", options.output}});
   StatusOr<std::string> text = readFile(path);
   if (!text)
-    return reportFailure(Status::invalid(text.status().message()));
+    return reportFailure(asInputFault(text.status()));
   std::vector<Diagnostic> diagnostics;
   const std::string ported = portToCpf(path, *text, function, diagnostics);
   bool hasErrors = false;

@@ -3,8 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <thread>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 using namespace cpflex;
 
@@ -69,6 +75,7 @@ TEST(Npy, DamagedFilesAreErrors) {
   expectMessage("hello, world", "it does not begin with the .npy signature");
   expectMessage(std::string("\x93NUMPY\x09\x00\x10\x00\x00\x00\x00\x00", 14), "its version is 9; expected 1, 2 or 3");
   expectMessage(std::string("\x93NUMPY\x01\x00\x10\x00", 10), "it ends inside the header");
+  expectMessage(std::string("\x93NUMPY\x02\x00\xff\xff\xff\x7f", 12), "its header has 2147483647 bytes; expected at most 1048576");
   expectMessage(withHeader("{'shape': (2,)}", ""), "its header is damaged");
   for (const char *shape : {"(-4,)", "('4',)", "(4.5,)", "(4 5,)"})
     expectMessage(withHeader(std::string("{'descr': '<i4', 'fortran_order': False, 'shape': ") + shape + ", }", ""),
@@ -78,6 +85,27 @@ TEST(Npy, DamagedFilesAreErrors) {
                 "it holds 4 bytes of data; its shape needs 2 elements of 4 bytes");
   expectMessage(withHeader("{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999,99999999999), }", "1234"),
                 "its shape has more elements than memory can hold");
+  expectMessage(withHeader("{'descr': '<i4', 'fortran_order': False, 'shape': (281474976710656,16384), }", "1234"),
+                "its shape has more elements than memory can hold");
+}
+
+TEST(Npy, NothingIsReadBehindTheArray) {
+  const std::string path = pathOf("cpflex-npy-pipe.npy");
+  std::filesystem::remove(path);
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  ::signal(SIGPIPE, SIG_IGN);
+  std::thread writer([&] {
+    const int pipe = ::open(path.c_str(), O_WRONLY);
+    const std::string begin = withHeader("{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", "12345678");
+    while (::write(pipe, begin.data(), begin.size()) > 0) {
+    }
+    ::close(pipe);
+  });
+  StatusOr<Array> array = readNpy(path);
+  writer.join();
+  std::filesystem::remove(path);
+  ASSERT_TRUE(array.isOk()) << array.status().message();
+  EXPECT_EQ(std::string(array->bytes.begin(), array->bytes.end()), "12345678");
 }
 
 TEST(Npy, MissingFileAndFolderAreErrors) {

@@ -1,4 +1,5 @@
-// Is every kind of file written as its owner expects: links kept, permissions kept, devices and pipes written, not replaced?
+// Is every kind of file read and written as its owner expects: links and permissions kept, devices and pipes written, not
+// replaced, nothing read without end?
 #include "runtime/Files/WholeFile.h"
 
 #include <gtest/gtest.h>
@@ -120,6 +121,25 @@ TEST_F(WholeFile, FoldersAndReadOnlyFilesAreErrors) {
   ASSERT_EQ(::chmod(at("x").c_str(), 0444), 0);
   EXPECT_NE(writeFile(at("x"), "new").message().find("cannot write"), std::string::npos);
   EXPECT_EQ(textOf("x"), "old");
+}
+
+TEST_F(WholeFile, DevicesAreNotRead) {
+  EXPECT_EQ(readFile("/dev/zero").status().message(), "'/dev/zero' is a device; expected a file or a pipe");
+  EXPECT_NE(readFile(folder_.string()).status().message().find("cannot read"), std::string::npos);
+  EXPECT_NE(readFile(at("none")).status().message().find("cannot open"), std::string::npos);
+}
+
+TEST_F(WholeFile, AsMuchIsReadAsWasAskedFor) {
+  const std::string contents(200000, 'x');
+  ASSERT_TRUE(writeFile(at("x"), contents));
+  EXPECT_EQ(*readFile(at("x")), contents);
+  EXPECT_EQ(*readFile(at("x"), 70000), contents.substr(0, 70000));
+  StatusOr<FileReader> reader = FileReader::open(at("x"));
+  ASSERT_TRUE(reader);
+  std::string parts;
+  for (size_t size : {3, 70000, 70000, 300000})
+    ASSERT_TRUE(reader->readUpTo(parts, size));
+  EXPECT_EQ(parts, contents);
 }
 
 } // namespace
