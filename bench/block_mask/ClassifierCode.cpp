@@ -3,12 +3,12 @@
 #include "bench/block_mask/ClassifierCode.h"
 
 #include "dialect/Mask/MaskDialect.h"
+#include "lib/Jit/OptimizeModule.h"
 #include "lib/Transforms/Passes.h"
 
 #include "mlir/Pass/PassManager.h"
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/IR/IRBuilder.h"
-#include "llvm/Passes/PassBuilder.h"
 #include "llvm/Support/TargetSelect.h"
 
 #include <cstddef>
@@ -133,20 +133,6 @@ private:
   llvm::DenseMap<mlir::Value, Abstract> values_;
 };
 
-void optimize(llvm::Module &module) {
-  llvm::PassBuilder passBuilder;
-  llvm::LoopAnalysisManager loops;
-  llvm::FunctionAnalysisManager functions;
-  llvm::CGSCCAnalysisManager callGraph;
-  llvm::ModuleAnalysisManager modules;
-  passBuilder.registerModuleAnalyses(modules);
-  passBuilder.registerCGSCCAnalyses(callGraph);
-  passBuilder.registerFunctionAnalyses(functions);
-  passBuilder.registerLoopAnalyses(loops);
-  passBuilder.crossRegisterProxies(loops, functions, callGraph, modules);
-  passBuilder.buildPerModuleDefaultPipeline(llvm::OptimizationLevel::O2).run(module, modules);
-}
-
 } // namespace
 
 CompiledClassifier compileClassifier(mlir::ModuleOp module, const char *name) {
@@ -169,7 +155,7 @@ CompiledClassifier compileClassifier(mlir::ModuleOp module, const char *name) {
   }
   std::shared_ptr<llvm::orc::LLJIT> jit = std::move(*created);
   code->setDataLayout(jit->getDataLayout());
-  optimize(*code);
+  optimizeModule(*code, nullptr, /*optimizationLevel=*/2);
   llvm::orc::ThreadSafeModule owned(std::move(code), std::move(llvmContext));
   if (llvm::Error error = jit->addIRModule(std::move(owned))) {
     llvm::consumeError(std::move(error));

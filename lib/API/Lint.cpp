@@ -291,7 +291,7 @@ private:
 
   // The function that the entry point's mask is, or nothing where it combines several.
   std::string maskName() const {
-    mlir::ModuleOp module = *program_.state().imported;
+    mlir::ModuleOp module = program_.state().importedModule();
     auto predicate = module.lookupSymbol<mask::PredicateOp>(entry_.name + ".mask");
     auto named = predicate ? llvm::dyn_cast<mlir::NameLoc>(predicate.getLoc()) : mlir::NameLoc();
     return named ? named.getName().str() : std::string();

@@ -290,8 +290,8 @@ IntegerRange IntegerRanges::rangeOfTableOperation(mlir::Operation *op) {
   case Operation::ILog2: return {ops::ilog2(ops::Int(a.lo)), ops::ilog2(ops::Int(a.hi))};
   case Operation::Select: {
     // `x if x < 8 else y`: an arm that the condition compares has the values with which it is taken.
-    const auto ifTrue = rangeOfArm(op->getOperand(1), op->getOperand(0), /*holds=*/1);
-    const auto ifFalse = rangeOfArm(op->getOperand(2), op->getOperand(0), /*holds=*/0);
+    const auto ifTrue = rangeOfArm(op->getOperand(1), op->getOperand(0), /*holds=*/true);
+    const auto ifFalse = rangeOfArm(op->getOperand(2), op->getOperand(0), /*holds=*/false);
     return !ifTrue ? ifFalse.value_or(full) : !ifFalse ? *ifTrue : unionOf(*ifTrue, *ifFalse);
   }
   case Operation::ToBool:

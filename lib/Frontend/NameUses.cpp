@@ -31,7 +31,7 @@ bool looksBool(const Expr &expr) {
   }
 }
 
-static std::string upper(std::string name) {
+std::string upper(std::string name) {
   for (char &c : name)
     c = c >= 'a' && c <= 'z' ? char(c - 'a' + 'A') : c;
   return name;

@@ -3,6 +3,7 @@
 #include "lib/Jit/HostJit.h"
 
 #include "lib/CodeGen/Host/HostCode.h"
+#include "lib/Jit/OptimizeModule.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 #include "mlir/IR/Diagnostics.h"
@@ -16,7 +17,6 @@
 #include "llvm/IR/Module.h"
 #include "llvm/Linker/Linker.h"
 #include "llvm/MC/TargetRegistry.h"
-#include "llvm/Passes/PassBuilder.h"
 #include "llvm/Support/SmallVectorMemoryBuffer.h"
 #include "llvm/Support/TargetSelect.h"
 #include "llvm/Target/TargetMachine.h"
@@ -90,28 +90,6 @@ llvm::Error linkOperations(HostModule &host) {
   return llvm::Error::success();
 }
 
-void optimize(HostModule &host, int optimizationLevel) {
-  llvm::PipelineTuningOptions tuning;
-  tuning.LoopVectorization = optimizationLevel >= 2;
-  tuning.LoopInterleaving = optimizationLevel >= 2;
-  tuning.SLPVectorization = false;
-  llvm::PassBuilder passBuilder(host.machine.get(), tuning);
-  llvm::LoopAnalysisManager loops;
-  llvm::FunctionAnalysisManager functions;
-  llvm::CGSCCAnalysisManager callGraph;
-  llvm::ModuleAnalysisManager modules;
-  passBuilder.registerModuleAnalyses(modules);
-  passBuilder.registerCGSCCAnalyses(callGraph);
-  passBuilder.registerFunctionAnalyses(functions);
-  passBuilder.registerLoopAnalyses(loops);
-  passBuilder.crossRegisterProxies(loops, functions, callGraph, modules);
-  llvm::ModulePassManager passes =
-      optimizationLevel == 0 ? passBuilder.buildO0DefaultPipeline(llvm::OptimizationLevel::O0)
-      : optimizationLevel == 1 ? passBuilder.buildPerModuleDefaultPipeline(llvm::OptimizationLevel::O1)
-                               : passBuilder.buildPerModuleDefaultPipeline(llvm::OptimizationLevel::O2);
-  passes.run(*host.module, modules);
-}
-
 FailureOr<HostModule> optimizedModule(ModuleOp lowered, const JitOptions &options) {
   auto fail = [&](llvm::Error error) -> FailureOr<HostModule> {
     return lowered.emitError() << "host code cannot be compiled: " << llvm::toString(std::move(error));
@@ -131,7 +109,7 @@ FailureOr<HostModule> optimizedModule(ModuleOp lowered, const JitOptions &option
   host.module->setDataLayout(host.machine->createDataLayout());
   if (llvm::Error error = linkOperations(host))
     return fail(std::move(error));
-  optimize(host, options.optimizationLevel);
+  optimizeModule(*host.module, host.machine.get(), options.optimizationLevel);
   return host;
 }
 
