@@ -124,7 +124,7 @@ void addCheckCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<CheckCommandOptions>();
   CLI::App *command = app.add_subcommand("check", "find mistakes in a program");
   addCommonOptions(*command, *options);
-  command->add_option("--format", options->format, "text or json")->check(CLI::IsMember({"text", "json"}));
+  command->add_option("--format", options->format, "text or json")->check(oneOf("--format", {"text", "json"}));
   command->add_flag("--Werror", options->areWarningsErrors, "warnings are errors");
   command->callback([options, &exitCode] { exitCode = check(*options); });
 }

@@ -69,6 +69,18 @@ ValueCheck fileName(const std::string &option) {
   };
 }
 
+CLI::Validator oneOf(const std::string &option, std::vector<std::string> words) {
+  const std::string list = fmt::format("{{{}}}", fmt::join(words, ","));
+  return CLI::Validator(
+      [=](const std::string &text) {
+        if (std::find(words.begin(), words.end(), text) == words.end())
+          throw CommandLineFault(
+              fmt::format("{} is '{}'; expected '{}'{}", option, text, fmt::join(words, "', '"), suggestion(text, words)));
+        return std::string();
+      },
+      list);
+}
+
 void addOutputOption(CLI::App &command, std::string &output) {
   command.add_option("-o", output, "file to write")->transform([](const std::string &text) {
     if (text.empty())

@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace cpflex {
 
@@ -29,6 +30,9 @@ ValueCheck wholeNumber(const std::string &option, int64_t least = kLeastNumber, 
 ValueCheck secondsAboveZero(const std::string &option);
 /// A file to read or write. Standard output stands for no such file.
 ValueCheck fileName(const std::string &option);
+
+/// One of these words, which the help lists.
+CLI::Validator oneOf(const std::string &option, std::vector<std::string> words);
 
 /// Adds `-o FILE`; `-` is standard output, as is no -o.
 void addOutputOption(CLI::App &command, std::string &output);

@@ -136,13 +136,15 @@ void addCompileCommand(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("compile", "print a stage of the compiler");
   addCommonOptions(*command, *options);
   command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin, bundle or block-mask")
-      ->check(CLI::IsMember({"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
+      ->check(oneOf("--emit", {"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
                              "bundle", "block-mask"}));
   command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check([](const std::string &text) {
     const bool isSm = text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
     if (isSm && std::atoi(text.c_str() + 3) < kOldestTarget)
       throw CommandLineFault(fmt::format("--target is '{}'; expected cpu, or sm_{} or newer", text, kOldestTarget));
-    return text == "cpu" || isSm ? std::string() : "target is '" + text + "'; expected cpu or sm_NN";
+    if (text != "cpu" && !isSm)
+      throw CommandLineFault(fmt::format("--target is '{}'; expected cpu or sm_NN", text));
+    return std::string();
   });
   command->add_flag("--backward", options->isBackward, "kernels of the backward pass too");
   addOutputOption(*command, options->output);

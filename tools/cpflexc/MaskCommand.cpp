@@ -175,7 +175,7 @@ void addMaskCommand(CLI::App &app, int &exitCode) {
   });
   command->add_flag("--count", options->isCounted, "count allowed pairs exactly");
   command->add_option("--format", options->format, "text, json, svg, png or npz")
-      ->check(CLI::IsMember({"text", "json", "svg", "png", "npz"}));
+      ->check(oneOf("--format", {"text", "json", "svg", "png", "npz"}));
   command->add_option("--rows", options->rows, "A:B, query rows to draw")->check(rangeOf("--rows"));
   command->add_option("--cols", options->columns, "A:B, key columns to draw")->check(rangeOf("--cols"));
   command->add_option("--diff", options->other, "another program, or index lists (.npz): draw where the masks differ")

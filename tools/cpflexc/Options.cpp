@@ -85,29 +85,31 @@ void addCommonOptions(CLI::App &command, Options &options) {
   addNumber("--head-dim", options.headDim, "size of a head [64]");
   addNumber("--v-head-dim", options.vHeadDim, "size of a value head [head-dim]");
   command.add_option("--dtype", options.dtype, "f32, bf16 or f16 [f32 on cpu, bf16 on cuda]")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+      ->check(oneOf("--dtype", {"f32", "bf16", "f16"}));
   command.add_flag("--layout-bshd,!--layout-bhsd", options.isBshd, "order of array axes [bhsd]");
   command.add_option("--device", options.device, "cpu or cuda[:i] [cpu]")->check([](const std::string &text) {
     const bool isIndexed = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
                            text.find_first_not_of("0123456789", 5) == std::string::npos;
-    return text == "cpu" || text == "cuda" || isIndexed ? std::string() : "device is '" + text + "'; expected cpu or cuda[:i]";
+    if (text != "cpu" && text != "cuda" && !isIndexed)
+      throw CommandLineFault(fmt::format("--device is '{}'; expected cpu or cuda[:i]", text));
+    return std::string();
   });
   command.add_option("--threads", options.threads, "worker threads [all]")->check(wholeNumber("--threads", 0, 1024));
 }
 
 void addKernelOption(CLI::App &command, Options &options) {
   command.add_option("--kernels", options.kernels, "wgmma or mma_sync, on a GPU [by its architecture and shapes]")
-      ->check(CLI::IsMember({"wgmma", "mma_sync"}));
+      ->check(oneOf("--kernels", {"wgmma", "mma_sync"}));
 }
 
 void addRankOptions(CLI::App &command, Options &options) {
   command.add_option("--ranks", options.ranks, "size of the group [1]")->check(wholeNumber("--ranks", 1, 4096));
   command.add_option("--layout", options.layout, "who owns which tokens [auto]")
-      ->check(CLI::IsMember({"contiguous", "head-tail", "striped", "per-document", "ptrr", "solved", "auto"}));
+      ->check(oneOf("--layout", {"contiguous", "head-tail", "striped", "per-document", "ptrr", "solved", "auto"}));
   command.add_option("--rotate", options.rotate, "how keys travel [auto]")
-      ->check(CLI::IsMember({"ring", "all-gather", "selective", "ulysses", "auto"}));
+      ->check(oneOf("--rotate", {"ring", "all-gather", "selective", "ulysses", "auto"}));
   command.add_option("--transport", options.transport, "what carries messages [threads]")
-      ->check(CLI::IsMember({"threads", "mpi", "nccl"}));
+      ->check(oneOf("--transport", {"threads", "mpi", "nccl"}));
   command.add_option("--rendezvous", options.rendezvous, "where ranks meet (nccl)")->check(fileName("--rendezvous"));
   command.add_option("--deadline", options.deadlineSeconds, "seconds until a step gives up [60]")
       ->check(secondsAboveZero("--deadline"));

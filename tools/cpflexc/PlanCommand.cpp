@@ -45,7 +45,7 @@ void addPlanCommand(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("plan", "plan a group of ranks");
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
-  command->add_option("--format", options->format, "text, json or svg")->check(CLI::IsMember({"text", "json", "svg"}));
+  command->add_option("--format", options->format, "text, json or svg")->check(oneOf("--format", {"text", "json", "svg"}));
   addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = plan(*options); });
 }

@@ -79,9 +79,9 @@ void addSmallCommands(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("port", "translate a FlexAttention function");
   command->add_option("function", options->file, "FILE.py::FUNCTION")->required()->check([](const std::string &text) {
     const size_t separator = text.rfind("::");
-    return separator == std::string::npos || separator == 0 || separator + 2 == text.size()
-               ? "'" + text + "' names no function; expected FILE.py::FUNCTION"
-               : std::string();
+    if (separator == std::string::npos || separator == 0 || separator + 2 == text.size())
+      throw CommandLineFault(fmt::format("'{}' names no function; expected FILE.py::FUNCTION", text));
+    return std::string();
   });
   addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = port(*options); });
