@@ -17,6 +17,26 @@ constexpr std::pair<int64_t, int64_t> kTiles[] = {{128, 128}, {128, 64}, {64, 64
 
 class TilingTest : public testing::TestWithParam<CatalogueCase> {};
 
+/// Expects the mask of every tiling to be `truth`, tile by tile and pair by pair.
+void expectEveryTiling(const CatalogueCase &mask, BlockMaskOptions options, const BruteForce &truth) {
+  CaptureSummaries summaries;
+  options.summaries = &summaries;
+  const Tape &tape = mask.builder->tape();
+  const Bindings bindings = mask.builder->bindings();
+  for (auto [tileQ, tileKV] : kTiles) {
+    options.tileQ = tileQ;
+    options.tileKV = tileKV;
+    auto result = buildBlockMask(&tape, bindings, options);
+    ASSERT_TRUE(result.isOk()) << result.status().message();
+    ASSERT_EQ(result->mask.rowSets[0], truth.rows(tileQ, tileKV)) << tileQ << " x " << tileKV;
+    auto pairs = countAllowed(result->mask, &tape, bindings, options);
+    ASSERT_TRUE(pairs.isOk());
+    EXPECT_EQ(pairs->allowed, truth.allowed());
+    EXPECT_EQ(pairs->rowsWithoutKeys, truth.numRowsWithoutKeys());
+    EXPECT_EQ(pairs->columnsWithoutQueries, truth.numColumnsWithoutQueries());
+  }
+}
+
 TEST_P(TilingTest, ShardsEqualBruteForceInEveryTiling) {
   const CatalogueCase &mask = GetParam();
   // Rows from several places, some strided, as a rank of a context-parallel layout holds them.
@@ -38,21 +58,7 @@ TEST_P(TilingTest, ShardsEqualBruteForceInEveryTiling) {
   BruteForce truth(options.qLen, options.kvLen, [&](int64_t row, int64_t column) {
     return mask.oracle(qAt[row], kvAt[column]);
   });
-  CaptureSummaries summaries;
-  options.summaries = &summaries;
-  Bindings bindings = mask.builder->bindings();
-  for (auto [tileQ, tileKV] : kTiles) {
-    options.tileQ = tileQ;
-    options.tileKV = tileKV;
-    auto result = buildBlockMask(&mask.builder->tape(), bindings, options);
-    ASSERT_TRUE(result.isOk()) << result.status().message();
-    ASSERT_EQ(result->mask.rowSets[0], truth.rows(tileQ, tileKV)) << tileQ << " x " << tileKV;
-    auto pairs = countAllowed(result->mask, &mask.builder->tape(), bindings, options);
-    ASSERT_TRUE(pairs.isOk());
-    EXPECT_EQ(pairs->allowed, truth.allowed());
-    EXPECT_EQ(pairs->rowsWithoutKeys, truth.numRowsWithoutKeys());
-    EXPECT_EQ(pairs->columnsWithoutQueries, truth.numColumnsWithoutQueries());
-  }
+  expectEveryTiling(mask, options, truth);
 }
 
 /// Rows and keys of a whole mask that are tried: all of them with CPFLEX_FULL.
@@ -66,15 +72,7 @@ TEST_P(TilingTest, WholeMasksEqualBruteForceInEveryTiling) {
   BlockMaskOptions options;
   options.qLen = std::min(mask.qLen, longestWhole()) - 5;
   options.kvLen = std::min(mask.kvLen, longestWhole()) - 3;
-  BruteForce truth(options.qLen, options.kvLen, mask.oracle);
-  Bindings bindings = mask.builder->bindings();
-  for (auto [tileQ, tileKV] : kTiles) {
-    options.tileQ = tileQ;
-    options.tileKV = tileKV;
-    auto result = buildBlockMask(&mask.builder->tape(), bindings, options);
-    ASSERT_TRUE(result.isOk()) << result.status().message();
-    ASSERT_EQ(result->mask.rowSets[0], truth.rows(tileQ, tileKV)) << tileQ << " x " << tileKV;
-  }
+  expectEveryTiling(mask, options, BruteForce(options.qLen, options.kvLen, mask.oracle));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TilingTest, testing::ValuesIn(catalogue()),

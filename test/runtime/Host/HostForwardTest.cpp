@@ -353,26 +353,12 @@ TEST(HostForward, BitsOfARowDoNotDependOnItsNeighbours) {
     EXPECT_EQ(all.out.get(0, 0, 76, d), alone.out.get(0, 0, 0, d));
 }
 
-TEST(HostForward, EveryInstructionSetMatchesReference) {
-  AttentionCase test;
-  test.problem = problemOf(1, 1, 1, 200, 300, 72, 40);
-  test.setMask<causal>();
-  test.setScore<alibi>();
-  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
-  StatusOr<ReferenceForward> expected = referenceAttentionForward(test.problem, q.view(), k.view(), v.view());
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
-                             InstructionSet::Avx512BFloat16}) {
-    if (!isSupported(set))
-      continue;
-    Outputs outputs = runForward(test, q, k, v, ElementType::F32, {.numThreads = 1, .instructionSet = set});
-    EXPECT_LE(relativeError(outputs.out.view(), expected->out, outputs.out.sizes()), kTolerance) << toString(set);
-  }
-}
+class HostForwardOfType : public testing::TestWithParam<ElementType> {};
 
-TEST(HostForward, BFloat16OfEveryInstructionSetMatchesReference) {
+TEST_P(HostForwardOfType, EveryInstructionSetMatchesReference) {
   AttentionCase test;
   test.problem = problemOf(1, 2, 1, 200, 300, 72, 40);
-  test.type = ElementType::BF16;
+  test.type = GetParam();
   test.setMask<causal>();
   test.setScore<alibi>();
   Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
@@ -387,6 +373,9 @@ TEST(HostForward, BFloat16OfEveryInstructionSetMatchesReference) {
     EXPECT_TRUE(one.out == many.out && one.lse == many.lse) << toString(set);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, HostForwardOfType, testing::Values(ElementType::F32, ElementType::BF16, ElementType::F16),
+                         [](const auto &tested) { return std::string(toString(tested.param)); });
 
 TEST(HostForward, SplitInFullAndPartialDoesNotChangeBitsOfBFloat16) {
   AttentionCase full, partial, finer;
