@@ -114,7 +114,7 @@ cpflex_error *cpflex_plan_create(const cpflex_executable *executable, const cpfl
     auto made = ContextParallelPlan::create(executable->executable, *given);
     if (made)
       *plan = new cpflex_plan{*made};
-    return made.status();
+    return inC(made.status());
   });
 }
 void cpflex_plan_free(cpflex_plan *plan) { delete plan; }
@@ -260,7 +260,7 @@ cpflex_error *cpflex_rank_load(const cpflex_plan *plan, const cpflex_communicato
     auto loaded = RankExecutable::load(plan->plan, communicator->communicator, given);
     if (loaded)
       *rank = new cpflex_rank{*loaded};
-    return loaded.status();
+    return inC(loaded.status());
   });
 }
 void cpflex_rank_free(cpflex_rank *rank) { delete rank; }

@@ -71,8 +71,9 @@ StatusOr<Layout> layoutOfPositions(const cpflex_array &permutation, const int64_
   CPFLEX_RETURN_IF_ERROR(checkWorld(layout.length, worldSize));
   int64_t total = 0;
   for (int32_t each = 0; each < worldSize; ++each) {
-    if (shardSizes[each] < 0)
-      return Status::invalid(fmt::format("shard size of rank {} is {}; expected 0 or more", each, shardSizes[each]));
+    if (shardSizes[each] < 0 || shardSizes[each] > layout.length)
+      return Status::invalid(fmt::format("shard size of rank {} is {}; expected 0 to {}", each, shardSizes[each],
+                                         layout.length));
     total += shardSizes[each];
   }
   if (total != layout.length)

@@ -125,8 +125,8 @@ class Layout:
 class Plan:
     """Who owns, computes and sends what when `world_size` ranks share the call of a binding. Every process of a job makes
     the same plan. `layout` and `rotation` are words ("auto", "head-tail", "solved", ...; "ring", "selective", ...) or, for
-    layouts, a Layout. With `exact_needs` only keys that some query attends to travel, not whole
-    tiles; planning evaluates pairs for it."""
+    layouts, a Layout. With `exact_needs` only keys that some query attends to travel, not whole tiles; planning evaluates
+    pairs for it."""
 
     def __init__(self, binding, world_size, *, head_dim, v_head_dim=None, entry=None, mask=None, scale=None, dtype="f32",
                  backward=True, layout="auto", kv_layout=None, rotation="auto", ascending_keys=False,
@@ -138,7 +138,8 @@ class Plan:
         executable = binding._executable(entry, mask, _arrays.CODES[dtype], head_dim, v_head_dim or head_dim, scale,
                                          int(backward), 1)
         options = _library.PlanOptions(world_size=world_size, rotation=rotation.encode(),
-                                       has_ascending_keys=ascending_keys, has_free_token_counts=free_token_counts, has_exact_needs=exact_needs)
+                                       has_ascending_keys=ascending_keys, has_free_token_counts=free_token_counts,
+                                       has_exact_needs=exact_needs)
         if isinstance(layout, Layout):
             options.q_layout = layout._handle.address
         else:

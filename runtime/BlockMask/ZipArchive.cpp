@@ -2,6 +2,8 @@
 // the directory is. Numbers that do not fit their field are all ones there and stand in an extra field of 64 bits.
 #include "runtime/BlockMask/ZipArchive.h"
 
+#include "runtime/contract/HostMemory.h"
+
 #include <fmt/format.h>
 #include <zlib.h>
 
@@ -179,11 +181,11 @@ bool readExtra64(std::string_view extra, const std::array<uint64_t *, 3> &number
 
 Status inflate(std::string_view packed, uint64_t size, std::string &contents) {
   constexpr uint64_t kMostAtOnce = uint64_t(1) << 30; // zlib counts in 32 bits
-  const Status noMemory(StatusCode::OutOfMemory, "there is no memory to unpack the .npz file");
+  CPFLEX_RETURN_IF_ERROR(checkHostMemory("a member of the .npz file", double(size)));
   contents.resize(size);
   z_stream stream = {};
   if (inflateInit2(&stream, -MAX_WBITS) != Z_OK)
-    return noMemory;
+    return Status(StatusCode::OutOfMemory, "there is no memory to unpack the .npz file");
   uint64_t taken = 0, given = 0;
   int code = Z_OK;
   while (code == Z_OK) {

@@ -1,11 +1,14 @@
 // Calls built from a communicator's groups; see Communicator.h.
 #include "runtime/Comm/Communicator.h"
 
+#include <algorithm>
+
 namespace cpflex {
 
 Deadline deadlineIn(double seconds) {
-  return std::chrono::steady_clock::now() +
-         std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
+  constexpr double kLongestWait = 1e9; // decades; the clock counts to 9e9
+  return std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                                                std::chrono::duration<double>(std::min(seconds, kLongestWait)));
 }
 
 Status exchange(Communicator &communicator, const MessageGroup &group, Deadline deadline) {

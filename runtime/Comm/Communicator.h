@@ -16,7 +16,7 @@ namespace cpflex {
 /// The moment after which a wait gives up.
 using Deadline = std::chrono::steady_clock::time_point;
 
-/// The deadline that many seconds from here.
+/// The deadline that many seconds from here, or decades from here where that is sooner.
 Deadline deadlineIn(double seconds);
 
 /// Bytes for `peer`; the memory is the caller's until the group is done.

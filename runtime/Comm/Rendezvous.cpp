@@ -1,6 +1,7 @@
 // Meeting by a file or a TCP port; see Rendezvous.h.
 #include "runtime/Comm/Rendezvous.h"
 
+#include <algorithm>
 #include <arpa/inet.h>
 #include <cerrno>
 #include <charconv>
@@ -8,6 +9,7 @@
 #include <filesystem>
 #include <fmt/format.h>
 #include <fstream>
+#include <limits>
 #include <netdb.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -29,7 +31,7 @@ bool isLate(Deadline deadline) { return std::chrono::steady_clock::now() >= dead
 
 int millisecondsUntil(Deadline deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-  return int(std::max<int64_t>(0, left.count()));
+  return int(std::clamp<int64_t>(left.count(), 0, std::numeric_limits<int>::max()));
 }
 
 std::optional<int> toNumber(std::string_view text) {

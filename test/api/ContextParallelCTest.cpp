@@ -225,8 +225,10 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   cpflex_communicator_abort(communicators[0].get(), "nobody listens");
 
   // Alone, rank 1 hears nothing.
-  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1};
+  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1}, wrong{.deadline_seconds = 1, .num_threads = -1};
   cpflex_rank *loaded = nullptr;
+  EXPECT_EQ(message(cpflex_rank_load(plan.get(), communicators[1].get(), &wrong, &loaded)),
+            "'num_threads' is -1; expected 0 to 4096");
   ASSERT_EQ(message(cpflex_rank_load(plan.get(), communicators[1].get(), &hurried, &loaded)), "");
   const Rank rank(loaded);
   const CaseSizes &s = bound.given.sizes;

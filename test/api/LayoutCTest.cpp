@@ -77,7 +77,8 @@ TEST(LayoutC, RefusesWhatDoesNotFit) {
   EXPECT_EQ(own(wrong, {1, 1}), "'permutation' is f32 with 1 axes; expected i64 with one or two");
   std::vector<int64_t> positions = {0, 1, 1};
   const cpflex_array permutation = dense(positions, {3});
-  EXPECT_EQ(own(permutation, {1, -1}), "shard size of rank 1 is -1; expected 0 or more");
+  EXPECT_EQ(own(permutation, {1, -1}), "shard size of rank 1 is -1; expected 0 to 3");
+  EXPECT_EQ(own(permutation, {INT64_MAX, INT64_MAX, 5}), "shard size of rank 0 is 9223372036854775807; expected 0 to 3");
   EXPECT_EQ(own(permutation, {1, 1}), "the shards have 2 tokens together; expected 3, the length of 'permutation'");
   EXPECT_NE(own(permutation, {2, 1}), "");
   EXPECT_EQ(layout, nullptr);

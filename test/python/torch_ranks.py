@@ -1,6 +1,7 @@
 # Attention over process groups on the CPU (gloo): layouts, and output, log-sum-exp and gradients of every rank's shard
 # against one process. The grid is that of PyTorch's context-parallel tests of flex_attention (S, layouts, documents),
 # with what they lack: lengths that fill no tile, windows, scores, fewer heads for keys, three ranks and sub-groups.
+import gc
 import tempfile
 import time
 import traceback
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from cpflex import torch as ours
-from cpflex.torch import _gathered, context_parallel as cp
+from cpflex.torch import _calls, _gathered, _planned, context_parallel as cp
 
 BATCH, HEADS, KV_HEADS, COLUMNS = 2, 4, 2, 16
 DOCUMENTS = [100, 7, 200, 64, 141]
@@ -127,6 +128,22 @@ def check_captures(rank, world_size):
     program = ours.program(PACKED, doc=doc, slope=torch.zeros(HEADS), sinks=torch.zeros(HEADS))
     alone = {"block_mask": ours.create_block_mask(program, BATCH, None, length, length)}
     both(lambda slope, sinks: alone)
+
+
+def check_plans_go(rank, world_size):
+    """Plans of masks that are gone are not kept beside those of the executables that are."""
+    layout, length = cp.Layout.contiguous(64, world_size), 64
+    part = torch.zeros(1, 1, layout.num_owned(rank), COLUMNS)
+    for step in range(_calls.MAX_EXECUTABLES + 8):
+        doc = torch.arange(length) // (1 + step)
+        mask = ours.create_block_mask(lambda b, h, q, kv: doc[q] == doc[kv], None, None, length, length)
+        cp.planned(part, part, part, layout, block_mask=mask)
+        _gathered.plan_of(layout, mask, rank, torch.device("cpu"))
+    gathered = len(_gathered._plans[layout])  # the newest 64 masks live on
+    assert gathered <= 64, f"{gathered} plans of gathered keys are kept; expected at most 64"
+    gc.collect()
+    plans = sum(isinstance(each, _planned.CallPlan) for each in gc.get_objects())
+    assert plans <= _calls.MAX_EXECUTABLES, f"{plans} plans are alive; expected at most {_calls.MAX_EXECUTABLES}"
 
 
 BROKEN = "broken"  # what a check gives that leaves the group unusable
@@ -260,10 +277,12 @@ class Ranks(unittest.TestCase):
         """Covers: ParallelStyle for parallelize_module."""
         self.run_ranks(2, check_style_and_refusals)
 
-
     def test_captures(self):
         """Covers: context parallelism with gradients of captured tensors and sinks, programs on several ranks."""
         self.run_ranks(2, check_captures)
+
+    def test_plans_go(self):
+        self.run_ranks(2, check_plans_go)
 
     def test_a_silent_rank(self):
         self.run_ranks(2, check_silent_rank)

@@ -55,6 +55,7 @@ class Executable:
         lib = _program.library()
         self.library = lib
         self.captures = captures  # the binding reads their memory
+        self.ranks = {}  # that run it together with others, see _planned.py
         self.captured_bytes = sum(tensor.numel() * tensor.element_size() for tensor in captures)
         self.versions = call.versions(captures)
         self.binding = bind(program, list(zip(call.array_names, captures)), call.scalars,

@@ -12,7 +12,7 @@ class Traffic:
     """Which keys every rank needs of every other. `needed[rank]` are ascending positions; rows move in one exchange."""
 
     def __init__(self, layout, block_mask, rank):
-        self.rank, self.layout = rank, layout
+        self.rank, self.world_size = rank, layout.world_size
         owner = torch.empty(layout.length, dtype=torch.int64)
         place = torch.empty(layout.length, dtype=torch.int64)
         for other, owned in enumerate(layout.positions):
@@ -42,7 +42,7 @@ class Traffic:
     def exchange(self, outgoing, incoming, group):
         """Sends outgoing[other] and fills incoming[other], for all other ranks at once; empty ones stay at home."""
         operations = []
-        for other in range(self.layout.world_size):
+        for other in range(self.world_size):
             peer = dist.get_global_rank(group, other)
             if other != self.rank and outgoing[other].numel():
                 operations.append(dist.P2POp(dist.isend, outgoing[other], peer, group))
@@ -127,15 +127,19 @@ def _score_of_shard(score_mod, q_positions, kv_positions):
     return score_of_shard
 
 
-_plans = weakref.WeakKeyDictionary()  # by layout, then by what else they depend on
+_plans = weakref.WeakKeyDictionary()  # by layout, then by what else they depend on; plans do not refer to their layout
 
 
 def plan_of(layout, block_mask, rank, device):
-    """The plan, kept as long as its layout lives."""
+    """The plan, kept as long as its layout and mask live."""
     plans = _plans.setdefault(layout, {})
     key = (id(block_mask), rank, device)
     found = plans.get(key)
-    if found is None or found[0]() is not block_mask:
-        reference = (lambda: None) if block_mask is None else weakref.ref(block_mask)
-        found = plans[key] = (reference, Plan(layout, block_mask, rank, device))
-    return found[1]
+    if found is not None and (block_mask is None or found[0]() is block_mask):
+        return found[1]
+    for gone in [each for each, (mask, _) in plans.items() if mask() is None]:
+        del plans[gone]
+    reference = (lambda: True) if block_mask is None else weakref.ref(block_mask)
+    plan = Plan(layout, block_mask, rank, device)
+    plans[key] = (reference, plan)
+    return plan

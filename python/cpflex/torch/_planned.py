@@ -87,9 +87,6 @@ class CallRank(_native.Rank):
         self.call, self.sources, self.address = call, sources, self._handle.address
 
 
-_ranks = weakref.WeakKeyDictionary()  # by executable, then by layout, group and deadline
-
-
 def rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds):
     """This rank of the plan for tensors of these shapes, kept as long as the call's executable."""
     score, tensors = _translate.score_of(score_mod, scale)
@@ -97,10 +94,13 @@ def rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_secon
     # Only shapes and types of the whole tensors are read.
     whole = [x.new_empty(1).expand(*x.shape[:2], layout.length, x.shape[3]) for x in (q, k, v)]
     executable = call.executable(*whole, _calls.all_captures(sources, tensors), True)
-    ranks = _ranks.setdefault(executable, {})
+    # A rank keeps its executable, so only the executable may keep the rank.
+    ranks = executable.ranks
     key = (id(layout), id(group), deadline_seconds)
     found = ranks.get(key)
     if found is None or found[0]() is not layout or found[1]() is not group:
+        for gone in [each for each, (layout_of, *_) in ranks.items() if layout_of() is None]:
+            del ranks[gone]
         plan = CallPlan(executable, native_layout(layout))
         rank = CallRank(plan, communicator_of(group), call, sources, deadline_seconds)
         found = ranks[key] = (weakref.ref(layout), weakref.ref(group), rank)

@@ -178,8 +178,8 @@ def unshard(tensor, dim, layout, group=None):
 def attention(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None, enable_gqa=False,
               return_lse=False, deadline_seconds=60):
     """`flex_attention` of shards [B, H, S of this rank, D] over a process group or a mesh of one dimension.
-    `block_mask` is that of the whole sequences, the same on every rank; queries and keys have one layout. No wait for
-    another rank is longer than the deadline."""
+    `block_mask` is that of the whole sequences, the same on every rank; queries and keys have one layout. On the
+    CPU no wait for another rank is longer than the deadline; on GPUs the process group has its own."""
     group, rank = _rank_in(layout, group)
     if block_mask is not None:
         block_mask = _flex._own(block_mask)

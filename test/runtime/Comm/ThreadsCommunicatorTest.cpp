@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 using namespace cpflex;
 
 namespace {
@@ -79,6 +81,11 @@ TEST(ThreadsCommunicator, WrongPeersAndTicketsAreNamed) {
   EXPECT_EQ(exchange(communicator, {0, "kv", {}, {{-1, &value, 4}}}, deadlineIn(1)).message(),
             "rank 0 receives from rank -1 in step 0; expected a rank in [0, 2)");
   EXPECT_EQ(communicator.wait(7, deadlineIn(1)).message(), "rank 0 waits for ticket 7 out of turn; expected the oldest one");
+}
+
+TEST(Deadline, IsAheadHoweverLongTheWait) {
+  for (double seconds : {60.0, 1e12, 1e300, std::numeric_limits<double>::infinity()})
+    EXPECT_GT(deadlineIn(seconds) - std::chrono::steady_clock::now(), std::chrono::seconds(50)) << seconds;
 }
 
 TEST(ThreadsCommunicator, IsMadeAndEndedAHundredTimes) {
