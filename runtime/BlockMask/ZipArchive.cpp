@@ -36,6 +36,8 @@ uint64_t numberAt(std::string_view bytes, size_t at, size_t numBytes) {
 }
 
 uLong checksumOf(uLong start, std::string_view bytes) {
+  if (bytes.empty()) // whose address may be null, which has another meaning for zlib
+    return start;
   return crc32_z(start, reinterpret_cast<const Bytef *>(bytes.data()), bytes.size());
 }
 

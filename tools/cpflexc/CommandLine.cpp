@@ -42,11 +42,9 @@ ValueCheck wholeNumber(const std::string &option, int64_t least, int64_t most) {
     const auto [stop, error] = std::from_chars(text.data(), end, value);
     if (error == std::errc() && stop == end && least <= value && value <= most)
       return std::string();
-    const bool hasLeast = least != kLeastNumber, hasMost = most != kMostNumber;
-    throw CommandLineFault(fmt::format("{} is '{}'; expected a whole number{}", option, text,
-                                       hasMost    ? fmt::format(" from {} to {}", least, most)
-                                       : hasLeast ? fmt::format(" of at least {}", least)
-                                                  : std::string()));
+    throw CommandLineFault(fmt::format("{} is '{}'; expected a whole number {}", option, text,
+                                       most != kMostNumber ? fmt::format("from {} to {}", least, most)
+                                                           : fmt::format("of at least {}", least)));
   };
 }
 
@@ -91,20 +89,25 @@ void addOutputOption(CLI::App &command, std::string &output) {
 
 void checkCommandWords(const CLI::App &app, int argc, const char *const *argv) {
   const CLI::App *level = &app;
+  bool isAnswered = false;
   for (int i = 1; i < argc && std::string_view(argv[i]) != "--"; ++i) {
     const std::string word = argv[i];
     const std::vector<std::string> names = commandsOf(*level);
     // Behind a command that has no commands below it stand its own arguments.
     if (names.empty())
       return;
-    if (word.starts_with("-"))
+    if (word.starts_with("-")) {
+      isAnswered |= level->get_option_no_throw(word) != nullptr;
       continue;
+    }
     if (std::find(names.begin(), names.end(), word) == names.end())
       throw CommandLineFault(fmt::format("{} has no command '{}'; expected '{}'{}",
                                          level == &app ? app.get_name() : fmt::format("'{}'", level->get_name()), word,
                                          fmt::join(names, "', '"), suggestion(word, names)));
     level = level->get_subcommand(word);
   }
+  if (const std::vector<std::string> names = commandsOf(*level); !names.empty() && !isAnswered)
+    throw CommandLineFault(fmt::format("'{}' is given no command; expected '{}'", level->get_name(), fmt::join(names, "', '")));
 }
 
 } // namespace cpflex

@@ -22,10 +22,9 @@ public:
 
 /// Checks of the value of an option, for CLI::Option::check; `option` is its name. They throw CommandLineFault.
 using ValueCheck = std::function<std::string(const std::string &)>;
-inline constexpr int64_t kLeastNumber = std::numeric_limits<int64_t>::min();
 inline constexpr int64_t kMostNumber = std::numeric_limits<int64_t>::max();
 /// A decimal number from `least` to `most`, both included.
-ValueCheck wholeNumber(const std::string &option, int64_t least = kLeastNumber, int64_t most = kMostNumber);
+ValueCheck wholeNumber(const std::string &option, int64_t least, int64_t most = kMostNumber);
 /// A finite number above 0.
 ValueCheck secondsAboveZero(const std::string &option);
 /// A file to read or write. Standard output stands for no such file.
@@ -37,7 +36,8 @@ CLI::Validator oneOf(const std::string &option, std::vector<std::string> words);
 /// Adds `-o FILE`; `-` is standard output, as is no -o.
 void addOutputOption(CLI::App &command, std::string &output);
 
-/// Throws CommandLineFault when a word of argv stands where a command is expected and is none; names the nearest.
+/// Throws CommandLineFault when a word of argv stands where a command is expected and is none, naming the nearest, or when
+/// there is no command and nothing else that is an answer by itself, as --help.
 void checkCommandWords(const CLI::App &app, int argc, const char *const *argv);
 
 } // namespace cpflex

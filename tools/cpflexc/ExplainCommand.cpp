@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cstring>
 
 namespace cpflex {
@@ -15,6 +16,23 @@ namespace {
 struct ExplainCommandOptions : Options {
   std::vector<int64_t> at;
 };
+
+// Throws CommandLineFault when the text is not 'b,h,q,kv'.
+std::vector<int64_t> parseAt(const std::string &text) {
+  std::vector<int64_t> numbers;
+  const char *begin = text.data(), *end = begin + text.size();
+  while (true) {
+    const auto [stop, error] = std::from_chars(begin, end, numbers.emplace_back());
+    if (error != std::errc() || (stop != end && *stop != ','))
+      break;
+    if (stop == end && numbers.size() == 4)
+      return numbers;
+    if (stop == end)
+      break;
+    begin = stop + 1;
+  }
+  throw CommandLineFault(fmt::format("--at is '{}'; expected b,h,q,kv, four whole numbers", text));
+}
 
 std::string textOf(const ExplainedValue &value) {
   if (value.type == ValueType::Bool)
@@ -93,7 +111,9 @@ int explain(const ExplainCommandOptions &options) {
   constexpr const char *kNames[] = {"b", "h", "q", "kv"};
   for (int i = 0; i < 4; ++i)
     if (options.at[i] < 0 || options.at[i] >= ends[i])
-      return reportFailure(Status::invalid(fmt::format("{} is {}; expected 0 to {}", kNames[i], options.at[i], ends[i] - 1)));
+      return reportFailure(Status::invalid(fmt::format(
+          "{} is {}; {}", kNames[i], options.at[i],
+          ends[i] > 0 ? fmt::format("expected 0 to {}", ends[i] - 1) : "there are none in this call")));
   if (!loaded.entry->hasMask)
     return writeOutput(options, "attends: the entry point has no mask\n");
   auto mask = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));
@@ -125,8 +145,12 @@ void addExplainCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<ExplainCommandOptions>();
   CLI::App *command = app.add_subcommand("explain", "why a pair attends or not");
   addCommonOptions(*command, *options);
-  command->add_option("--at", options->at, "b,h,q,kv")->required()->delimiter(',')->expected(4)->check(wholeNumber("--at"));
-  command->callback([options, &exitCode] { exitCode = explain(*options); });
+  auto at = std::make_shared<std::string>();
+  command->add_option("--at", *at, "b,h,q,kv")->required();
+  command->callback([options, at, &exitCode] {
+    options->at = parseAt(*at);
+    exitCode = explain(*options);
+  });
 }
 
 } // namespace cpflex

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -37,7 +38,12 @@ int main(int argc, char **argv) {
   CLI::App app("cpflexc: attention masks and scores compiled exactly, for CPUs, GPUs and groups of them", "cpflexc");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("cpflexc ") + CPFLEX_VERSION);
-  app.failure_message([](const CLI::App *, const CLI::Error &error) { return fmt::format("error: {}\n", error.what()); });
+  app.failure_message([](const CLI::App *, const CLI::Error &error) {
+    std::string text = error.what();
+    if (text.size() > 1 && std::islower(text[1])) // as all messages, whoever wrote it
+      text[0] = char(std::tolower(text[0]));
+    return fmt::format("error: {}\n", text);
+  });
   int exitCode = cpflex::kDone;
   cpflex::addCompileCommand(app, exitCode);
   cpflex::addCheckCommand(app, exitCode);

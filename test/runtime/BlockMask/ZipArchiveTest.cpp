@@ -32,6 +32,19 @@ TEST(Zip, MembersAreReadBackWhateverNeeds64Bits) {
   }
 }
 
+TEST(Zip, PartsWithoutMemoryAreEmpty) {
+  ZipWriter writer;
+  writer.add("head", "bytes", {});
+  writer.add("rest", {}, "bytes");
+  writer.add("neither", {}, {});
+  const std::string bytes = writer.finish();
+  auto members = zipMembers(bytes);
+  ASSERT_TRUE(members.isOk()) << members.status().message();
+  EXPECT_EQ(members->at("head").contents, "bytes");
+  EXPECT_EQ(members->at("rest").contents, "bytes");
+  EXPECT_EQ(members->at("neither").contents, "");
+}
+
 TEST(Zip, IndexListsOf64BitArchivesAreReadBack) {
   const IndexLists lists = *toIndexLists(causalMask(48, 16));
   const std::string plain = toNpz(lists);
