@@ -10,9 +10,9 @@ TIMED_OUT, UNAVAILABLE = 5, 3  # of cpflex_code
 class Communicator:
     """One rank's end of a group. Used by one thread at a time; of no more use after an error."""
 
-    def __init__(self, address, kept=None):
+    def __init__(self, address, bridge=None):
         lib = library()
-        self._kept = kept
+        self._bridge = bridge
         self._handle = _library.Handle(lib, address, lib.communicator_free)
         self.rank, self.world_size = lib.communicator_rank(address), lib.communicator_world_size(address)
 
@@ -29,13 +29,20 @@ class Communicator:
         bridge = _Bridge(transport)
         return cls(_new(library().communicator_of_transport, bridge.struct), bridge)
 
+    def take_raised(self):
+        """What a transport written in Python raised last, once; None for others."""
+        raised = self._bridge and self._bridge.raised
+        if raised:
+            self._bridge.raised = None
+        return raised
+
     def abort(self, reason):
         """Tells the other ranks that this one gives up. With MPI it ends the job."""
         library().communicator_abort(self._handle.address, str(reason).encode())
 
 
 class _Bridge:
-    """The C functions of a transport. They keep what it raised, so that the call that failed can name it as its cause."""
+    """The C functions of a transport. `raised` is what it raised, of which the library hears the text alone."""
 
     def __init__(self, transport):
         self.transport, self.raised = transport, None

@@ -196,7 +196,7 @@ class Rank:
         out = numpy.empty((batch, heads, rows, tensors.v.shape[3]), _arrays.NUMPY_TYPES[dtype])
         lse = numpy.empty((batch, heads, rows), numpy.float32) if self._entry().has_softmax else None
         Binding._describe(lib, tensors, kept, dtype, out=out, lse=lse)
-        lib.rank_forward(self._handle.address, tensors)
+        self._run(lib.rank_forward, tensors)
         return out, lse
 
     def backward(self, q, k, v, out, lse, d_out, *, d_lse=None):
@@ -219,8 +219,20 @@ class Rank:
         if entry.sink_capture >= 0:
             gradients["sink"] = numpy.zeros(plan.binding.sizes["heads"], numpy.float32)
             tensors.sink_gradient = gradients["sink"].ctypes.data
-        lib.rank_backward(self._handle.address, tensors)
+        self._run(lib.rank_backward, tensors)
         return gradients
+
+    def _run(self, run_pass, tensors):
+        """Runs a pass. Its error has what the transport raised as its cause; an interrupt stays one."""
+        try:
+            run_pass(self._handle.address, tensors)
+        except Exception as error:
+            raised = self.communicator.take_raised()
+            if raised is None:
+                raise
+            if not isinstance(raised, Exception):
+                raise raised
+            raise error from raised
 
     def _entry(self):
         return next(each for each in self.plan.binding.program.entries if self.plan.entry in (None, each.name))

@@ -55,10 +55,10 @@ class Post:
 
 
 class Courier:
-    """A transport in Python over a Post. Gives up at once when it is told to."""
+    """A transport in Python over a Post. `failure` is raised at the first wait."""
 
-    def __init__(self, post, rank, world_size, fails=False):
-        self.post, self.rank, self.world_size, self.fails = post, rank, world_size, fails
+    def __init__(self, post, rank, world_size, failure=None):
+        self.post, self.rank, self.world_size, self.failure = post, rank, world_size, failure
         self.awaited = {}
 
     def start(self, ticket, messages):
@@ -71,9 +71,11 @@ class Courier:
 
     def wait(self, ticket, seconds):
         for peer, _, address, size in self.awaited.pop(ticket):
+            if self.failure:
+                raise self.failure
             with self.post.arrived:
                 box = self.post.boxes[peer, self.rank]
-                if self.fails or not self.post.arrived.wait_for(lambda: box, seconds):
+                if not self.post.arrived.wait_for(lambda: box, seconds):
                     raise TimeoutError(f"rank {peer} is silent")
                 ctypes.memmove(address, box.popleft(), size)
 
@@ -138,13 +140,17 @@ class Ranks(unittest.TestCase):
             thread.join()
         close(plan.layout.unshard(parts, 2), binding.forward(q, k, v, threads=1)[0])
 
-        alone = cp.Communicator.over(Courier(Post(), 0, 2, fails=True))
+        silence = TimeoutError("rank 1 is silent")
+        alone = cp.Communicator.over(Courier(Post(), 0, 2, silence))
         causal = cpflex.compile("@mask\ndef every(b, h, q, kv):\n    return q >= 0\n").bind(heads=2, q_len=8)
         plan = cp.Plan(causal, 2, head_dim=COLUMNS, backward=False)
         q = np.zeros((1, 2, 4, COLUMNS), np.float32)
-        with self.assertRaisesRegex(TimeoutError, "failed at rank 0 in step 0 .*: rank 1 is silent"):
+        with self.assertRaisesRegex(TimeoutError, "failed at rank 0 in step 0 .*: rank 1 is silent") as caught:
             cp.Rank(plan, alone).forward(q, q, q)
+        self.assertIs(caught.exception.__cause__, silence)
         alone.abort("no reason")
+        with self.assertRaises(KeyboardInterrupt):
+            cp.Rank(plan, cp.Communicator.over(Courier(Post(), 0, 2, KeyboardInterrupt()))).forward(q, q, q)
 
     def test_exact_needs_send_only_keys_that_are_attended_to(self):
         width = np.int64(40)

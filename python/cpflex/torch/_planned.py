@@ -84,7 +84,7 @@ class CallRank(_native.Rank):
 
     def __init__(self, plan, communicator, call, sources, deadline_seconds):
         super().__init__(plan, communicator, deadline_seconds=deadline_seconds, threads=torch.get_num_threads())
-        self.call, self.sources, self.address = call, sources, self._handle.address
+        self.call, self.sources = call, sources
 
 
 def rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds):
@@ -136,7 +136,7 @@ def run_forward(rank, q, k, v):
     given = [_calls.array_bytes(tensor) for tensor in (q, k, v, out)]
     given.append(_calls.array_bytes(lse) if rank.call.has_softmax else _calls.EMPTY_ARRAY)
     tensors = _library.ForwardTensors.from_buffer_copy(b"".join(given) + _calls.EMPTY_ARRAY)
-    _program.library().rank_forward(rank.address, tensors)
+    rank._run(_program.library().rank_forward, tensors)
     return out, lse
 
 
@@ -149,7 +149,7 @@ def run_backward(rank, d_out, d_lse, q, k, v, out, lse, score, tensors):
     rest = bytes(ctypes.sizeof(_library.BackwardTensors) - len(arrays) * _calls.ARRAY.size)
     arguments = _library.BackwardTensors.from_buffer_copy(b"".join(arrays) + rest)
     gradients = _calls.give_gradients(arguments, rank.call, rank.sources, score, tensors, q.device)
-    _program.library().rank_backward(rank.address, arguments)
+    rank._run(_program.library().rank_backward, arguments)
     return [d_q, d_k, d_v] + [gradient.to(tensors[place].dtype)
                               for place, gradient in zip(score.gradient_places, gradients)]
 
