@@ -42,7 +42,7 @@ Status toCallTensors(std::initializer_list<Argument> arguments) {
 }
 
 // Names of arguments in C where they are others than in C++.
-constexpr std::pair<const char *, const char *> kNamesInC[] = {
+constexpr std::pair<std::string_view, std::string_view> kNamesInC[] = {
     {"'rowMax'", "'row_max'"}, {"'dOut'", "'d_out'"}, {"'dLse'", "'d_lse'"}, {"'dQ'", "'d_q'"}, {"'dK'", "'d_k'"},
     {"'dV'", "'d_v'"}, {"'captureGradients'", "'capture_gradients'"}, {"'sinkGradient'", "'sink_gradient'"},
     {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"},
@@ -96,10 +96,12 @@ StatusOr<LoadOptions> fromC(const cpflex_load_options &options) {
 namespace cpflex {
 
 Status inC(const Status &status) {
+  constexpr std::string_view kProgramsOwn = "array "; // what stands before names of the program
   std::string message = status.message();
   for (auto [name, nameInC] : kNamesInC)
-    for (size_t at; (at = message.find(name)) != std::string::npos;)
-      message.replace(at, std::char_traits<char>::length(name), nameInC);
+    for (size_t at = 0; (at = message.find(name, at)) != std::string::npos; ++at)
+      if (!std::string_view(message).substr(0, at).ends_with(kProgramsOwn))
+        message.replace(at, name.size(), nameInC);
   return {status.code(), message};
 }
 

@@ -42,7 +42,7 @@ Status checkCaptureGradients(const Program &program, const BackwardCallTensors &
                                        tensors.captureGradients.size(), captures.size()));
   for (size_t slot = 0; slot < tensors.captureGradients.size(); ++slot)
     if (tensors.captureGradients[slot] && !captures[slot].needsGradient)
-      return Status::invalid(fmt::format("'captureGradients' has an array for '{}'; expected null, since it is not declared "
+      return Status::invalid(fmt::format("'captureGradients' has an entry for array '{}'; expected null, since it is not declared "
                                          "with grad=True",
                                          captures[slot].name));
   return Status::ok();

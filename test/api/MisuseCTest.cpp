@@ -114,6 +114,22 @@ TEST_F(MisuseC, ArgumentsHaveTheirNamesInC) {
   EXPECT_EQ(loadMessage(options).find("'num_threads' is -1"), 0u) << loadMessage(options);
 }
 
+TEST_F(MisuseC, ArraysOfTheProgramKeepTheirNames) {
+  program_ = compile("dQ: tensor[i32, KV_LEN]\n@mask\ndef f(b, h, q, kv):\n    return dQ[kv] >= 0\n");
+  const Request wanted = request(program_, given_.bindSizes());
+  const cpflex_array array = dense(doc_, {90});
+  ASSERT_EQ(message(cpflex_bind_request_array(wanted.get(), "dQ", &array, CPFLEX_BORROW)), "");
+  binding_ = bindAll(wanted);
+  executable_ = load(binding_, loadOptions(given_));
+  cpflex_backward_tensors tensors = given_.backward();
+  float gradient[90];
+  float *gradients[1] = {gradient};
+  tensors.capture_gradients = gradients;
+  tensors.num_capture_gradients = 1;
+  EXPECT_EQ(backwardMessage(tensors),
+            "'capture_gradients' has an entry for array 'dQ'; expected null, since it is not declared with grad=True");
+}
+
 TEST_F(MisuseC, OverlapAlignmentAndPlace) {
   cpflex_forward_tensors tensors = given_.forward();
   tensors.out.data = tensors.v.data;
@@ -244,7 +260,7 @@ TEST_F(MisuseC, Gradients) {
   EXPECT_EQ(backwardMessage(tensors), "'capture_gradients' has 1 entries; expected none or 2, one for each capture");
   tensors.num_capture_gradients = 2;
   EXPECT_EQ(backwardMessage(tensors),
-            "'capture_gradients' has an array for 'doc'; expected null, since it is not declared with grad=True");
+            "'capture_gradients' has an entry for array 'doc'; expected null, since it is not declared with grad=True");
   tensors = given_.backward();
   tensors.sink_gradient = gradient;
   EXPECT_EQ(backwardMessage(tensors), "'sink_gradient' is given without 'sink'; expected null");

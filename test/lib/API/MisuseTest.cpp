@@ -201,7 +201,7 @@ TEST_F(Misuse, PassesAndGradients) {
   float gradient[70];
   call.captureGradients = {gradient, nullptr};
   EXPECT_EQ(backwardMessage(call),
-            "'captureGradients' has an array for 'doc'; expected null, since it is not declared with grad=True");
+            "'captureGradients' has an entry for array 'doc'; expected null, since it is not declared with grad=True");
   executable_ = load({.headDim = 16});
   EXPECT_EQ(backwardMessage(tensors_.backward()),
             "the executable was loaded for forward only; expected one loaded for backward too");
