@@ -136,6 +136,7 @@ private:
 
   // `and_masks(f, g)`: the functions become masks.
   bool addCombination(const Expr &call, const std::vector<const Stmt *> &around) {
+    open_.insert(&call);
     for (size_t i = 1; i < call.operands.size(); ++i) {
       const Expr &operand = *call.operands[i];
       if (isCombination(operand)) {
@@ -146,8 +147,16 @@ private:
       const PythonBinding binding =
           operand.kind == ExprKind::Name ? lookUpPython(file_, around, operand.name) : PythonBinding{};
       if (binding.kind == PythonBindingKind::Value && isCombination(*binding.value)) {
+        if (named_.contains(operand.name))
+          continue;
+        if (open_.contains(binding.value)) {
+          diagnostics_.error(file_.source, operand.range,
+                             fmt::format("'{}' combines itself; give the combination a name of its own", operand.name));
+          return false;
+        }
         if (!addCombination(*binding.value, binding.around))
           return false;
+        named_.insert(operand.name);
         aliases_ += fmt::format("{} = {}\n", operand.name, slice(*binding.value));
       } else if (binding.kind == PythonBindingKind::Function) {
         addFunction(*binding.statement, binding.around, FunctionRole::Mask);
@@ -161,6 +170,7 @@ private:
         return false;
       }
     }
+    open_.erase(&call);
     combination_ = slice(call);
     return true;
   }
@@ -380,6 +390,8 @@ private:
   std::vector<PortedFunction> functions_; ///< each before those that it calls
   NameUses uses_;
   std::set<std::string> renamed_, imports_;
+  std::set<std::string> named_;  ///< combinations that have an alias
+  std::set<const Expr *> open_;  ///< combinations of which not all functions were seen
   std::string declarations_, aliases_, combination_, made_;
   bool isScore_ = false;
 };

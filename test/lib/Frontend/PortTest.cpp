@@ -136,6 +136,27 @@ TEST(Port, whatIsNoFunctionIsAnError) {
       << messages("s2");
 }
 
+TEST(Port, combinationsMayShareParts) {
+  std::string file = "def a0(b, h, q, kv):\n    return q > kv\n";
+  for (int i = 0; i < 4; ++i)
+    file += "a" + std::to_string(i + 1) + " = or_masks(a" + std::to_string(i) + ", a" + std::to_string(i) + ")\n";
+  const Ported ported = port(file, "a4");
+  EXPECT_FALSE(ported.diagnostics.hasErrors()) << renderDiagnostics(ported.diagnostics) << ported.text;
+  EXPECT_NE(ported.text.find("a1 = or_masks(a0, a0)\na2 = or_masks(a1, a1)\na3 = or_masks(a2, a2)\na4 = or_masks(a3, a3)\n"),
+            std::string::npos)
+      << ported.text;
+}
+
+TEST(Port, combinationsOfThemselvesAreErrors) {
+  const std::string file = "def b(b, h, q, kv):\n    return q > kv\n"
+                           "a = and_masks(a, b)\n"
+                           "c = or_masks(d, b)\nd = or_masks(b, c)\n";
+  for (auto [function, expected] : {std::pair("a", "mods.py:3:15: error: 'a' combines itself; give the combination a name of its own"),
+                                    {"c", "mods.py:5:17: error: 'c' combines itself"}})
+    EXPECT_NE(renderDiagnostics(port(file, function).diagnostics).find(expected), std::string::npos)
+        << renderDiagnostics(port(file, function).diagnostics);
+}
+
 TEST(Port, wrongFunctionsAreErrors) {
   EXPECT_NE(renderDiagnostics(port("x = 1\n", "f").diagnostics)
                 .find("'mods.py' has no function 'f' outside classes"),
