@@ -145,7 +145,12 @@ Status saveBlockMask(const BlockMask &mask, const std::string &path) { return wr
 
 StatusOr<BlockMask> loadBlockMask(const std::string &path) {
   StatusOr<std::string> bytes = readFile(path);
-  return bytes ? blockMaskFromBytes(*bytes) : bytes.status();
+  if (!bytes)
+    return bytes.status();
+  StatusOr<BlockMask> mask = blockMaskFromBytes(*bytes);
+  if (!mask)
+    return Status(mask.status().code(), fmt::format("'{}': {}", path, mask.status().message()));
+  return mask;
 }
 
 } // namespace cpflex

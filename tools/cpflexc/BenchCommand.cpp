@@ -25,7 +25,9 @@ template <typename T> double median(std::vector<T> values) {
 
 int bench(const BenchCommandOptions &options) {
   AttentionCall call;
-  if (int code = prepareCall(options, {.isBackward = options.isBackward}, call))
+  TensorFiles files;
+  files.isBackward = options.isBackward;
+  if (int code = prepareCall(options, files, call))
     return code;
   nlohmann::ordered_json json;
   json["device"] = options.device;
@@ -49,7 +51,7 @@ int bench(const BenchCommandOptions &options) {
     if (!functions)
       return reportFailure(functions.status());
     HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
-                               .dO = call.dOutView, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
+                               .dO = call.dOutView, .dLse = {}, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
     StatusOr<CudaRunReport> report =
         runAttentionCuda(*machine, *functions, call.problem, arrays,
                          {.warmups = 2, .timed = kRepetitions, .family = kernelFamily(options)});

@@ -29,7 +29,7 @@ Status runOnGpu(const RunCommandOptions &options, AttentionCall &call, int index
   if (!functions)
     return functions.status();
   HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
-                             .dO = call.dOutView, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
+                             .dO = call.dOutView, .dLse = {}, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
   arrays.dSink = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
   if (!options.captureGradients.empty() || options.isChecked)
     arrays.dCaptures = call.captureGradientPointers;

@@ -27,6 +27,8 @@ TEST(BlockMaskFile, RoundTripsThroughAFile) {
   auto loaded = loadBlockMask(path);
   ASSERT_TRUE(loaded.isOk()) << loaded.status().message();
   EXPECT_EQ(*loaded, twoHeads());
+  std::ofstream(path) << "text";
+  EXPECT_EQ(loadBlockMask(path).status().message(), "'" + path + "': the block mask is damaged: it does not begin as one");
   std::remove(path.c_str());
 }
 
