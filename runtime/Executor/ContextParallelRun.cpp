@@ -22,6 +22,7 @@ struct ShardedTensor {
 
   ShardedTensor(const TensorView &whole, const Layout &layout, int32_t rank, int64_t batch, int64_t heads, int64_t width)
       : whole(whole), layout(&layout), batch(batch), heads(heads), width(width) {
+    local.type = whole.type; // also of a tensor without rows
     if (!whole.data)
       return;
     const int64_t rows = layout.shardSize(rank);

@@ -317,6 +317,10 @@ Schedule ringSchedule(const PlanRequest &, const std::vector<GroupNeeds> &needs,
 Schedule ulyssesSchedule(const PlanRequest &, const std::vector<GroupNeeds> &needs, Schedule schedule) {
   const int32_t worldSize = schedule.worldSize;
   const CallShape &shape = schedule.shape;
+  if (shape.qLen == 0) { // nobody computes, so nothing is sent for it
+    finish(schedule);
+    return schedule;
+  }
   const int64_t headsPerKV = std::max<int64_t>(1, shape.qHeads / std::max<int64_t>(1, shape.kvHeads));
   const bool isBackward = schedule.pass == Pass::Backward;
   const std::vector<int64_t> numHeads = evenSizes(shape.qHeads, worldSize);
@@ -357,8 +361,7 @@ Schedule ulyssesSchedule(const PlanRequest &, const std::vector<GroupNeeds> &nee
         Compute compute{1, rank, batch, part, 0.0, q, kv};
         for (int64_t h = part.begin; h < part.end; ++h)
           compute.work += group.workOfHead[size_t(h)] * double(batch.size());
-        if (!q.empty())
-          schedule.computes.push_back(std::move(compute));
+        schedule.computes.push_back(std::move(compute));
       }
     }
   }

@@ -125,6 +125,19 @@ TEST(Planner, StepsThatNobodyNeedsDoNotExist) {
   }
 }
 
+TEST(Planner, WithoutQueriesNothingIsSent) {
+  TestMask mask(MaskRule::Causal, 1, 4, 0, 64);
+  PlanRequest request = requestFor(mask, 5);
+  for (Rotation rotation : {Rotation::Ring, Rotation::Selective, Rotation::AllGather, Rotation::Ulysses}) {
+    request.rotation = rotation;
+    const Schedule forward = *planContextParallel(request), backward = *planBackward(request, forward);
+    for (const Schedule *schedule : {&forward, &backward}) {
+      EXPECT_TRUE(schedule->transfers.empty()) << toString(rotation);
+      EXPECT_TRUE(schedule->computes.empty()) << toString(rotation);
+    }
+  }
+}
+
 TEST(Planner, CausalStepsAreThoseOfPyTorch) {
   // Without balance rank 0 idles in the second step; with head-tail both ranks compute in both.
   TestMask mask(MaskRule::Causal, 1, 4, 128, 128, 16);
