@@ -58,7 +58,7 @@ class Spec:
         self.patches, self.options = tuple(patches), options
         self.tiles = tiles or text.tile_config(role, family, d, dv)
         functor = text.PROGRAMS[program] if isinstance(program, str) else program
-        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, **options), d, dv)
+        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, 'kHasMask = true' in functor, **options), d, dv)
         self.arch = "sm_90a" if family == "wgmma" else "sm_90"
         self.key = hashlib.sha256((self.text + repr(self.patches) + self.arch).encode()).hexdigest()
 
@@ -298,11 +298,16 @@ def row_spec(role, case_or_none, d, dv, element="BFloat16"):
     return Spec(role, "mma_sync", "dense", d, dv, element=element)
 
 
+def backward_roles(family, d, dv):
+    """Of the kernels that walk tiles; one of them may compute everything."""
+    return ("backward_kv",) if family == "wgmma" and text.sums_dq(d, dv) else ("backward_kv", "backward_q")
+
+
 def backward_specs(case, family):
     element = "BFloat16" if case.dtype == "bf16" else "Float16"
     return {"backward_delta": row_spec("backward_delta", case, case.d, case.dv, element),
-            "backward_sink": row_spec("backward_sink", case, case.d, case.dv, element),
-            "backward_kv": case.spec("backward_kv", family), "backward_q": case.spec("backward_q", family)}
+            "backward_sink": row_spec("backward_sink", case, case.d, case.dv, element)} | {
+                role: case.spec(role, family) for role in backward_roles(family, case.d, case.dv)}
 
 
 BACKWARD_CASES = FORWARD_CASES + [
@@ -356,7 +361,8 @@ def check_backward(torch, families):
             dense, row_set_of = dense_mask(torch, case.program, x, case.b, case.h, qpos, kvpos, case.offsets)
             mask_q = mask_kv = None
             if dense is not None:
-                tq, tkv = kernels["backward_q"].tiles, kernels["backward_kv"].tiles
+                tkv = kernels["backward_kv"].tiles
+                tq = kernels["backward_q"].tiles if "backward_q" in kernels else tkv
                 (rq, rkv), (kq, kkv) = case.mask_tile or (tq.tile_q, tq.tile_kv), case.mask_tile or (tkv.tile_q, tkv.tile_kv)
                 mask_q = launch.Mask(dense, rq, rkv, row_set_of, (rq // tq.tile_q, rkv // tq.tile_kv))
                 mask_kv = launch.Mask(dense.transpose(1, 2), kkv, kq, row_set_of, (kkv // tkv.tile_kv, kq // tkv.tile_q))
@@ -499,7 +505,7 @@ def time_backward(torch, variants, shapes, results, peers=True):
     for program, b, h, hkv, s, d in shapes:
         specs["forward", program, d] = Spec("forward", "wgmma", program, d, d)
         for name, (families, patches, tiles) in variants.items():
-            for role in ("backward_kv", "backward_q"):
+            for role in backward_roles(families["backward_kv"], d, d):
                 specs[name, role, program, d] = Spec(role, families[role], program, d, d, tiles=(tiles or {}).get((role, d)), patches=patches)
         specs["delta", d] = row_spec("backward_delta", None, d, d)
     compile_all(specs.values())
@@ -516,10 +522,12 @@ def time_backward(torch, variants, shapes, results, peers=True):
         if peers and shape.program in ("dense", "causal"):
             calls["cudnn"] = cudnn_backward(torch, shape)
         for name, (families, patches, tiles) in variants.items():
-            kv, q = specs[name, "backward_kv", shape.program, d], specs[name, "backward_q", shape.program, d]
-            if kv.key not in IMAGES or q.key not in IMAGES:
+            own = {role: specs[name, role, shape.program, d] for role in backward_roles(families["backward_kv"], d, d)}
+            if any(s.key not in IMAGES for s in own.values()):
                 continue
-            kernels = {"backward_delta": kernel_of(specs["delta", d]), "backward_kv": kernel_of(kv), "backward_q": kernel_of(q)}
+            kernels = {"backward_delta": kernel_of(specs["delta", d])} | {role: kernel_of(s) for role, s in own.items()}
+            kv = own["backward_kv"]
+            q = own.get("backward_q", kv)
             mask_q = mask_kv = None
             if shape.dense is not None:
                 mask_q = launch.Mask(shape.dense, q.tiles.tile_q, q.tiles.tile_kv, shape.row_set_of)
@@ -574,8 +582,8 @@ def time_table(torch, shapes, results):
     import launch
     torch._dynamo.config.cache_size_limit = 64
     compile_all([s for p, b, h, hkv, s_, d in shapes for s in
-                 (Spec("forward", "wgmma", p, d, d), Spec("backward_kv", "wgmma", p, d, d), Spec("backward_q", "wgmma", p, d, d),
-                  row_spec("backward_delta", None, d, d))])
+                 [Spec("forward", "wgmma", p, d, d), row_spec("backward_delta", None, d, d)]
+                 + [Spec(role, "wgmma", p, d, d) for role in backward_roles("wgmma", d, d)]])
     print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's |")
     for arguments in shapes:
         shape = Shape(torch, *arguments)
@@ -590,10 +598,10 @@ def time_table(torch, shapes, results):
         forward.run()
         kernels = {"backward_delta": kernel_of(row_spec("backward_delta", None, d, d))}
         masks = [None, None]
-        for role in ("backward_kv", "backward_q"):
+        for role in backward_roles("wgmma", d, d):
             kernels[role] = kernel_of(Spec(role, "wgmma", program, d, d))
         if shape.dense is not None:
-            t = kernels["backward_q"].tiles
+            t = kernels[backward_roles("wgmma", d, d)[-1]].tiles
             masks[0] = launch.Mask(shape.dense, t.tile_q, t.tile_kv, shape.row_set_of)
             t = kernels["backward_kv"].tiles
             masks[1] = launch.Mask(shape.dense.transpose(1, 2), t.tile_kv, t.tile_q, shape.row_set_of)

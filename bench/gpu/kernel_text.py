@@ -34,13 +34,11 @@ def tile_config(role, family, d, dv):
     if role in ("backward_delta", "backward_sink"):
         return Tiles(128, 0, 1, 128, 0)
     if family == "wgmma":
-        rest = 1024 + 768
+        rest = 1024 + 1024
         if role == "forward":
             kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
             q = 192 if widest <= 64 else 128
             return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
-        if role == "backward_q" and sums_dq(d, dv):
-            return Tiles(tile_config("backward_kv", family, d, dv).tile_q, 128, 1, 256, 0, 6)
         if role == "backward_kv" and sums_dq(d, dv):
             q, stages = (96, 3) if widest <= 64 else (64, 2)
             return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q)
@@ -82,14 +80,12 @@ def kernel_role(role, family, d, dv):
         return "attention_backward_kv_wide_wgmma.cuh", "attention_backward_kv", "attentionBackwardKVWideWgmma"
     if role == "backward_kv" and family == "wgmma" and sums_dq(d, dv):
         return "attention_backward_fused_wgmma.cuh", "attention_backward_kv", "attentionBackwardFusedWgmma"
-    if role == "backward_q" and family == "wgmma" and sums_dq(d, dv):
-        return "attention_backward_q_sums.cuh", "attention_backward_q", "attentionBackwardQSums"
     return ROLES[role, family]
 
 
-def instantiation(role, family, d, dv, tiles, element="BFloat16", softmax=True, f32=False, positions="Identity"):
+def instantiation(role, family, d, dv, tiles, has_mask, element="BFloat16", softmax=True, f32=False, positions="Identity"):
     _, function, template = kernel_role(role, family, d, dv)
-    maps = family == "wgmma" and (role in ("forward", "backward_kv") or role == "backward_q" and not sums_dq(d, dv))
+    maps = family == "wgmma"
     prefix = "Forward" if role == "forward" else "Backward"
     text = "struct Config {\n"
     text += f"  using Element = cpflex::kernels::{element};\n"
@@ -105,6 +101,12 @@ def instantiation(role, family, d, dv, tiles, element="BFloat16", softmax=True, 
     if maps:
         text += f",\n    const __grid_constant__ cpflex::{prefix}TensorMaps maps"
     text += f") {{\n  cpflex::kernels::{template}<Config, Program>(arguments, captures{', maps' if maps else ''});\n}}\n"
+    if maps and has_mask:
+        axes = "RowsAreKV" if role == "backward_kv" else "RowsAreQ"
+        text += f'extern "C" __global__ void __launch_bounds__({2 * (tiles.tile_kv if role == "backward_kv" else tiles.tile_q)}) {function}_words(\n'
+        text += f"    const __grid_constant__ cpflex::{prefix}Arguments arguments,\n"
+        text += "    const __grid_constant__ Program::Captures captures, const int *pairOf, int numSets) {\n"
+        text += f"  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{axes}>(arguments, captures, pairOf, numSets);\n}}\n"
     return text
 
 
@@ -216,8 +218,12 @@ def compile_text(text, arch="sm_90a", patches=()):
     lib.nvrtcGetCUBIN(handle, cubin)
     lib.nvrtcDestroyProgram(ctypes.byref(handle))
 
+    # The module may hold the kernel that fills the words of the mask, too.
+    reports = re.split(r"Compiling entry function '(\w+)'", log)
+    own = next((body for name, body in zip(reports[1::2], reports[2::2]) if not name.endswith("_words")), log)
+
     def number(pattern):
-        found = re.search(pattern, log)
+        found = re.search(pattern, own)
         return int(found.group(1)) if found else -1
 
     report = {"ms": ms, "registers": number(r"Used (\d+) registers"), "spill": number(r"(\d+) bytes spill stores"),

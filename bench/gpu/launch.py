@@ -2,6 +2,7 @@
 runtime/contract/KernelArguments.h."""
 import ctypes as C
 import math
+import os
 
 import kernel_text
 import torch
@@ -25,7 +26,7 @@ TensorArgument = structure("TensorArgument", ("data", P), ("b", L), ("h", L), ("
 RowArgument = structure("RowArgument", ("data", P), ("b", L), ("h", L))
 PositionArgument = structure("PositionArgument", ("tiles", P), ("rows", P))
 MaskArgument = structure("MaskArgument", ("row_begin", P), ("runs", P), ("row_set_of", P), ("num_rows", I),
-                         ("row_ratio", I), ("col_ratio", I))
+                         ("row_ratio", I), ("col_ratio", I), ("words", P), ("classes", P), ("words_of", P))
 WorkArgument = structure("WorkArgument", ("row_order", P), ("counter", P), ("num_rows", I), ("group_heads", I))
 SIZES = [(n, I) for n in ("batch", "q_heads", "kv_heads", "q_len", "kv_len", "batch_offset", "head_offset")]
 TAIL = [("scale", F), ("q_positions", PositionArgument), ("kv_positions", PositionArgument), ("mask", MaskArgument),
@@ -70,11 +71,17 @@ class Kernel:
         check(driver.cuModuleGetFunction(C.byref(self.function), module, function.encode()), "cuModuleGetFunction")
         if tiles.shared_bytes:
             check(driver.cuFuncSetAttribute(self.function, 8, tiles.shared_bytes), "cuFuncSetAttribute")
+        words = P()
+        found = driver.cuModuleGetFunction(C.byref(words), module, f"{function}_words".encode()) == 0
+        self.words = words if found and not os.environ.get("CPFLEX_NO_WORDS") else None
 
     def launch(self, grid, *parameters):
+        self.start(self.function, grid, self.tiles.threads, self.tiles.shared_bytes, parameters)
+
+    def start(self, function, grid, threads, shared_bytes, parameters):
         grid = grid if isinstance(grid, tuple) else (grid, 1, 1)
         array = (P * len(parameters))(*[C.addressof(p) for p in parameters])
-        check(driver.cuLaunchKernel(self.function, *grid, self.tiles.threads, 1, 1, self.tiles.shared_bytes,
+        check(driver.cuLaunchKernel(function, *grid, threads, 1, 1, shared_bytes,
                                     C.c_void_p(torch.cuda.current_stream().cuda_stream), array, None), "cuLaunchKernel")
 
 
@@ -95,7 +102,7 @@ class Mask:
         self.row_set_of = row_set_of
         sets, rows, cols = dense.shape
         nr, nc = -(-rows // tile_row), -(-cols // tile_col)
-        row_begin, out = [], []
+        row_begin, out, words_begin = [], [], [0]
         self.counts = [0] * nr
         self.extents = []
         self.longest = self.total = 0  # kernel tiles of the longest row, and of all rows on average over the sets
@@ -107,7 +114,9 @@ class Mask:
             height[-1] = rows - (nr - 1) * tile_row
             width = torch.full((nc,), tile_col, device=dense.device)
             width[-1] = cols - (nc - 1) * tile_col
+            partial = 0  # kernel tiles of this set
             classes = torch.where(hits == 0, 0, torch.where(hits == height[:, None] * width[None], 1, 2)).cpu().tolist()
+            last_row = [max((r for r in range(nr) if classes[r][c]), default=-1) for c in range(nc)]
             for r, row in enumerate(classes):
                 visited = [c for c in range(nc) if row[c]]
                 self.longest = max(self.longest, len(visited) * ratio[1])
@@ -120,18 +129,45 @@ class Mask:
                     while e < nc and row[e] == row[c]:
                         e += 1
                     if row[c]:
-                        out.append((c, e, row[c]))
+                        # A run holds tiles of one kind; RunArgument::isLastPart is the second byte of the third word.
+                        for first in range(c, e):
+                            kind = row[first] | (last_row[first] == r) << 8
+                            if first > c and out[-1][2] == kind:
+                                out[-1] = (out[-1][0], first + 1, *out[-1][2:])
+                            else:
+                                out.append((first, first + 1, kind, partial))
+                            partial += ratio[0] * ratio[1] if row[first] == 2 else 0
                         self.counts[r] += (e - c) * ratio[1]
                     c = e
             row_begin.append(len(out))
+            words_begin.append(words_begin[-1] + partial)
         self.num_rows = nr
         self.row_begin = torch.tensor(row_begin, dtype=torch.int32, device="cuda")
-        flat = torch.tensor([x for run in out for x in run] or [0, 0, 0], dtype=torch.int32)
+        flat = torch.tensor([x for run in out for x in run] or [0, 0, 0, 0], dtype=torch.int32)
         self.runs = flat.cuda()
+        self.words_begin, self.words = words_begin, None
 
     def argument(self):
+        words = (self.words.data_ptr(), self.classes.data_ptr(), self.words_of.data_ptr()) if self.words is not None else ()
         return MaskArgument(self.row_begin.data_ptr(), self.runs.data_ptr(),
-                            self.row_set_of.data_ptr() if self.row_set_of is not None else None, self.num_rows, *self.ratio)
+                            self.row_set_of.data_ptr() if self.row_set_of is not None else None, self.num_rows, *self.ratio, *words)
+
+    def fill_words(self, kernel, arguments, captures, pairs, kernel_rows, rows_per_tile):
+        """Decides the partial tiles; `arguments` are those of the kernel, whose mask becomes this one."""
+        total = self.words_begin[-1]
+        if not kernel.words or not total:
+            return
+        sets = [0] * pairs if self.row_set_of is None else self.row_set_of.tolist()
+        to_device = lambda values: torch.tensor(values, dtype=torch.int32, device="cuda")
+        self.words = torch.full((total, rows_per_tile * 4), 0x5555, dtype=torch.int32, device="cuda")
+        self.classes = torch.full((total,), 0xff, dtype=torch.uint8, device="cuda")
+        self.words_of = to_device([self.words_begin[s] for s in sets])
+        present = sorted(set(sets))
+        pair_of = to_device([sets.index(s) for s in present])
+        arguments.mask = self.argument()
+        kernel.start(kernel.words, (kernel_rows, len(present), 1), 2 * rows_per_tile, 0,
+                     [arguments, captures, P(pair_of.data_ptr()), I(len(present))])
+        torch.cuda.synchronize()
 
     def walks_down(self):
         """QuerySumsArgument::walksDown: whichever direction makes a row wait least for the row before it."""
@@ -191,6 +227,8 @@ class Forward:
         a.work = WorkArgument(order.data_ptr() if mask else None, self.counter.data_ptr(), rows,
                               group_heads(sk * (d + dv) * 2, hq // hkv))
         self.parameters = [a, captures]
+        if mask:
+            mask.fill_words(kernel, a, captures, b * hq, rows, t.tile_q)
         if family == "wgmma":
             self.parameters.append(aligned_buffer(tensor_map(q, 64) + tensor_map(k, t.tile_kv) + tensor_map(v, t.tile_kv)))
         self.grid = max(1, min(rows * b * hq, processors() * t.blocks_per_processor))
@@ -251,6 +289,7 @@ class Backward:
             order = None
             if mask:
                 a.mask = mask.argument()
+                mask.fill_words(kernels[role], a, captures, b * hq, rows, t.tile_kv if role == "backward_kv" else t.tile_q)
                 order = mask.row_order(rows)
                 self.keep.append(order)
             streamed = (sq if role == "backward_kv" else sk) * ((d + dv) * 2 + (4 * d if sums and role == "backward_kv" else 0))
@@ -267,7 +306,7 @@ class Backward:
         self.calls = []
         if lse is not None:
             self.calls.append((kernels["backward_delta"], (padded // 128, hq, b), [arguments("backward_delta"), self.empty]))
-        for role in ("backward_kv", "backward_q"):
+        for role in ("backward_kv",) if sums else ("backward_kv", "backward_q"):
             t, a = kernels[role].tiles, arguments(role)
             parameters = [a, captures]
             if families[role] == "wgmma":

@@ -54,6 +54,30 @@ Status CudaCalls::addCaptures(const Program &program, const Binding &binding, co
   return Status::ok();
 }
 
+static CudaProgramOptions programOptions(const AttentionProblem &problem, ElementType type,
+                                         const LoadOptions &options) {
+  CudaProgramOptions compiled;
+  compiled.element = type;
+  compiled.headDim = int(problem.headDim);
+  compiled.vHeadDim = int(problem.vHeadDim);
+  compiled.normalization = problem.normalization;
+  if (options.passes == CallPasses::ForwardAndBackward)
+    compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
+  return compiled;
+}
+
+StatusOr<MaskTile> CudaCalls::maskTile(const Program &program, const EntryPoint &entry, const AttentionProblem &problem,
+                                       ElementType type, const LoadOptions &options, int deviceIndex) {
+  StatusOr<CudaMachine> machine = program.state().cudaPrograms.machine(deviceIndex);
+  if (!machine)
+    return machine.status();
+  DeviceFunctions functions;
+  functions.hasMask = entry.hasMask;
+  return preferredMaskTile(functions, programOptions(problem, type, options),
+                           machine->device->description().computeCapability);
+}
+
 StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, const EntryPoint &entry,
                                                      const Binding &binding, const AttentionProblem &problem,
                                                      ElementType type, const LoadOptions &options, int deviceIndex) {
@@ -64,14 +88,7 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   StatusOr<DeviceFunctions> functions = program.deviceFunctions(entry, binding.bindings());
   if (!functions)
     return functions.status();
-  CudaProgramOptions compiled;
-  compiled.element = type;
-  compiled.headDim = int(problem.headDim);
-  compiled.vHeadDim = int(problem.vHeadDim);
-  compiled.normalization = problem.normalization;
-  if (options.passes == CallPasses::ForwardAndBackward)
-    compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
-  compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
+  CudaProgramOptions compiled = programOptions(problem, type, options);
   compiled.positions =
       positionMode(problem, *functions, compiled, machine->device->description().computeCapability);
   auto kernels = programs.program(*machine, *functions, compiled, program.log());

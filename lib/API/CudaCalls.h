@@ -10,6 +10,10 @@ namespace cpflex {
 /// Immutable; calls from several threads are fine, each with its own workspace.
 class CudaCalls {
 public:
+  /// The tile that a block mask should have for the kernels that load() would compile.
+  static StatusOr<MaskTile> maskTile(const Program &program, const EntryPoint &entry, const AttentionProblem &problem,
+                                     ElementType type, const LoadOptions &options, int deviceIndex);
+
   /// Compiles or finds the kernels, uploads what is on the host, and binds. `problem` has its sizes, mask and host pointers.
   static StatusOr<std::unique_ptr<CudaCalls>> load(const Program &program, const EntryPoint &entry,
                                                    const Binding &binding, const AttentionProblem &problem,

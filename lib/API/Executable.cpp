@@ -222,8 +222,16 @@ StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Pro
   state->passes = options.passes;
   CPFLEX_RETURN_IF_ERROR(fillProblem(*state, entry, options));
   if (!mask && entry.hasMask) {
-    StatusOr<BlockMaskResult> built = buildBlockMask(*state->program, entry, *state->binding, /*tileQ=*/128,
-                                                     /*tileKV=*/128, options.numThreads, options.part);
+    int64_t tileQ = 128, tileKV = 128;
+    if (isCuda) {
+      StatusOr<MaskTile> tile =
+          CudaCalls::maskTile(*state->program, entry, state->problem, state->type, options, device->index);
+      if (!tile)
+        return tile.status();
+      tileQ = tile->q, tileKV = tile->kv;
+    }
+    StatusOr<BlockMaskResult> built =
+        buildBlockMask(*state->program, entry, *state->binding, tileQ, tileKV, options.numThreads, options.part);
     if (!built)
       return built.status();
     mask = std::make_shared<const BlockMask>(std::move(built->mask));

@@ -173,7 +173,7 @@ void CudaExecutable::fillBackward(BackwardArguments &arguments, const CudaBackwa
   arguments.querySums.turns = static_cast<int *>(workspace) + kNumCounters;
   arguments.querySums.sums = reinterpret_cast<float *>(bytes + layout.sumsOffset);
   if (const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV)) {
-    arguments.querySums.mask = tablesOf(KernelRole::BackwardQ)->mask;
+    arguments.querySums.mask = kvTables->turns;
     arguments.querySums.walksDown = kvTables->walksDown;
   }
 }
@@ -184,7 +184,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
   const AttentionProblem &p = problem_;
   CudaRange range(driver, "cpflex backward");
   const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV), *qTables = tablesOf(KernelRole::BackwardQ);
-  if (!kvTables || !qTables)
+  if (!kvTables)
     return Status::invalid("the program was created without backward kernels");
   bool hasSoftmax = p.normalization == AttentionProblem::Normalization::Softmax;
   CurrentContext current(device);
@@ -228,8 +228,10 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
     CPFLEX_RETURN_IF_ERROR(launch(*delta, static_cast<unsigned>(paddedRows(static_cast<int>(p.qLen)) / kRowPadding),
                                   static_cast<unsigned>(p.qHeads), static_cast<unsigned>(p.batch), &arguments, nullptr,
                                   stream));
-  // 2. dK and dV, dQ. Where they share sums, the first adds dQ up and the second converts it.
+  // 2. dK and dV, dQ, or all three at once.
   for (const KernelTables *tables : {kvTables, qTables}) {
+    if (!tables)
+      continue;
     const KernelSpec &spec = tables->kernel->spec();
     bool isKV = spec.role == KernelRole::BackwardKV;
     arguments.mask = tables->mask;
@@ -238,6 +240,8 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
     arguments.qPositions = tables->qPositions, arguments.kvPositions = tables->kvPositions;
     BackwardTensorMaps maps{};
     int64_t numItems = tables->work.numRows * p.batch * (isKV ? p.kvHeads * workItemsPerRow(spec) : p.qHeads);
+    if (sharesSums(spec) && p.qLen > 0)
+      numItems = std::max<int64_t>(numItems, 1); // without keys, a block clears dQ
     if (takesTensorMaps(spec) && numItems > 0) {
       const TileConfig &config = tables->kernel->tiles();
       void *fallback = isKV ? tensors.k.data : tensors.q.data;

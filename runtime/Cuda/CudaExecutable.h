@@ -44,7 +44,8 @@ public:
   /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses and sizes of
   /// captures and the scale, which a graph holds by value. The host waits only until the last upload is through.
   /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
-  /// first mask needed): bind anew then. Not beside forward() or backward() on another thread.
+  /// first mask needed): bind anew then. Needed, too, when the contents of an array change that the mask reads: partial
+  /// tiles are decided here. Not beside forward() or backward() on another thread.
   Status update(const AttentionProblem &problem, cuda::Stream stream);
 
   enum class Pass { Forward, Backward };
@@ -64,6 +65,9 @@ private:
   struct KernelTables {
     const LoadedKernel *kernel = nullptr;
     MaskArgument mask{};
+    MaskArgument turns{}; ///< QuerySumsArgument::mask of a kernel that sharesSums()
+    int32_t numWordSets = 0;
+    const int32_t *wordPairs = nullptr; ///< see MaskTables
     WorkArgument work{};
     bool walksDown = true; ///< see MaskTables
     PositionArgument qPositions{}, kvPositions{};
@@ -80,6 +84,8 @@ private:
   Status checkProblem(const AttentionProblem &problem) const;
   Status upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind);
   Status reserve(const HostTables &host);
+  Status reserveWords(const HostTables &host);
+  Status fillWords(cuda::Stream stream) const;
   void setTables(KernelTables &tables, size_t kernelIndex, const HostTables &host) const;
   void packCaptures(const AttentionProblem &problem);
   const KernelTables *tablesOf(KernelRole role) const;
@@ -104,6 +110,12 @@ private:
   std::vector<KernelTables> tables_; ///< one per kernel that walks tiles
   std::vector<Section> sections_;
   CudaBuffer memory_;
+  /// MaskArgument::words and classes of one kernel; empty where it decides partial tiles itself.
+  struct Words {
+    CudaBuffer memory;
+    int64_t capacityInTiles = 0;
+  };
+  std::vector<Words> words_; ///< one per entry of tables_
   PinnedBuffer staging_;
   CudaEvent uploaded_;
 };

@@ -19,8 +19,17 @@ constexpr int64_t kTableAlignment = 256;
 /// Positions, rows and work items are 32-bit in kernels; a tile beyond the last row must not wrap.
 constexpr int64_t kLengthLimit = std::numeric_limits<int32_t>::max() - 1024;
 constexpr int64_t kGridLimit = 65535;
+/// Memory that the decided pairs of partial tiles may take for one kernel, half of it for masks to come.
+constexpr int64_t kWordsLimitInBytes = int64_t(256) << 20;
+/// Of a mask whose first version has few partial tiles.
+constexpr int64_t kFewestWordTiles = 64;
 
 int64_t roundUp(int64_t value, int64_t multiple) { return ceilDivide(value, multiple) * multiple; }
+
+/// Of one partial tile: two words per thread that owns rows of it.
+int64_t wordsPerTileInBytes(const LoadedKernel &kernel) {
+  return int64_t(wordsThreads(kernel.spec(), kernel.tiles())) * 2 * static_cast<int64_t>(sizeof(uint32_t));
+}
 
 std::vector<AffineTile> affineTiles(const PositionMap &map, int64_t length, int64_t tileSize) {
   std::vector<AffineTile> tiles;
@@ -64,11 +73,24 @@ template <typename T> std::span<const std::byte> bytesOf(const std::vector<T> &v
 
 } // namespace
 
-/// Everything that is uploaded for a problem, on the host. Sections: six per kernel, the two row arrays, params.
+/// Everything that is uploaded for a problem, on the host. Sections: ten per kernel, the two row arrays, params.
 struct CudaExecutable::HostTables {
-  enum Section { RowBegin, Runs, RowSetOf, RowOrder, QTiles, KVTiles, NumPerKernel };
+  enum Section {
+    RowBegin,
+    Runs,
+    RowSetOf,
+    RowOrder,
+    WordsOf,
+    WordPairs,
+    TurnRowBegin,
+    TurnRuns,
+    QTiles,
+    KVTiles,
+    NumPerKernel
+  };
   struct Kernel {
     MaskTables mask;
+    MaskTables turns; ///< the same with rows along q, for a kernel that sharesSums()
     bool hasMask = false;
     std::vector<AffineTile> qTiles, kvTiles;
   };
@@ -94,6 +116,14 @@ struct CudaExecutable::HostTables {
       return bytesOf(tables.mask.rowSetOf);
     case RowOrder:
       return bytesOf(tables.mask.rowOrder);
+    case WordsOf:
+      return bytesOf(tables.mask.wordsOf);
+    case WordPairs:
+      return bytesOf(tables.mask.wordPairs);
+    case TurnRowBegin:
+      return bytesOf(tables.turns.rowBegin);
+    case TurnRuns:
+      return bytesOf(tables.turns.runs);
     case QTiles:
       return bytesOf(tables.qTiles);
     default:
@@ -204,8 +234,9 @@ Status CudaExecutable::reserve(const HostTables &host) {
     auto bytes = static_cast<int64_t>(host.section(i).size());
     bool isOfMask =
         i / HostTables::NumPerKernel < host.kernels.size() && host.kernels[i / HostTables::NumPerKernel].hasMask;
-    bool mayGrow = isOfMask && (i % HostTables::NumPerKernel == HostTables::Runs ||
-                                i % HostTables::NumPerKernel == HostTables::RowBegin);
+    size_t kind = i % HostTables::NumPerKernel;
+    bool mayGrow = isOfMask && (kind == HostTables::Runs || kind == HostTables::RowBegin ||
+                                kind == HostTables::TurnRuns || kind == HostTables::TurnRowBegin);
     int64_t capacity = roundUp(mayGrow ? 2 * bytes + kTableAlignment : bytes, kTableAlignment);
     sections_.push_back({total, capacity});
     total += capacity;
@@ -222,6 +253,55 @@ Status CudaExecutable::reserve(const HostTables &host) {
   if (!event)
     return event.status();
   uploaded_ = std::move(*event);
+  return reserveWords(host);
+}
+
+Status CudaExecutable::reserveWords(const HostTables &host) {
+  for (size_t i = 0; i < tables_.size(); ++i) {
+    Words &words = words_.emplace_back();
+    const MaskTables &mask = host.kernels[i].mask;
+    if (mask.wordsOf.empty())
+      continue;
+    words.capacityInTiles = std::max(2 * mask.numWordTiles, kFewestWordTiles);
+    StatusOr<CudaBuffer> memory = CudaBuffer::allocate(
+        program_->sharedDevice(), words.capacityInTiles * (wordsPerTileInBytes(*tables_[i].kernel) + 1));
+    if (!memory)
+      return memory.status();
+    words.memory = std::move(*memory);
+  }
+  return Status::ok();
+}
+
+/// Decides the partial tiles of each kernel that does not do so itself, on `stream`, from what is uploaded and bound.
+Status CudaExecutable::fillWords(cuda::Stream stream) const {
+  const CudaDevice &device = program_->device();
+  const CudaDriver &driver = device.driver();
+  CurrentContext current(device);
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  auto fill = [&](auto arguments, const KernelTables &tables) {
+    arguments.batch = static_cast<int>(problem_.batch), arguments.qHeads = static_cast<int>(problem_.qHeads);
+    arguments.kvHeads = static_cast<int>(problem_.kvHeads);
+    arguments.qLen = static_cast<int>(problem_.qLen), arguments.kvLen = static_cast<int>(problem_.kvLen);
+    arguments.batchOffset = static_cast<int>(problem_.batchOffset);
+    arguments.headOffset = static_cast<int>(problem_.headOffset);
+    arguments.qPositions = tables.qPositions, arguments.kvPositions = tables.kvPositions;
+    arguments.mask = tables.mask;
+    const int32_t *pairOf = tables.wordPairs;
+    int numSets = tables.numWordSets;
+    void *parameters[] = {&arguments, const_cast<long long *>(captures_.data()), &pairOf, &numSets};
+    const LoadedKernel &kernel = *tables.kernel;
+    return driver.status(driver.launchKernel(kernel.wordsFunction(), static_cast<unsigned>(tables.work.numRows),
+                                             static_cast<unsigned>(std::min<int64_t>(numSets, kGridLimit)), 1,
+                                             static_cast<unsigned>(wordsThreads(kernel.spec(), kernel.tiles())), 1, 1,
+                                             0, stream, parameters, nullptr),
+                         fmt::format("cuLaunchKernel of '{}'", wordsFunctionName(kernel.spec().role)));
+  };
+  for (const KernelTables &tables : tables_) {
+    if (!tables.mask.words || tables.numWordSets == 0 || tables.work.numRows == 0)
+      continue;
+    CPFLEX_RETURN_IF_ERROR(tables.kernel->spec().role == KernelRole::Forward ? fill(ForwardArguments{}, tables)
+                                                                             : fill(BackwardArguments{}, tables));
+  }
   return Status::ok();
 }
 
@@ -234,21 +314,33 @@ void CudaExecutable::setTables(KernelTables &tables, size_t kernelIndex, const H
   const TileConfig &config = tables.kernel->tiles();
   bool isAlongQ = kernelRows(spec.role) == KernelRows::Q;
 
-  tables.mask = {.rowBegin = nullptr,
-                 .runs = nullptr,
-                 .rowSetOf = nullptr,
-                 .numRows = 0,
-                 .rowTilesPerMaskTile = 1,
-                 .colTilesPerMaskTile = 1};
+  tables.mask = {};
+  tables.mask.rowTilesPerMaskTile = tables.mask.colTilesPerMaskTile = 1;
+  tables.turns = tables.mask;
   tables.work = {.rowOrder = nullptr, .counter = nullptr, .numRows = 0, .groupHeads = 1};
   if (kernel.hasMask) {
-    tables.mask = {.rowBegin = reinterpret_cast<int *>(array(first + HostTables::RowBegin)),
-                   .runs = reinterpret_cast<RunArgument *>(array(first + HostTables::Runs)),
-                   .rowSetOf = reinterpret_cast<int *>(array(first + HostTables::RowSetOf)),
-                   .numRows = kernel.mask.numRows,
-                   .rowTilesPerMaskTile = kernel.mask.rowTilesPerMaskTile,
-                   .colTilesPerMaskTile = kernel.mask.colTilesPerMaskTile};
+    auto ofMask = [&](const MaskTables &from, size_t rowBegin, size_t runs) {
+      MaskArgument mask{};
+      mask.rowBegin = reinterpret_cast<int *>(array(first + rowBegin));
+      mask.runs = reinterpret_cast<RunArgument *>(array(first + runs));
+      mask.rowSetOf = reinterpret_cast<int *>(array(first + HostTables::RowSetOf));
+      mask.numRows = from.numRows;
+      mask.rowTilesPerMaskTile = from.rowTilesPerMaskTile;
+      mask.colTilesPerMaskTile = from.colTilesPerMaskTile;
+      return mask;
+    };
+    tables.mask = ofMask(kernel.mask, HostTables::RowBegin, HostTables::Runs);
+    if (sharesSums(spec))
+      tables.turns = ofMask(kernel.turns, HostTables::TurnRowBegin, HostTables::TurnRuns);
     tables.work.rowOrder = reinterpret_cast<int *>(array(first + HostTables::RowOrder));
+    if (const Words &words = words_[kernelIndex]; words.capacityInTiles > 0) {
+      tables.mask.words = static_cast<unsigned int *>(words.memory.data());
+      tables.mask.classes = static_cast<unsigned char *>(words.memory.data()) +
+                            words.capacityInTiles * wordsPerTileInBytes(*tables.kernel);
+      tables.mask.wordsOf = reinterpret_cast<int *>(array(first + HostTables::WordsOf));
+      tables.wordPairs = reinterpret_cast<int32_t *>(array(first + HostTables::WordPairs));
+      tables.numWordSets = kernel.mask.numWordSets;
+    }
   }
   tables.work.numRows =
       static_cast<int>(isAlongQ ? ceilDivide(problem.qLen, config.tileQ) : ceilDivide(problem.kvLen, config.tileKV));
@@ -290,8 +382,22 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
     const TileConfig &config = tables.kernel->tiles();
     if (problem.mask) {
       kernel.hasMask = true;
-      kernel.mask = maskTables(*problem.mask, kernelRows(tables.kernel->spec().role), config.tileQ, config.tileKV,
-                               problem.batch, problem.qHeads);
+      const KernelSpec &spec = tables.kernel->spec();
+      const DeviceFunctions &functions = program_->functions();
+      WordSets words{.perBatch = functions.maskReadsBatch, .perHead = functions.maskReadsHead, .maxTiles = 0};
+      if (kind == Upload::Again)
+        words.maxTiles = words_[host.kernels.size()].capacityInTiles;
+      else if (decidesTiles(spec))
+        words.maxTiles = kWordsLimitInBytes / 2 / wordsPerTileInBytes(*tables.kernel);
+      kernel.mask = maskTables(*problem.mask, kernelRows(spec.role), config.tileQ, config.tileKV, problem.batch,
+                               problem.qHeads, words);
+      if (kind == Upload::Again && words.maxTiles > 0 && kernel.mask.wordsOf.empty())
+        return Status::invalid(fmt::format("the block mask has more partial tiles than the {} for which memory was "
+                                           "reserved; bind anew",
+                                           words.maxTiles));
+      if (sharesSums(spec))
+        kernel.turns =
+            maskTables(*problem.mask, KernelRows::Q, config.tileQ, config.tileKV, problem.batch, problem.qHeads);
     }
     if (mode == PositionMode::AffinePerTile) {
       kernel.qTiles = affineTiles(problem.qPositions, problem.qLen, config.tileQ);
@@ -358,6 +464,7 @@ StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<c
   executable->problem_.functions = nullptr;
   CPFLEX_RETURN_IF_ERROR(executable->upload(problem, stream, Upload::First));
   executable->packCaptures(problem);
+  CPFLEX_RETURN_IF_ERROR(executable->fillWords(stream));
   return executable;
 }
 
@@ -373,7 +480,7 @@ Status CudaExecutable::update(const AttentionProblem &problem, cuda::Stream stre
   problem_.bindings = nullptr;
   problem_.functions = nullptr;
   packCaptures(problem);
-  return Status::ok();
+  return fillWords(stream);
 }
 
 } // namespace cpflex

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -88,6 +89,8 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
   }
   std::vector<KernelSpec> specs;
   for (KernelRole role : roles) {
+    if (role == KernelRole::BackwardQ && sharesSums(specs.back()))
+      continue; // BackwardKV writes dQ
     spec.role = role;
     spec.family = hasFamilies(role) ? options.family.value_or(kernelFamily(spec, computeCapability))
                                     : KernelFamily::MmaSync;
@@ -109,9 +112,18 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
 }
 
 MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
-  StatusOr<TileConfig> tiles =
-      tileConfig(kernelSpecs(functions, options, computeCapability).front(), computeCapability);
-  return tiles ? MaskTile{tiles->tileQ, tiles->tileKV} : MaskTile{};
+  MaskTile tile{0, 0};
+  for (const KernelSpec &spec : kernelSpecs(functions, options, computeCapability)) {
+    if (!hasFamilies(spec.role))
+      continue;
+    StatusOr<TileConfig> tiles = tileConfig(spec, computeCapability);
+    if (!tiles)
+      return {};
+    tile.q = std::gcd(tile.q, tiles->tileQ);
+    if (spec.role == KernelRole::Forward)
+      tile.kv = tiles->tileKV;
+  }
+  return tile;
 }
 
 PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles) {
@@ -146,13 +158,18 @@ StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> devi
     CPFLEX_RETURN_IF_ERROR(driver.status(
         driver.funcSetAttribute(kernel.function_, cuda::kMaxDynamicSharedSizeBytes, image.tiles.sharedBytes),
         "cuFuncSetAttribute"));
+  if (decidesTiles(spec))
+    CPFLEX_RETURN_IF_ERROR(driver.status(
+        driver.moduleGetFunction(&kernel.wordsFunction_, kernel.module_, wordsFunctionName(spec.role).c_str()),
+        "cuModuleGetFunction"));
   image.cubin = {};
   return kernel;
 }
 
 LoadedKernel::LoadedKernel(LoadedKernel &&other) noexcept
     : device_(std::move(other.device_)), spec_(other.spec_), compiled_(std::move(other.compiled_)),
-      module_(std::exchange(other.module_, nullptr)), function_(other.function_) {}
+      module_(std::exchange(other.module_, nullptr)), function_(other.function_), wordsFunction_(other.wordsFunction_) {
+}
 
 LoadedKernel::~LoadedKernel() {
   if (!module_)

@@ -36,8 +36,8 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
 StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functions, const CudaProgramOptions &options,
                                                   int computeCapability);
 
-/// The tile to ask of the classifier for a program: that of its forward kernel. Any other tile works too; one that is
-/// no multiple of it makes some full tiles partial.
+/// The tile to ask of the classifier for a program: the largest that divides those of its kernels along q, and that of
+/// forward along kv. Any other tile works too; a larger one makes kernels look at more tiles than attend.
 struct MaskTile {
   int64_t q = 128, kv = 128;
 };
@@ -69,6 +69,8 @@ public:
   /// The resource report and whether it came from the cache; the machine code is dropped once loaded.
   const CompiledKernel &compiled() const { return compiled_; }
   cuda::Function function() const { return function_; }
+  /// The kernel that fills MaskArgument::words for this one; null where decidesTiles() is false.
+  cuda::Function wordsFunction() const { return wordsFunction_; }
 
 private:
   LoadedKernel(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled)
@@ -77,7 +79,7 @@ private:
   KernelSpec spec_;
   CompiledKernel compiled_;
   cuda::Module module_ = nullptr;
-  cuda::Function function_ = nullptr;
+  cuda::Function function_ = nullptr, wordsFunction_ = nullptr;
 };
 
 struct KernelBundle;

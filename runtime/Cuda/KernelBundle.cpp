@@ -12,7 +12,7 @@
 namespace cpflex {
 namespace {
 
-constexpr std::string_view kFirstLine = "cpflex bundle 1\n", kFirstWords = "cpflex bundle ";
+constexpr std::string_view kFirstLine = "cpflex bundle 2\n", kFirstWords = "cpflex bundle ";
 constexpr size_t kDigestLength = 64;
 constexpr int kIntegerBytes = 8;
 
@@ -117,6 +117,8 @@ template <typename Archive> void visit(Archive &archive, Residual &residual) {
 
 template <typename Archive> void visit(Archive &archive, DeviceFunctions &functions) {
   archive.value(functions.hasMask);
+  archive.value(functions.maskReadsBatch);
+  archive.value(functions.maskReadsHead);
   archive.value(functions.scoreForm);
   archive.value(functions.numCaptures);
   archive.value(functions.numParams);

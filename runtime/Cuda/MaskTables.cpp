@@ -2,7 +2,10 @@
 #include "runtime/Cuda/MaskTables.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <span>
+#include <tuple>
 
 namespace cpflex {
 namespace {
@@ -146,6 +149,84 @@ std::vector<TileRun> mergedRows(const TileRows &rows, int64_t rowBegin, int64_t 
   return merged;
 }
 
+/// Per row of kv tiles, ascending, the q tiles that attend to no later kv tile: rows of the result, whose runs are
+/// unused.
+struct LastParts {
+  std::vector<int32_t> rowBegin, tiles;
+};
+
+/// Of a mask with rows along q.
+LastParts lastParts(const TileRows &rows, int64_t numRows, int64_t numColumns) {
+  auto lastColumn = [&](int64_t row) {
+    return rows.rowBegin[row] == rows.rowBegin[row + 1] ? -1 : rows.runs[rows.rowBegin[row + 1] - 1].end - 1;
+  };
+  LastParts parts;
+  parts.rowBegin.assign(numColumns + 1, 0);
+  for (int64_t row = 0; row < numRows; ++row)
+    if (int32_t column = lastColumn(row); column >= 0)
+      ++parts.rowBegin[column + 1];
+  std::partial_sum(parts.rowBegin.begin(), parts.rowBegin.end(), parts.rowBegin.begin());
+  parts.tiles.resize(parts.rowBegin.back());
+  std::vector<int32_t> position(parts.rowBegin.begin(), parts.rowBegin.end() - 1);
+  for (int64_t row = 0; row < numRows; ++row)
+    if (int32_t column = lastColumn(row); column >= 0)
+      parts.tiles[position[column]++] = static_cast<int32_t>(row);
+  return parts;
+}
+
+/// Appends a run, cut where RunArgument::isLastPart changes. `tiles` are those of its row for which that holds.
+void appendCut(std::vector<RunArgument> &runs, RunArgument run, std::span<const int32_t> tiles) {
+  auto next = std::ranges::lower_bound(tiles, run.begin);
+  const int32_t end = run.end;
+  while (run.begin < end) {
+    run.isLastPart = next != tiles.end() && *next == run.begin;
+    run.end = run.begin;
+    if (run.isLastPart)
+      for (; next != tiles.end() && *next == run.end && run.end < end; ++next)
+        ++run.end;
+    else
+      run.end = next == tiles.end() ? end : std::min(end, *next);
+    runs.push_back(run);
+    run.begin = run.end;
+  }
+}
+
+/// Numbers the partial tiles of rowSets in RunArgument::words, and says where the words of each pair begin.
+void numberWords(MaskTables &tables, int64_t batch, int64_t heads, const WordSets &words) {
+  const int64_t tilesPerTile = int64_t(tables.rowTilesPerMaskTile) * tables.colTilesPerMaskTile;
+  const int64_t numSets = static_cast<int64_t>(tables.rowBegin.size()) / (tables.numRows + 1);
+  std::vector<int64_t> tilesOf(numSets, 0);
+  for (int64_t set = 0; set < numSets; ++set) {
+    const int32_t *begin = tables.rowBegin.data() + set * (tables.numRows + 1);
+    for (int32_t i = begin[0]; i < begin[tables.numRows]; ++i) {
+      RunArgument &run = tables.runs[i];
+      run.words = static_cast<int32_t>(std::min(tilesOf[set], words.maxTiles));
+      if (run.tileClass == static_cast<unsigned char>(TileClass::Partial))
+        tilesOf[set] += (run.end - run.begin) * tilesPerTile;
+    }
+  }
+  // One set of words for each row set and whatever else of (b, h) the mask reads.
+  std::map<std::tuple<int32_t, int64_t, int64_t>, int64_t> begins;
+  for (int64_t pair = 0; pair < batch * heads; ++pair) {
+    int32_t set = tables.rowSetOf[pair];
+    auto [place, isNew] = begins.try_emplace({set, words.perBatch ? pair / heads : 0, words.perHead ? pair % heads : 0},
+                                             tables.numWordTiles);
+    if (isNew) {
+      tables.wordPairs.push_back(static_cast<int32_t>(pair));
+      tables.numWordTiles += tilesOf[set];
+    }
+    tables.wordsOf.push_back(static_cast<int32_t>(std::min(place->second, words.maxTiles)));
+    if (tables.numWordTiles > words.maxTiles)
+      break;
+  }
+  tables.numWordSets = static_cast<int32_t>(tables.wordPairs.size());
+  tables.wordPairs.resize(batch * heads, 0);
+  if (tables.numWordTiles > words.maxTiles) {
+    tables.wordsOf.clear(), tables.wordPairs.clear();
+    tables.numWordSets = 0, tables.numWordTiles = 0;
+  }
+}
+
 int64_t numTilesOfRow(const TileRows &rows, int64_t row) {
   int64_t tiles = 0;
   for (int32_t i = rows.rowBegin[row]; i < rows.rowBegin[row + 1]; ++i)
@@ -208,23 +289,36 @@ BlockMask withTiles(const BlockMask &mask, int64_t tileQ, int64_t tileKV) {
   return result;
 }
 
-MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads) {
+MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads,
+                      const WordSets &words) {
   bool isCutToFit = mask.tileQ % tileQ != 0 || mask.tileKV % tileKV != 0;
   BlockMask cut = isCutToFit ? withTiles(mask, tileQ, tileKV) : mask;
-  if (rows == KernelRows::KV)
+  std::vector<LastParts> last; // one per row set
+  if (rows == KernelRows::KV) {
+    for (const TileRows &set : cut.rowSets)
+      last.push_back(lastParts(set, cut.numQTiles(), cut.numKVTiles()));
     cut = transposed(cut);
+  }
   int rowTile = rows == KernelRows::Q ? tileQ : tileKV, colTile = rows == KernelRows::Q ? tileKV : tileQ;
 
   MaskTables tables;
   tables.numRows = static_cast<int32_t>(cut.numQTiles());
   tables.rowTilesPerMaskTile = static_cast<int32_t>(cut.tileQ / rowTile);
   tables.colTilesPerMaskTile = static_cast<int32_t>(cut.tileKV / colTile);
-  for (const TileRows &set : cut.rowSets) {
-    auto base = static_cast<int32_t>(tables.runs.size());
-    for (int32_t begin : set.rowBegin)
-      tables.rowBegin.push_back(base + begin);
-    for (const TileRun &run : set.runs)
-      tables.runs.push_back({run.begin, run.end, static_cast<unsigned char>(run.tileClass), run.residual});
+  for (size_t set = 0; set < cut.rowSets.size(); ++set) {
+    const TileRows &from = cut.rowSets[set];
+    for (int32_t row = 0; row < tables.numRows; ++row) {
+      tables.rowBegin.push_back(static_cast<int32_t>(tables.runs.size()));
+      std::span<const int32_t> lastTiles;
+      if (rows == KernelRows::KV)
+        lastTiles = std::span(last[set].tiles)
+                        .subspan(last[set].rowBegin[row], last[set].rowBegin[row + 1] - last[set].rowBegin[row]);
+      for (int32_t i = from.rowBegin[row]; i < from.rowBegin[row + 1]; ++i) {
+        const TileRun &run = from.runs[i];
+        appendCut(tables.runs, {run.begin, run.end, static_cast<unsigned char>(run.tileClass), false, 0}, lastTiles);
+      }
+    }
+    tables.rowBegin.push_back(static_cast<int32_t>(tables.runs.size()));
   }
   std::vector<int64_t> uses(cut.rowSets.size(), 0);
   for (int64_t b = 0; b < batch; ++b)
@@ -233,6 +327,8 @@ MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int til
       tables.rowSetOf.push_back(set);
       ++uses[set];
     }
+  if (words.maxTiles > 0)
+    numberWords(tables, batch, heads, words);
 
   // Longest first, by the tiles of all (b, h) together; among equals the later row, which causal masks make the longer.
   std::vector<int64_t> work(tables.numRows, 0);

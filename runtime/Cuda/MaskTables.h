@@ -25,6 +25,11 @@ struct MaskTables {
   std::vector<RunArgument> runs;
   std::vector<int32_t> rowSetOf; ///< [batch * heads]
   std::vector<int32_t> rowOrder; ///< rows of kernel tiles, longest first
+  /// MaskArgument::wordsOf; [batch * heads] pairs of which the first numWordSets have words of their own; and tiles
+  /// with words of all of them together: all empty or 0 where no kernel decides tiles ahead, or they are too many.
+  std::vector<int32_t> wordsOf, wordPairs;
+  int32_t numWordSets = 0;
+  int64_t numWordTiles = 0;
   int32_t numRows = 0;
   int32_t rowTilesPerMaskTile = 1;
   int32_t colTilesPerMaskTile = 1;
@@ -39,9 +44,17 @@ constexpr KernelRows kernelRows(KernelRole role) {
   return role == KernelRole::BackwardKV ? KernelRows::KV : KernelRows::Q;
 }
 
+/// For which pairs of a batch row and a head the bits of partial tiles are kept, and how many tiles at most; with more
+/// there are none.
+struct WordSets {
+  bool perBatch = true, perHead = true;
+  int64_t maxTiles = 0;
+};
+
 /// The tables of a kernel with tiles of tileQ x tileKV for `batch` rows and `heads` query heads. A mask with batch or
 /// heads 1 serves all. Tiles of the mask that are no multiples of the kernel's are cut anew with withTiles().
-MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads);
+MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads,
+                      const WordSets &words = {});
 
 /// Whether any tile is partial, so that a kernel needs the program's mask.
 bool hasPartialTiles(const BlockMask &mask);

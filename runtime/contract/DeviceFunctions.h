@@ -22,6 +22,7 @@ struct DeviceGradient {
 struct DeviceFunctions {
   std::string text;
   bool hasMask = false;
+  bool maskReadsBatch = true, maskReadsHead = true; ///< false: the mask is the same for all of them
   ScoreForm scoreForm = ScoreForm::Identity;
   int numCaptures = 0;              ///< of the program's Signature, as are the next two
   int numParams = 0;

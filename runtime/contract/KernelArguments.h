@@ -92,11 +92,13 @@ struct RowArgument {
   long long strideB, strideH;
 };
 
-/// A run of tiles as in BlockMask.h (TileRun has this layout): kv tiles [begin, end), or q tiles in transposed masks.
+/// A run of tiles as in BlockMask.h: kv tiles [begin, end), or q tiles in transposed masks.
 struct RunArgument {
   int begin, end;
   unsigned char tileClass; ///< TileClass: 1 full, 2 partial
-  unsigned char residual;
+  unsigned char
+      isLastPart; ///< rows along kv: no later kv tile of the mask attends to these q tiles; see QuerySumsArgument
+  int words;      ///< of a partial run: the partial kernel tiles of the row set before it; see MaskArgument::words
 };
 
 /// The runs of every row of tiles. Row r of row set w owns runs[rowBegin[w * (numRows + 1) + r] ..
@@ -109,6 +111,13 @@ struct MaskArgument {
   int numRows;           ///< rows of tiles in this orientation, counted in mask tiles
   int rowTilesPerMaskTile; ///< mask tile size over kernel tile size along the rows of this orientation, >= 1
   int colTilesPerMaskTile; ///< the same along its columns
+  /// The decided pairs of partial kernel tiles, or null, and then kernels ask Program::mask: two keep words (tiles.cuh)
+  /// per thread of the consumers, which own 64 rows each. The tile at column `c` of row `r` under a run has number
+  /// wordsOf[b * qHeads + h] + run.words + (r % rowTilesPerMaskTile) * columns of the run + c - first column of the
+  /// run, all in kernel tiles. Filled on the GPU by the kernel of mask_words.cuh.
+  unsigned int *words;
+  unsigned char *classes; ///< per such tile two bits for each 64 rows, lowest first: 0 no pair attends, 1 all, 2 some
+  const int *wordsOf;     ///< [batch * qHeads], as rowSetOf
 };
 
 /// The positions of one tile of rows: begin, begin + step, ...
@@ -147,7 +156,7 @@ struct ForwardArguments {
 
 /// How the wgmma kernel for BackwardKV adds up dQ where sumsDQ() says that it does: blocks add their parts of a query
 /// tile in ascending order of kv, each waiting for its turn, so that the same bits come out in every run. Elsewhere
-/// unused.
+/// unused. The block whose part is the last writes dQ.
 struct QuerySumsArgument {
   float *sums;       ///< workspace: [batch * qHeads, tiles of q] tiles of sumsPerTile(); need not be cleared
   int *turns;        ///< workspace: [batch * qHeads, tiles of q] additions done; zero when BackwardKV starts
@@ -175,8 +184,8 @@ struct BackwardArguments {
   QuerySumsArgument querySums;
 };
 
-/// Whether one wgmma kernel computes dK, dV and the sums of dQ, which BackwardQ then only scales and converts. Its
-/// BackwardKV has items in ascending order of rows (rowOrder is not read), BackwardQ items are those of the same tiles.
+/// Whether one wgmma kernel computes dK, dV and dQ, so that there is none for BackwardQ. Its items are in ascending
+/// order of rows (rowOrder is not read).
 constexpr bool sumsDQ(int headDim, int vHeadDim) {
   return headDim <= 64 ? vHeadDim <= 64 : headDim <= 128 && vHeadDim <= 128;
 }

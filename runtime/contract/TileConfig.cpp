@@ -11,7 +11,7 @@ namespace {
 constexpr int kElementBytes = 2;
 constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
-constexpr int kBarrierBytes = 768;    // barriers, messages and the work queue of the wgmma kernels
+constexpr int kBarrierBytes = 1024;   // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
 // Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers.
 constexpr int kSpillsInRareCode = 512;
@@ -45,7 +45,7 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   return tiles;
 }
 
-/// dK, dV and sums of dQ in one kernel.
+/// dK, dV and dQ in one kernel.
 TileConfig backwardFusedWgmma(const KernelSpec &spec) {
   bool isNarrow = widestHead(spec) <= kPanelColumns;
   TileConfig tiles;
@@ -62,17 +62,6 @@ TileConfig backwardFusedWgmma(const KernelSpec &spec) {
   tiles.spillLimit = kSpillsInRareCode;
   tiles.sharedBytes = pairBytes(tiles.tileKV, spec) + tiles.stages * (pairBytes(tiles.tileQ, spec) + rowBytes) +
                       kExchangeSlots * (dSBytes + dQBytes) + kBarrierBytes + kAlignmentSlack;
-  return tiles;
-}
-
-/// The conversion of the sums of dQ: no tiles of its own, those of the kernel that added them up.
-TileConfig backwardQSums(const KernelSpec &spec) {
-  TileConfig tiles = backwardFusedWgmma(spec);
-  tiles.stages = 1;
-  tiles.threads = 256;
-  tiles.sharedBytes = 0;
-  tiles.blocksPerProcessor = 6;
-  tiles.spillLimit = 0;
   return tiles;
 }
 
@@ -204,7 +193,7 @@ StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
       return forwardWgmma(spec);
     if (spec.role == KernelRole::BackwardKV)
       return sharesSums(spec) ? backwardFusedWgmma(spec) : backwardKVWgmma(spec);
-    return sharesSums(spec) ? backwardQSums(spec) : backwardQWgmma(spec);
+    return backwardQWgmma(spec);
   }
   int sharedLimit = sharedMemoryLimit(computeCapability);
   return spec.role == KernelRole::Forward ? forwardMmaSync(spec, sharedLimit) : backwardMmaSync(spec, sharedLimit);
@@ -225,9 +214,7 @@ std::string_view kernelFile(const KernelSpec &spec) {
            : widestHead(spec) <= 128 ? "attention_backward_kv_wgmma.cuh"
                                      : "attention_backward_kv_wide_wgmma.cuh";
   case KernelRole::BackwardQ:
-    return !isWgmma           ? "attention_backward_q_mma_sync.cuh"
-           : sharesSums(spec) ? "attention_backward_q_sums.cuh"
-                              : "attention_backward_q_wgmma.cuh";
+    return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
   case KernelRole::BackwardDelta:
   case KernelRole::BackwardSink:
     return "attention_backward_rows.cuh";
@@ -258,6 +245,8 @@ std::string_view kernelFunctionName(KernelRole role) {
   return {};
 }
 
+std::string wordsFunctionName(KernelRole role) { return fmt::format("{}_words", kernelFunctionName(role)); }
+
 /// The function template of runtime/kernels/ that a spec instantiates.
 static std::string_view kernelTemplate(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
@@ -270,9 +259,7 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
            : widestHead(spec) <= 128 ? "attentionBackwardKVWgmma"
                                      : "attentionBackwardKVWideWgmma";
   case KernelRole::BackwardQ:
-    return !isWgmma           ? "attentionBackwardQMmaSync"
-           : sharesSums(spec) ? "attentionBackwardQSums"
-                              : "attentionBackwardQWgmma";
+    return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
   case KernelRole::BackwardDelta:
     return "attentionBackwardDelta";
   case KernelRole::BackwardSink:
@@ -310,15 +297,24 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   text += "};\n";
   text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n",
                       tiles.blocksPerProcessor, kernelFunctionName(spec.role));
-  text += fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n",
-                      isForward      ? "Forward"
-                      : isOfCaptures ? "CaptureGradient"
-                                     : "Backward");
-  text += "    const __grid_constant__ Program::Captures captures";
+  std::string parameters = fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n"
+                                       "    const __grid_constant__ Program::Captures captures",
+                                       isForward      ? "Forward"
+                                       : isOfCaptures ? "CaptureGradient"
+                                                      : "Backward");
+  text += parameters;
   if (hasMaps)
     text += fmt::format(",\n    const __grid_constant__ cpflex::{}TensorMaps maps", isForward ? "Forward" : "Backward");
   text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n",
                       kernelTemplate(spec), hasMaps ? ", maps" : "");
+  if (decidesTiles(spec)) {
+    text += fmt::format("extern \"C\" __global__ void __launch_bounds__({}) {}(\n{},\n"
+                        "    const int *pairOf, int numSets) {{\n",
+                        wordsThreads(spec, tiles), wordsFunctionName(spec.role), parameters);
+    text += fmt::format("  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{}>(\n"
+                        "      arguments, captures, pairOf, numSets);\n}}\n",
+                        runsAlongKV(spec.role) ? "RowsAreKV" : "RowsAreQ");
+  }
   return text;
 }
 

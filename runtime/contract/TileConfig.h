@@ -44,22 +44,30 @@ std::string_view kernelFile(const KernelSpec &spec);
 /// ...
 std::string_view kernelFunctionName(KernelRole role);
 
-/// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel function.
+/// The name of the kernel beside it that decides partial tiles (mask_words.cuh), of specs for which decidesTiles().
+std::string wordsFunctionName(KernelRole role);
+
+/// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel functions.
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles);
 
-/// Whether the spec is one of the pair of kernels that QuerySumsArgument describes: BackwardKV adds dQ up, BackwardQ
-/// converts the sums.
+/// Whether the kernel is the one that QuerySumsArgument describes: BackwardKV that computes dQ, too.
 constexpr bool sharesSums(const KernelSpec &spec) {
-  return spec.family == KernelFamily::Wgmma &&
-         (spec.role == KernelRole::BackwardKV || spec.role == KernelRole::BackwardQ) &&
+  return spec.family == KernelFamily::Wgmma && spec.role == KernelRole::BackwardKV &&
          sumsDQ(spec.headDim, spec.vHeadDim);
 }
 
 /// Whether the kernel takes tensor maps as its third parameter.
-constexpr bool takesTensorMaps(const KernelSpec &spec) {
-  return spec.family == KernelFamily::Wgmma &&
-         (spec.role == KernelRole::Forward || spec.role == KernelRole::BackwardKV ||
-          (spec.role == KernelRole::BackwardQ && !sharesSums(spec)));
+constexpr bool takesTensorMaps(const KernelSpec &spec) { return spec.family == KernelFamily::Wgmma; }
+
+/// Whether the kernel reads MaskArgument::words, so that its module holds the kernel that fills them.
+constexpr bool decidesTiles(const KernelSpec &spec) { return spec.family == KernelFamily::Wgmma && spec.hasMask; }
+
+/// Whether the rows of tiles of a kernel run along kv.
+constexpr bool runsAlongKV(KernelRole role) { return role == KernelRole::BackwardKV; }
+
+/// Threads of the kernel that decides the tiles of another: a warp per 16 rows.
+constexpr int wordsThreads(const KernelSpec &spec, const TileConfig &tiles) {
+  return 2 * (runsAlongKV(spec.role) ? tiles.tileKV : tiles.tileQ);
 }
 
 } // namespace cpflex

@@ -1,14 +1,14 @@
-// dK, dV and the sums of dQ in one kernel on Hopper, for heads that sumsDQ() names: five products per pair of tiles
-// where the two kernels that write dK/dV and dQ alone need seven. A block owns one tile of keys, as in
-// attention_backward_kv_wgmma.cuh, and adds its part of dQ for each query tile to f32 sums in global memory, which
-// attention_backward_q_sums.cuh converts.
+// dK, dV and dQ in one kernel on Hopper, for heads that sumsDQ() names: five products per pair of tiles where the two
+// kernels that write dK/dV and dQ alone need seven. A block owns one tile of keys, as in
+// attention_backward_kv_wgmma.cuh, and adds its part of dQ for each query tile to f32 sums in global memory. Whoever
+// adds the last part of a query tile takes the sums back and writes dQ.
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
 //   4. dS^T from dP^T, exchanged through shared memory: dQ needs the keys of both consumers
 //   5. [dQ = dS K] of half of the columns, or of narrow heads [dQ^T = K^T dS^T] of half of the queries
 //   6. [dK += dS^T Q], which runs on into the next step's 1 where registers suffice
-//   7. dQ to shared memory, from where a warp adds it to the sums
+//   7. dQ to shared memory, from where a warp adds it to the sums, and back to where it converts them after the last
 //
 // The same bits in every run: a query tile's parts are added in ascending order of kv. A counter per query tile says
 // how many were added; a block's turn is the number of tiles that the mask visits before its own. Items are taken in
@@ -24,24 +24,87 @@ namespace cpflex::kernels {
 /// Named barrier of the consumers; 0 is __syncthreads.
 constexpr int kConsumersBarrier = 1;
 
+/// Which runs of the mask belong to query tile `tile` of a (b, h).
+__device__ __forceinline__ Range runsOfQueryTile(const MaskArgument &mask, int pair, int tile) {
+  int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
+  const int *begin = mask.rowBegin + (long long)rowSet * (mask.numRows + 1) + tile / mask.rowTilesPerMaskTile;
+  return {__ldg(begin), __ldg(begin + 1)};
+}
+
 /// How many tiles of query tile `tile` of a (b, h) lie before kv tile `kvTile`.
 __device__ __forceinline__ int turnInSums(const MaskArgument &mask, int pair, int tile, int kvTile) {
   if (!mask.runs)
     return kvTile;
-  int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
-  const int *begin = mask.rowBegin + (long long)rowSet * (mask.numRows + 1) + tile / mask.rowTilesPerMaskTile;
-  int end = __ldg(begin + 1), turn = 0;
-  for (int i = __ldg(begin); i < end; ++i) {
-    int first = __ldg(&mask.runs[i].begin) * mask.colTilesPerMaskTile;
+  Range runs = runsOfQueryTile(mask, pair, tile);
+  int turn = 0, ratio = mask.colTilesPerMaskTile;
+  for (int i = runs.begin; i < runs.end; ++i) {
+    int first = __ldg(&mask.runs[i].begin) * ratio;
     if (first >= kvTile)
       break;
-    turn += min(__ldg(&mask.runs[i].end) * mask.colTilesPerMaskTile, kvTile) - first;
+    turn += min(__ldg(&mask.runs[i].end) * ratio, kvTile) - first;
   }
   return turn;
 }
 
+/// Writes the rows of dQ of one query tile of local batch row b and head h, by `kThreads` threads of which this is
+/// number `thread`: its sums in shared memory, scaled and converted; null: zeros.
+template <class Config, int kThreads>
+__device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arguments, int b, int h, int tile,
+                                                    const float *sums, int thread) {
+  using Element = typename Config::Element;
+  constexpr int kLanesPerRow = kSumsColumns / kSumsChunk;
+  int firstRow = tile * Config::kTileQ, numRows = min(Config::kTileQ, arguments.qLen - firstRow);
+  float scale = arguments.scale;
+  void *out = outputSlice<Config::kOutputIsF32>(arguments.dQ, b, h);
+#pragma unroll
+  for (int panel = 0; panel < ceilDivide(Config::kHeadDim, kSumsColumns); ++panel) {
+    int column = panel * kSumsColumns + thread % kLanesPerRow * kSumsChunk;
+    if (column >= Config::kHeadDim)
+      continue;
+#pragma unroll 1
+    for (int row = thread / kLanesPerRow; row < numRows; row += kThreads / kLanesPerRow) {
+      float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
+      if (sums) {
+        const float4 *words = reinterpret_cast<const float4 *>(sums + (panel * Config::kTileQ + row) * kSumsColumns +
+                                                               sumsChunk(row, thread % kLanesPerRow) * kSumsChunk);
+        low = words[0], high = words[1];
+      }
+      long long offset = (firstRow + row) * arguments.dQ.strideS + column;
+      if constexpr (Config::kOutputIsF32) {
+        float4 *words = reinterpret_cast<float4 *>(static_cast<float *>(out) + offset);
+        words[0] = make_float4(low.x * scale, low.y * scale, low.z * scale, low.w * scale);
+        words[1] = make_float4(high.x * scale, high.y * scale, high.z * scale, high.w * scale);
+      } else {
+        *reinterpret_cast<uint4 *>(static_cast<unsigned short *>(out) + offset) =
+            make_uint4(Element::pack(low.x * scale, low.y * scale), Element::pack(low.z * scale, low.w * scale),
+                       Element::pack(high.x * scale, high.y * scale), Element::pack(high.z * scale, high.w * scale));
+      }
+    }
+  }
+}
+
+/// Zeros for query tiles that no kv tile adds to; a warp of each block looks at its share of them.
+template <class Config> __device__ __forceinline__ void clearQueryGradients(const BackwardArguments &arguments) {
+  const MaskArgument &mask = arguments.querySums.mask;
+  int numTiles = ceilDivide(arguments.qLen, Config::kTileQ);
+  int numItems = arguments.batch * arguments.qHeads * numTiles;
+  if (!mask.runs && arguments.kvLen > 0)
+    return;
+  for (int item = blockIdx.x; item < numItems; item += gridDim.x) {
+    int pair = item / numTiles, tile = item % numTiles;
+    Range runs = {0, 0};
+    if (mask.runs)
+      runs = runsOfQueryTile(mask, pair, tile);
+    if (runs.begin == runs.end)
+      writeQueryGradients<Config, kWarpSize>(arguments, pair / arguments.qHeads, pair % arguments.qHeads, tile, nullptr,
+                                             threadIdx.x % kWarpSize);
+  }
+}
+
 /// One of the warps that add dQ up: walks the tiles as the producer does and, of every kSumSlots-th, adds the part of
-/// dQ when its turn has come. The lanes look up the turns of the tiles that come next, so that none waits for memory.
+/// dQ when its turn has come. The last part goes the other way: the warp fetches the sums of the others, the consumers
+/// add their part to them and write dQ. The lanes look up the turns of the tiles that come next, so that none waits for
+/// memory.
 template <class Config, class Program>
 __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config> &shared,
                                                   const BackwardArguments &arguments, int slot) {
@@ -64,46 +127,58 @@ __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config>
       numAhead = 0;
       if (isElected)
         for (; numAhead < Shared::kSumsAhead && walk.next(arguments, Config::kTileQ, Program::kHasMask); ++numAhead) {
-          rest.sumsTile[slot][numAhead] = walk.walk.tile;
+          rest.sumsTile[slot][numAhead] = walk.walk.tile * 2 + walk.walk.isLastPart;
           rest.sumsPair[slot][numAhead] = walk.item.b * arguments.qHeads + walk.head;
         }
       __syncwarp();
       numAhead = __shfl_sync(0xffffffffu, numAhead, 0);
-      int ownTile = 0, ownTurn = 0; // of all (b, h)
-      if (lane < numAhead) {
-        int tile = rest.sumsTile[slot][lane], pair = rest.sumsPair[slot][lane];
-        ownTurn = turnInSums(querySums.mask, pair, tile, walk.item.row);
-        ownTile = pair * numTiles + tile;
-      }
+      int ownTurn = 0;
+      if (lane < numAhead)
+        ownTurn = turnInSums(querySums.mask, rest.sumsPair[slot][lane], rest.sumsTile[slot][lane] / 2, walk.item.row);
       for (int i = 0; i < numAhead; ++i, ring.advance()) {
         if (ring.slot != slot)
           continue;
-        int tile = __shfl_sync(0xffffffffu, ownTile, i), turn = __shfl_sync(0xffffffffu, ownTurn, i);
+        int turn = __shfl_sync(0xffffffffu, ownTurn, i);
         if (!isElected)
           continue;
+        int tile = rest.sumsTile[slot][i];
+        bool isLastPart = tile % 2;
+        tile = rest.sumsPair[slot][i] * numTiles + tile / 2; // of all (b, h)
         int *done = querySums.turns + tile;
         float *sums = querySums.sums + tile * sumsPerTile(Config::kTileQ, Config::kHeadDim);
         while (loadRelaxed(done) != turn) {
         }
         fenceGlobalForAsync();
-        rest.dQFull[slot].wait(ring.parity);
-        if (turn == 0)
-          writeBytes(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
-        else
-          addFloats(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
-        bulkCommit();
-        bulkWaitRead();
-        rest.dQEmpty[slot].arrive();
-        bulkWait();
-        storeRelease(done, turn + 1);
+        if (isLastPart) {
+          rest.holdsSums[slot] = turn > 0;
+          if (turn > 0) {
+            rest.sumsFull[slot].arriveExpecting(Shared::kDQBytes);
+            copyBytes(shared.dQ(slot), sums, Shared::kDQBytes, rest.sumsFull[slot]);
+          } else {
+            rest.sumsFull[slot].arrive();
+          }
+          rest.dQFull[slot].wait(ring.parity);
+          rest.dQEmpty[slot].arrive();
+        } else {
+          rest.dQFull[slot].wait(ring.parity);
+          if (turn == 0)
+            writeBytes(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
+          else
+            addFloats(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
+          bulkCommit();
+          bulkWaitRead();
+          rest.dQEmpty[slot].arrive();
+          bulkWait();
+          storeRelease(done, turn + 1);
+        }
       }
       __syncwarp();
     } while (numAhead == Shared::kSumsAhead);
   }
 }
 
-/// Lays a consumer's part of dQ out as the sums are.
-template <class Shared, int N>
+/// Lays a consumer's part of dQ out as the sums are, and adds it to them where they are there.
+template <bool kAdds, class Shared, int N>
 __device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float *tile, int consumer, int thread) {
   int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
   if constexpr (Shared::kTransposesDQ) {
@@ -113,14 +188,18 @@ __device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float 
     int even = sumsChunk(2 * laneInQuad, 2 * warp) * kSumsChunk, odd = even ^ kSumsChunk;
     static_assert(sumsChunk(1, 0) == 1 && sumsChunk(3, 0) == (sumsChunk(2, 0) ^ 1));
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-      own[(i / 4 * 8 + i % 2) * kSumsColumns + ((i % 2 ^ registerRow(i)) ? odd : even)] = dQ[i];
+    for (int i = 0; i < N; ++i) {
+      float &place = own[(i / 4 * 8 + i % 2) * kSumsColumns + ((i % 2 ^ registerRow(i)) ? odd : even)];
+      place = kAdds ? place + dQ[i] : dQ[i];
+    }
   } else {
     float *own = tile + (consumer * Shared::kDQRows + 16 * warp + quad) * kSumsColumns + 2 * laneInQuad;
 #pragma unroll
-    for (int i = 0; i < N; i += 2)
-      *reinterpret_cast<float2 *>(own + registerRow(i) * 8 * kSumsColumns + sumsChunk(quad, i / 4) * kSumsChunk) =
-          make_float2(dQ[i], dQ[i + 1]);
+    for (int i = 0; i < N; i += 2) {
+      float2 &place =
+          *reinterpret_cast<float2 *>(own + registerRow(i) * 8 * kSumsColumns + sumsChunk(quad, i / 4) * kSumsChunk);
+      place = kAdds ? make_float2(place.x + dQ[i], place.y + dQ[i + 1]) : make_float2(dQ[i], dQ[i + 1]);
+    }
   }
 }
 
@@ -162,11 +241,59 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   constexpr bool kOverlapsSteps = Shared::kTransposesDQ;
   static_assert(Shared::kExchangeSlots == Shared::kSumSlots);
   RingPosition<Shared::kSumSlots> exchange; ///< of dS and of dQ
-  uint32 kvParity = 0;
+  uint32 kvParity = 0, sumsParity = 0;      // the latter a bit per slot
   WorkQueue queue;
   float dK[Shared::kColumns / 2], dV[Shared::kVColumns / 2];
   float factors[kTileQ / 2], gradients[kTileQ / 2];
   uint32 weights[kTileQ / 4], operands[kTileQ / 4];
+
+  // 4. dS^T of 16 queries into the slot. It is free: the other consumer has met the barrier of the last step, so its
+  //    product of the step before has been waited for.
+  auto storeGradients = [&](int step, uint32 a0, uint32 a1, uint32 a2, uint32 a3) {
+    storeMatrices(shared.dS(exchange.slot) + 16 * step / Shared::kDSColumns * (kTileKV * 128) +
+                      swizzledOffset<kTileKV>(firstRow + lane % 16, 16 * step % Shared::kDSColumns + lane / 16 * 8),
+                  a0, a1, a2, a3);
+  };
+  auto meetConsumers = [&] {
+    fenceSharedForAsync();
+    barrierSync<Shared::kConsumers * kWarpgroupSize>(kConsumersBarrier);
+  };
+  // 5. dQ = dS K, or dQ^T = K^T dS^T
+  auto issueQueryProduct = [&](float (&dQ)[Shared::kDQColumns / 2]) {
+    uint32 dS = dSDescriptor + exchange.slot * descriptorStep(Shared::kDSBytes);
+    productFence();
+#pragma unroll
+    for (int step = 0; step < kTileKV / 16; ++step) {
+      uint32 dSStep = dS + step * descriptorStep(16 * 128), kStep = kPartDescriptor + step * descriptorStep(16 * 128);
+      if constexpr (Shared::kTransposesDQ)
+        QProduct::template fromShared<Major::MN, Major::MN>(dQ, kStep, dSStep, step != 0);
+      else
+        QProduct::template fromShared<Major::MN, Major::MN>(dQ, dSStep, kStep, step != 0);
+    }
+    productCommit();
+  };
+  // 7. dQ goes out.
+  auto sendQueryGradients = [&](const float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
+    float *sums = reinterpret_cast<float *>(shared.dQ(exchange.slot));
+    if (message.isLastPart) {
+      rest.sumsFull[exchange.slot].wait(sumsParity >> exchange.slot & 1);
+      sumsParity ^= 1 << exchange.slot;
+      if (rest.holdsSums[exchange.slot])
+        stageQueryGradients<true, Shared>(dQ, sums, consumer, thread);
+      else
+        stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
+      meetConsumers();
+      writeQueryGradients<Config, Shared::kConsumers * kWarpgroupSize>(arguments, b, h, message.tile, sums,
+                                                                       consumer * kWarpgroupSize + thread);
+    } else {
+      rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
+      stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
+    }
+    fenceSharedForAsync();
+    __syncwarp();
+    if (isElected)
+      rest.dQFull[exchange.slot].arrive();
+  };
 
   while (true) {
     int item = queue.take(rest.work);
@@ -194,7 +321,10 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       rest.qFull[slot].wait(ring.parity);
       TileMessage message = rest.message[slot];
       int h = rest.head[slot] + arguments.headOffset;
-      hasTile = !message.isLast();
+      hasTile = !message.isLast;
+      StoredWords stored =
+          StoredWords::load(arguments.mask, message.words, consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize,
+                            Shared::kConsumers * kWarpgroupSize);
       uint32 q = qDescriptor + slot * descriptorStep(Shared::kQBytes);
       uint32 dO = dODescriptor + slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
@@ -222,10 +352,10 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       productCommit();
 
       // 2. P and the gradient factors; the mask is decided while the products run.
-      Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
+      Columns columns(arguments.qPositions, message.tile, arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h,
-                                                                          rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(consumer), captures,
+                                                                          b, h, rows, firstRow, columns, stored);
       if (rows.last < kTileKV - 1) {
         // Rows beyond the last key meet rows of K that read as zero; their weights must be finite.
         isMasked = true;
@@ -250,35 +380,21 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       productWait<1>();
       pinRegisters(gradients);
 
-      // 4. dS^T. The slot is free: the other consumer has met the barrier of the last step, so its product of the step
-      //    before has been waited for.
+      // 4. dS^T
 #pragma unroll
       for (int i = 0; i < kTileQ / 2; ++i)
         gradients[i] = factors[i] * (kHasSoftmax ? gradients[i] - delta[registerColumn(i)] : gradients[i]);
       packOperand<Element>(operands, gradients);
 #pragma unroll
       for (int step = 0; step < kTileQ / 16; ++step)
-        storeMatrices(shared.dS(exchange.slot) + 16 * step / Shared::kDSColumns * (kTileKV * 128) +
-                          swizzledOffset<kTileKV>(firstRow + lane % 16, 16 * step % Shared::kDSColumns + lane / 16 * 8),
-                      operands[4 * step], operands[4 * step + 1], operands[4 * step + 2], operands[4 * step + 3]);
-      fenceSharedForAsync();
+        storeGradients(step, operands[4 * step], operands[4 * step + 1], operands[4 * step + 2],
+                       operands[4 * step + 3]);
+      meetConsumers();
 
-      barrierSync<Shared::kConsumers * kWarpgroupSize>(kConsumersBarrier);
-
-      // 5. dQ = dS K, or dQ^T = K^T dS^T
+      // 5. dQ
       float dQ[Shared::kDQColumns / 2];
-      uint32 dS = dSDescriptor + exchange.slot * descriptorStep(Shared::kDSBytes);
       pinRegisters(dK);
-      productFence();
-#pragma unroll
-      for (int step = 0; step < kTileKV / 16; ++step) {
-        uint32 dSStep = dS + step * descriptorStep(16 * 128), kStep = kPartDescriptor + step * descriptorStep(16 * 128);
-        if constexpr (Shared::kTransposesDQ)
-          QProduct::template fromShared<Major::MN, Major::MN>(dQ, kStep, dSStep, step != 0);
-        else
-          QProduct::template fromShared<Major::MN, Major::MN>(dQ, dSStep, kStep, step != 0);
-      }
-      productCommit();
+      issueQueryProduct(dQ);
 
       // 6. dK += dS^T Q
 #pragma unroll
@@ -296,13 +412,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
           rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
       }
 
-      // 7. dQ goes out.
-      rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
-      stageQueryGradients<Shared>(dQ, reinterpret_cast<float *>(shared.dQ(exchange.slot)), consumer, thread);
-      fenceSharedForAsync();
-      __syncwarp();
-      if (isElected)
-        rest.dQFull[exchange.slot].arrive();
+      sendQueryGradients(dQ, message, work.b, h - arguments.headOffset);
       if constexpr (!kOverlapsSteps) {
         productWait<0>();
         pinRegisters(dK);
@@ -349,6 +459,8 @@ __device__ __forceinline__ void attentionBackwardFusedWgmma(const BackwardArgume
       produceBackwardKV<Config, Program>(shared, arguments, maps);
     else if (int warp = threadIdx.x / kWarpSize; warp > 0 && warp <= Shared::kSumSlots)
       sumQueryGradients<Config, Program>(shared, arguments, warp - 1);
+    else if (warp > Shared::kSumSlots)
+      clearQueryGradients<Config>(arguments);
   } else {
     takeRegisters<kConsumerRegisters>();
     consumeBackwardFused<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);

@@ -65,7 +65,8 @@ __device__ __forceinline__ void attentionBackwardKVMmaSync(const BackwardArgumen
           arguments.lseLog2.data + work.b * arguments.lseLog2.strideB + head * arguments.lseLog2.strideH;
       const float *deltaRow = arguments.delta.data + work.b * arguments.delta.strideB + head * arguments.delta.strideH;
       TileWalk walk;
-      walk.start(arguments.mask, work.row, work.b * arguments.qHeads + head, numTiles, Program::kHasMask);
+      walk.start(arguments.mask, work.row, arguments.work.numRows, work.b * arguments.qHeads + head, numTiles,
+                 Program::kHasMask);
       while (walk.next()) {
         __syncthreads();
         copyRows<kTileQ, Config::kHeadDim, kThreads>(q, elementSlice(arguments.q, work.b, head), arguments.q.strideS,

@@ -80,7 +80,10 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       rest.qFull[ring.slot].wait(ring.parity);
       TileMessage message = rest.message[ring.slot];
       int h = rest.head[ring.slot] + arguments.headOffset;
-      hasTile = !message.isLast();
+      hasTile = !message.isLast;
+      StoredWords stored =
+          StoredWords::load(arguments.mask, message.words, consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize,
+                            Shared::kConsumers * kWarpgroupSize);
       uint32 q = qDescriptor + ring.slot * descriptorStep(Shared::kQBytes);
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
@@ -108,10 +111,10 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       }
 
       // 2. P and the gradient factors; the mask is decided while the products run.
-      Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
+      Columns columns(arguments.qPositions, message.tile, arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h,
-                                                                          rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(consumer), captures,
+                                                                          b, h, rows, firstRow, columns, stored);
       productWait<1>();
       pinRegisters(factors);
       const float *lseLog2 = rest.lseLog2[ring.slot] + ownColumn, *delta = rest.delta[ring.slot] + ownColumn;

@@ -57,7 +57,9 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       rest.qFull[ring.slot].wait(ring.parity);
       TileMessage message = rest.message[ring.slot];
       int h = rest.head[ring.slot] + arguments.headOffset;
-      hasTile = !message.isLast();
+      hasTile = !message.isLast;
+      StoredWords stored =
+          StoredWords::load(arguments.mask, message.words, threadIdx.x % kWarpgroupSize, kWarpgroupSize);
       uint32 q = qDescriptor + ring.slot * descriptorStep(Shared::kQBytes);
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
@@ -74,10 +76,10 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
         rest.dOEmpty[previousSlot].arrive();
 
       // P and the gradient factors.
-      Columns columns(arguments.qPositions, message.tile(), arguments.qLen);
+      Columns columns(arguments.qPositions, message.tile, arguments.qLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(), captures, b, h,
-                                                                          rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreKV, kTileQ>(keep, message.isPartial(0), captures, b, h,
+                                                                          rows, firstRow, columns, stored);
       productWait<0>();
       pinRegisters(factors);
       if (!hasTile && isElected)
@@ -162,7 +164,7 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
     while (hasTile) {
       // dP^T = V dO^T
       rest.dOFull[ring.slot].wait(ring.parity);
-      hasTile = !rest.message[ring.slot].isLast();
+      hasTile = !rest.message[ring.slot].isLast;
       uint32 q = qDescriptor + ring.slot * descriptorStep(Shared::kQBytes);
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(gradients);

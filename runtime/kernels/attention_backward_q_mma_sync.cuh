@@ -53,7 +53,8 @@ __device__ __forceinline__ void attentionBackwardQMmaSync(const BackwardArgument
     for (int i = 0; i < kColumns / 2; ++i)
       dQ[i] = 0.0f;
     TileWalk walk;
-    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    walk.start(arguments.mask, work.row, arguments.work.numRows, work.b * arguments.qHeads + work.h, numTiles,
+               Program::kHasMask);
     while (walk.next()) {
       __syncthreads();
       copyRows<kTileKV, Config::kHeadDim, kThreads>(k, elementSlice(arguments.k, work.b, kvHead), arguments.k.strideS,

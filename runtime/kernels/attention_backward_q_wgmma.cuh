@@ -7,6 +7,7 @@
 
 #include "runtime/kernels/backward.cuh"
 #include "runtime/kernels/hopper.cuh"
+#include "runtime/kernels/mask_words.cuh"
 #include "runtime/kernels/pipeline.cuh"
 
 namespace cpflex::kernels {
@@ -65,7 +66,8 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int kvHead = work.h / headsPerKV;
     TileWalk walk;
-    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    walk.start(arguments.mask, work.row, arguments.work.numRows, work.b * arguments.qHeads + work.h, numTiles,
+               Program::kHasMask);
     bool hasTile = walk.next(), isFirst = true;
     queue.publish(rest.work, item * 2 + hasTile);
     while (hasTile) {
@@ -79,12 +81,13 @@ __device__ __forceinline__ void produceBackwardQ(const BackwardQWgmmaShared<Conf
                                                            work.h, work.b, CacheHint::EvictFirst);
         isFirst = false;
       }
-      int tile = walk.tile, row = tile * Config::kTileKV;
-      bool isPartial = walk.isPartial;
+      int row = walk.tile * Config::kTileKV;
+      TileMessage message = TileMessage::of(walk);
       hasTile = walk.next();
+      message.isLast = !hasTile;
       SharedBarrier &kFull = rest.kFull[ring.slot], &vFull = rest.vFull[ring.slot];
       rest.kEmpty[ring.slot].wait(ring.parity ^ 1);
-      rest.message[ring.slot] = TileMessage::of(tile, isPartial, !hasTile);
+      rest.message[ring.slot] = message;
       kFull.arriveExpecting(Shared::kKBytes);
       copyPanels<Shared::kPanels, Shared::kKVPanelBytes>(maps.k, kFull, shared.k(ring.slot), row, kvHead, work.b,
                                                          CacheHint::EvictLast);
@@ -152,7 +155,10 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       // 1. S = Q K^T and dP = dO V^T
       rest.kFull[ring.slot].wait(ring.parity);
       TileMessage message = rest.message[ring.slot];
-      hasTile = !message.isLast();
+      hasTile = !message.isLast;
+      StoredWords stored =
+          StoredWords::load(arguments.mask, message.words, consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize,
+                            Shared::kConsumers * kWarpgroupSize);
       uint32 k = kDescriptor + ring.slot * descriptorStep(Shared::kKBytes);
       uint32 v = vDescriptor + ring.slot * descriptorStep(Shared::kVBytes);
       pinRegisters(factors);
@@ -173,10 +179,10 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       productCommit();
 
       // 2. Gradient factors; the mask is decided while the products run.
-      Columns columns(arguments.kvPositions, message.tile(), arguments.kvLen);
+      Columns columns(arguments.kvPositions, message.tile, arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h,
-                                                                          rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(consumer), captures,
+                                                                          b, h, rows, firstRow, columns, stored);
       productWait<1>();
       pinRegisters(factors);
       weighTile<Element, Program, TileAxes::RowsAreQ, kHasSoftmax, false>(

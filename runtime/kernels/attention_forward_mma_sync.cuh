@@ -60,7 +60,8 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
         output[group][i] = 0.0f;
 
     TileWalk walk;
-    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    walk.start(arguments.mask, work.row, arguments.work.numRows, work.b * arguments.qHeads + work.h, numTiles,
+               Program::kHasMask);
     bool hasTile = walk.next();
     if (hasTile) {
       copyRows<kTileQ, Config::kHeadDim, kThreads>(q, qSlice, arguments.q.strideS, work.row * kTileQ, arguments.qLen);

@@ -9,10 +9,19 @@
 #pragma once
 
 #include "runtime/kernels/hopper.cuh"
+#include "runtime/kernels/mask_words.cuh"
 #include "runtime/kernels/pipeline.cuh"
 #include "runtime/kernels/softmax.cuh"
 
 namespace cpflex::kernels {
+
+/// A row of tiles that the producer takes up; its walk stands at the first tile.
+struct ForwardItem {
+  int number; ///< kEnd of WorkQueue after the last
+  bool hasTile;
+  WorkItem work;
+  TileWalk walk;
+};
 
 template <class Config> struct ForwardWgmmaShared {
   static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64);
@@ -31,8 +40,9 @@ template <class Config> struct ForwardWgmmaShared {
     SharedBarrier kFull[Config::kStages], kEmpty[Config::kStages];
     SharedBarrier vFull[Config::kStages], vEmpty[Config::kStages];
     TileMessage message[Config::kStages]; ///< of the K tiles
-    TileWalk walk;                        ///< of the producer, which has few registers
     WorkQueue::Shared work;
+    SharedBarrier itemWanted, itemReady;
+    ForwardItem items[2]; ///< the producer's, and the next
   };
   static_assert(Config::kTileQ % kRowsPerConsumer == 0);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
@@ -53,7 +63,35 @@ template <class Config> struct ForwardWgmmaShared {
   }
 };
 
-/// The producer: one thread takes work and issues every copy.
+/// Takes work, by one thread: finding the first tile of a row is a chain of reads that takes longer than a tile, so the
+/// next row is found while the last tiles of a row are on their way.
+template <class Config, class Program>
+__device__ __forceinline__ void takeForwardItems(const ForwardWgmmaShared<Config> &shared,
+                                                 const ForwardArguments &arguments) {
+  auto &barriers = *shared.barriers;
+  int numItems = numWorkItems(arguments.work, arguments.batch * arguments.qHeads);
+  int numTiles = ceilDivide(arguments.kvLen, Config::kTileKV);
+  for (int count = 0;; ++count) {
+    if (count > 0)
+      barriers.itemWanted.wait((count - 1) % 2);
+    ForwardItem &next = barriers.items[count % 2];
+    int number = atomicAdd(arguments.work.counter, 1);
+    bool isEnd = number >= numItems;
+    next.number = isEnd ? WorkQueue::kEnd : number;
+    if (!isEnd) {
+      WorkItem work = workItem(arguments.work, number, arguments.batch, arguments.qHeads);
+      next.work = work;
+      next.walk.start(arguments.mask, work.row, arguments.work.numRows, work.b * arguments.qHeads + work.h, numTiles,
+                      Program::kHasMask);
+      next.hasTile = next.walk.next();
+    }
+    barriers.itemReady.arrive();
+    if (isEnd)
+      return;
+  }
+}
+
+/// The producer: one thread issues every copy.
 template <class Config, class Program>
 __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> &shared,
                                                const ForwardArguments &arguments, const ForwardTensorMaps &maps) {
@@ -65,17 +103,19 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
   RingPosition<Config::kStages> kRing, vRing;
   WorkQueue queue;
   uint32 qParity = 0;
-  int numItems = numWorkItems(arguments.work, arguments.batch * arguments.qHeads);
-  int numTiles = ceilDivide(arguments.kvLen, Config::kTileKV);
   int headsPerKV = arguments.qHeads / arguments.kvHeads;
-  while (true) {
-    int item = atomicAdd(arguments.work.counter, 1);
-    if (item >= numItems)
+  for (int count = 0;; ++count) {
+    barriers.itemReady.wait(count % 2);
+    ForwardItem &item = barriers.items[count % 2];
+    if (item.number == WorkQueue::kEnd)
       return queue.publish(barriers.work, WorkQueue::kEnd);
-    WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
+    WorkItem work = item.work;
     int kvHead = work.h / headsPerKV;
-    TileWalk &walk = barriers.walk;
-    walk.start(arguments.mask, work.row, work.b * arguments.qHeads + work.h, numTiles, Program::kHasMask);
+    TileWalk &walk = item.walk;
+    bool hasTile = item.hasTile;
+    queue.publish(barriers.work, item.number * 2 + hasTile);
+    if (!hasTile)
+      barriers.itemWanted.arrive();
 
     auto loadV = [&](int tile) {
       SharedBarrier &full = barriers.vFull[vRing.slot];
@@ -85,19 +125,20 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
                                                             kvHead, work.b, CacheHint::EvictLast);
       vRing.advance();
     };
-    bool hasTile = walk.next();
-    queue.publish(barriers.work, item * 2 + hasTile);
     int previous = -1;
     while (hasTile) {
       int tile = walk.tile;
-      bool isPartial = walk.isPartial;
-      hasTile = walk.next();
       SharedBarrier &full = barriers.kFull[kRing.slot];
+      TileMessage &message = barriers.message[kRing.slot];
       barriers.kEmpty[kRing.slot].wait(kRing.parity ^ 1);
-      barriers.message[kRing.slot] = TileMessage::of(tile, isPartial, !hasTile);
-      full.arriveExpecting(Shared::kKBytes);
       copyPanels<Shared::kPanels, Shared::kTilePanelBytes>(maps.k, full, shared.k(kRing.slot), tile * Config::kTileKV,
                                                            kvHead, work.b, CacheHint::EvictLast);
+      message = TileMessage::of(walk);
+      hasTile = walk.next(); // reads memory, while the copy runs
+      message.isLast = !hasTile;
+      full.arriveExpecting(Shared::kKBytes);
+      if (!hasTile)
+        barriers.itemWanted.arrive();
       kRing.advance();
       if (previous < 0) {
         barriers.qEmpty.wait(qParity ^ 1);
@@ -129,6 +170,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
   constexpr int kVColumns = roundUp(Config::kVHeadDim, 16);
   constexpr int kHeadSteps = ceilDivide(Config::kHeadDim, 16);
   constexpr bool kTakesTurns = kVColumns <= 128;
+  // Of wider heads the compiler would serialise the products around a tile that is left out.
+  constexpr bool kSkipsTiles = Program::kHasMask && kTakesTurns;
   constexpr int kTurnBarrier = 1;
   using Positions = TilePositions<Config::kPositions, kTileKV>;
   using ScoreProduct = WarpgroupProduct<Element, kTileKV>;
@@ -138,6 +181,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
   bool isElected = isElectedLane();
   int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
+  constexpr int kThreadsOfConsumers = Shared::kConsumers * kWarpgroupSize;
+  int thread = consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize; // of the consumers
   ScoreScale<Program> scale(arguments.scale, Config::kHasSoftmax);
   uint32 qDescriptor = operandDescriptor(shared.q(consumer), Shared::kQPanelBytes);
   uint32 kDescriptor = operandDescriptor(shared.k(0), Shared::kTilePanelBytes);
@@ -170,6 +215,33 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       barriers.vEmpty[vRing.slot].arrive();
     vRing.advance();
   };
+  bool hasWeights = false;
+  auto finishWeights = [&] {
+    issueOutputProduct();
+    productCommit();
+    productWait<0>();
+    pinRegisters(output);
+    releaseV();
+    hasWeights = false;
+  };
+  // A tile in which none of this consumer's rows attends: its buffers pass by in turn.
+  auto skipTile = [&](bool isLast) {
+    if constexpr (kTakesTurns) {
+      barrierSync<2 * kWarpgroupSize>(kTurnBarrier + consumer);
+      barrierArrive<2 * kWarpgroupSize>(kTurnBarrier + (consumer + 1) % Shared::kConsumers);
+    }
+    __syncwarp(); // every lane has read the message
+    if (isElected) {
+      barriers.kEmpty[kRing.slot].arrive();
+      if (isLast)
+        barriers.qEmpty.arrive();
+    }
+    kRing.advance();
+    if (hasWeights)
+      finishWeights();
+    barriers.vFull[vRing.slot].wait(vRing.parity);
+    releaseV();
+  };
   float rescale[2] = {1.0f, 1.0f};
   auto rescaleOutput = [&] {
 #pragma unroll
@@ -190,7 +262,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     for (int i = 0; i < kVColumns / 2; ++i)
       output[i] = 0.0f;
 
-    bool hasTile = queue.hasTile, hasWeights = false;
+    bool hasTile = queue.hasTile;
     if (hasTile) {
       barriers.qFull.wait(qParity);
       qParity ^= 1;
@@ -199,7 +271,13 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       // 1. S = Q K[j]^T
       barriers.kFull[kRing.slot].wait(kRing.parity);
       TileMessage message = barriers.message[kRing.slot];
-      hasTile = !message.isLast();
+      hasTile = !message.isLast;
+      if constexpr (kSkipsTiles)
+        if (message.isEmpty(consumer)) {
+          skipTile(!hasTile);
+          continue;
+        }
+      StoredWords stored = StoredWords::load(arguments.mask, message.words, thread, kThreadsOfConsumers);
       if constexpr (kTakesTurns)
         barrierSync<2 * kWarpgroupSize>(kTurnBarrier + consumer);
       uint32 k = kDescriptor + kRing.slot * descriptorStep(Shared::kKBytes);
@@ -223,10 +301,10 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       if constexpr (kTakesTurns)
         barrierArrive<2 * kWarpgroupSize>(kTurnBarrier + (consumer + 1) % Shared::kConsumers);
       // The mask of tile j is decided while the products run.
-      Positions columns(arguments.kvPositions, message.tile(), arguments.kvLen);
+      Positions columns(arguments.kvPositions, message.tile, arguments.kvLen);
       uint32 keep[2];
-      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(), captures, b, h,
-                                                                          rows, firstRow, columns);
+      bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, message.isPartial(consumer), captures,
+                                                                          b, h, rows, firstRow, columns, stored);
       productWait<1>();
       pinRegisters(scores);
       if (isElected)
@@ -255,13 +333,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       packOperand<Element>(weights, scores);
       hasWeights = true;
     }
-    if (hasWeights) {
-      issueOutputProduct();
-      productCommit();
-      productWait<0>();
-      pinRegisters(output);
-      releaseV();
-    }
+    if (hasWeights)
+      finishWeights();
 
     float factor[2] = {1.0f, 1.0f}, lse[2];
     int row = work.row * Config::kTileQ + rowInTile;
@@ -293,6 +366,8 @@ __device__ __forceinline__ void attentionForwardWgmma(const ForwardArguments &ar
       barriers.vEmpty[stage].initialize(kConsumerWarps);
     }
     WorkQueue::initialize(barriers.work, kConsumerWarps);
+    barriers.itemWanted.initialize(1);
+    barriers.itemReady.initialize(1);
     fenceBarrierInit();
   }
   __syncthreads();
@@ -302,6 +377,8 @@ __device__ __forceinline__ void attentionForwardWgmma(const ForwardArguments &ar
     giveRegisters<kProducerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     if (threadIdx.x == 0)
       produceForward<Config, Program>(shared, arguments, maps);
+    else if (threadIdx.x == kWarpSize)
+      takeForwardItems<Config, Program>(shared, arguments);
   } else {
     takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     consumeForward<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);

@@ -4,6 +4,7 @@
 
 #include "runtime/kernels/backward.cuh"
 #include "runtime/kernels/hopper.cuh"
+#include "runtime/kernels/mask_words.cuh"
 #include "runtime/kernels/pipeline.cuh"
 
 namespace cpflex::kernels {
@@ -38,8 +39,8 @@ template <bool kSumsDQ> struct QueryTileWalk {
     return true;
   }
   __device__ __forceinline__ void startHead(const BackwardArguments &arguments, int tileQ, bool hasMask) {
-    walk.start(arguments.mask, item.row, item.b * arguments.qHeads + head, ceilDivide(arguments.qLen, tileQ), hasMask,
-               kSumsDQ && arguments.querySums.walksDown);
+    walk.start(arguments.mask, item.row, arguments.work.numRows, item.b * arguments.qHeads + head,
+               ceilDivide(arguments.qLen, tileQ), hasMask, kSumsDQ && arguments.querySums.walksDown);
   }
 };
 
@@ -81,6 +82,8 @@ template <class Config> struct BackwardKVShared {
     int head[Config::kStages];                                                 ///< query head of the tile
     SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
     SharedBarrier dQFull[kSumSlots], dQEmpty[kSumSlots];                       ///< where dQ is summed
+    SharedBarrier sumsFull[kSumSlots];                                         ///< the slot waits for a last part of dQ
+    bool holdsSums[kSumSlots];                                                 ///< and the sums of the others are in it
     QueryTileWalk<kSumsDQ> walk;                                               ///< the producer's
     /// Of the warps that add dQ up: their walks, and the tiles and (b, h) that come next.
     QueryTileWalk<kSumsDQ> sumsWalk[kSumSlots];
@@ -133,6 +136,7 @@ template <class Config> struct BackwardKVShared {
       for (int slot = 0; slot < kSumSlots; ++slot) {
         rest->dQFull[slot].initialize(kConsumerWarps);
         rest->dQEmpty[slot].initialize(1);
+        rest->sumsFull[slot].initialize(1);
       }
       WorkQueue::initialize(rest->work, kConsumerWarps + (kSumsDQ ? kSumSlots : 0));
       fenceBarrierInit();
@@ -177,24 +181,22 @@ __device__ __forceinline__ void produceBackwardKV(const BackwardKVShared<Config>
       int &tileHead = rest.head[ring.slot];
       rest.qEmpty[ring.slot].wait(ring.parity ^ 1);
       tileHead = walk.head;
-      int tile = walk.walk.tile;
-      bool isPartial = walk.walk.isPartial;
-      hasTile = next();
-      message = TileMessage::of(tile, isPartial, !hasTile);
-      qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
+      message = TileMessage::of(walk.walk);
       copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
-          maps.q, qFull, shared.q(ring.slot), message.tile() * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
+          maps.q, qFull, shared.q(ring.slot), message.tile * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
         copyBytes(rest.lseLog2[ring.slot],
-                  rowSlice(arguments.lseLog2, work.b, tileHead) + message.tile() * Config::kTileQ, Shared::kRowBytes,
+                  rowSlice(arguments.lseLog2, work.b, tileHead) + message.tile * Config::kTileQ, Shared::kRowBytes,
                   qFull);
+      hasTile = next(); // reads memory, while the copies run
+      message.isLast = !hasTile;
+      qFull.arriveExpecting(Shared::kQBytes + Shared::kRowBytes);
       rest.dOEmpty[ring.slot].wait(ring.parity ^ 1);
       dOFull.arriveExpecting(Shared::kDOBytes + Shared::kRowBytes);
-      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(maps.dO, dOFull, shared.dO(ring.slot),
-                                                         message.tile() * Config::kTileQ, tileHead, work.b,
-                                                         CacheHint::EvictLast);
+      copyPanels<Shared::kVPanels, Shared::kQPanelBytes>(
+          maps.dO, dOFull, shared.dO(ring.slot), message.tile * Config::kTileQ, tileHead, work.b, CacheHint::EvictLast);
       if (Config::kHasSoftmax)
-        copyBytes(rest.delta[ring.slot], rowSlice(arguments.delta, work.b, tileHead) + message.tile() * Config::kTileQ,
+        copyBytes(rest.delta[ring.slot], rowSlice(arguments.delta, work.b, tileHead) + message.tile * Config::kTileQ,
                   Shared::kRowBytes, dOFull);
       ring.advance();
     }

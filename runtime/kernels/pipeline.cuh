@@ -37,16 +37,20 @@ template <int kSlots> struct RingPosition {
   }
 };
 
-/// What the producer says of the tile in a slot, so that only it walks the mask: the tile, whether the mask decides
-/// pair by pair, and whether it is the item's last.
-struct TileMessage {
-  int word;
-  static __device__ __forceinline__ TileMessage of(int tile, bool isPartial, bool isLast) {
-    return {tile << 2 | isPartial << 1 | isLast};
+/// What the producer says of the tile in a slot, so that only it walks the mask.
+struct alignas(16) TileMessage {
+  int tile, words; ///< as in TileWalk
+  uint32 classes;
+  bool isLast; ///< of the item's tiles
+  bool isLastPart;
+
+  template <class Walk> static __device__ __forceinline__ TileMessage of(const Walk &walk) {
+    return {walk.tile, walk.words, walk.classes, false, walk.isLastPart};
   }
-  __device__ __forceinline__ int tile() const { return word >> 2; }
-  __device__ __forceinline__ bool isPartial() const { return word & 2; }
-  __device__ __forceinline__ bool isLast() const { return word & 1; }
+  /// Of the 64 rows of one consumer: whether no pair attends, and whether some pair does not.
+  __device__ __forceinline__ bool isEmpty(int consumer) const { return classOf(consumer) == kEmptyTile; }
+  __device__ __forceinline__ bool isPartial(int consumer) const { return classOf(consumer) != kFullTile; }
+  __device__ __forceinline__ int classOf(int consumer) const { return classes >> 2 * consumer & 3; }
 };
 
 /// How consumers learn which item is next, and whether it has any tile: a ring of two, so that the producer copies

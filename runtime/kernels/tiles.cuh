@@ -10,7 +10,10 @@
 
 namespace cpflex::kernels {
 
-constexpr unsigned char kPartialTile = 2; // TileClass::Partial
+// TileClass, and the two bits of MaskArgument::classes.
+constexpr unsigned char kEmptyTile = 0, kFullTile = 1, kPartialTile = 2;
+/// Rows of a consumer warpgroup.
+constexpr int kConsumerRows = 64;
 
 /// The slice [s, d] of local batch row b and head h, of 2-byte elements.
 __device__ __forceinline__ const unsigned short *elementSlice(const TensorArgument &tensor, int b, int h) {
@@ -26,6 +29,11 @@ template <bool kIsF32> __device__ __forceinline__ void *outputSlice(const Tensor
 __device__ __forceinline__ const float *rowSlice(const RowArgument &array, int b, int h) {
   return array.data + b * array.strideB + h * array.strideH;
 }
+
+/// Indices [begin, end).
+struct Range {
+  int begin, end;
+};
 
 /// One row of kernel tiles of one (batch, head).
 struct WorkItem {
@@ -60,46 +68,64 @@ __device__ __forceinline__ WorkItem ascendingWorkItem(WorkArgument work, int ite
 template <bool kMayDescend> struct DirectedTileWalk {
   int tile;       ///< current tile, in kernel tiles
   bool isPartial; ///< whether the mask decides pair by pair
+  bool isLastPart; ///< as RunArgument says, of kernel tiles
+  int words;       ///< its number in MaskArgument::words; negative: none
+  uint32 classes;  ///< per 64 rows, as in MaskArgument::classes
 
-  /// Stands before the first tile of row `row` of a (b, h). `numTiles` kernel tiles exist in the direction of the walk.
-  __device__ __forceinline__ void start(const MaskArgument &mask, int row, int pair, int numTiles, bool hasMask,
-                                        bool descends = false) {
+  /// Stands before the first tile of row `row` of `numRows` of a (b, h). `numTiles` kernel tiles exist in the direction
+  /// of the walk.
+  __device__ __forceinline__ void start(const MaskArgument &mask, int row, int numRows, int pair, int numTiles,
+                                        bool hasMask, bool descends = false) {
     numTiles_ = numTiles;
     ratio_ = mask.colTilesPerMaskTile;
     descends_ = kMayDescend && descends;
     tile = descends_ ? 0 : -1;
     end_ = 0;
+    classes_ = mask.classes;
     if (mask.runs) {
       int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
       const int *begin = mask.rowBegin + (long long)rowSet * (mask.numRows + 1) + row / mask.rowTilesPerMaskTile;
       next_ = mask.runs + __ldg(begin);
       last_ = mask.runs + __ldg(begin + 1);
+      rowInMaskTile_ = row % mask.rowTilesPerMaskTile;
+      isLastRow_ = rowInMaskTile_ == mask.rowTilesPerMaskTile - 1 || row == numRows - 1;
+      wordsBase_ = classes_ ? __ldg(mask.wordsOf + pair) : 0;
       fetch();
     } else {
       next_ = last_ = nullptr;
       pendingBegin_ = 0;
       pendingEnd_ = numTiles;
       pendingIsPartial_ = hasMask;
+      pendingIsLastPart_ = row == numRows - 1;
     }
   }
 
   /// Steps to the next tile; false after the last.
   __device__ __forceinline__ bool next() {
-    if (kMayDescend && descends_ ? --tile >= end_ : ++tile < end_)
-      return true;
-    if (pendingBegin_ >= pendingEnd_)
-      return false;
-    tile = kMayDescend && descends_ ? pendingEnd_ - 1 : pendingBegin_;
-    end_ = kMayDescend && descends_ ? pendingBegin_ : pendingEnd_;
-    isPartial = pendingIsPartial_;
-    fetch();
+    if (kMayDescend && descends_ ? --tile < end_ : ++tile >= end_) {
+      if (pendingBegin_ >= pendingEnd_)
+        return false;
+      tile = kMayDescend && descends_ ? pendingEnd_ - 1 : pendingBegin_;
+      end_ = kMayDescend && descends_ ? pendingBegin_ : pendingEnd_;
+      isPartial = pendingIsPartial_;
+      isLastPart = pendingIsLastPart_;
+      wordsOfTile0_ = pendingWordsOfTile0_;
+      fetch();
+    }
+    bool isDecided = isPartial && classes_;
+    words = isDecided ? wordsOfTile0_ + tile : -1;
+    classes = isDecided ? __ldg(classes_ + words) : isPartial ? kAllRows * kPartialTile : kAllRows * kFullTile;
     return true;
   }
+  static constexpr uint32 kAllRows = 0x55u; ///< times a class: that class for all rows
 
   const RunArgument *next_, *last_;
   int end_; ///< where the current run ends; its first tile in a descending walk
   int pendingBegin_, pendingEnd_, numTiles_, ratio_;
-  bool pendingIsPartial_, descends_;
+  const unsigned char *classes_;
+  int wordsBase_, rowInMaskTile_;
+  int wordsOfTile0_, pendingWordsOfTile0_; ///< the number that tile 0 would have in the run
+  bool pendingIsPartial_, pendingIsLastPart_, isLastRow_, descends_;
 
   __device__ __forceinline__ void fetch() {
     pendingBegin_ = pendingEnd_ = 0;
@@ -109,6 +135,10 @@ template <bool kMayDescend> struct DirectedTileWalk {
     pendingBegin_ = __ldg(&run->begin) * ratio_;
     pendingEnd_ = min(__ldg(&run->end) * ratio_, numTiles_);
     pendingIsPartial_ = __ldg(&run->tileClass) == kPartialTile;
+    pendingIsLastPart_ = isLastRow_ && __ldg(&run->isLastPart);
+    if (classes_)
+      pendingWordsOfTile0_ = wordsBase_ + __ldg(&run->words) +
+                             rowInMaskTile_ * (__ldg(&run->end) * ratio_ - pendingBegin_) - pendingBegin_;
   }
 };
 using TileWalk = DirectedTileWalk<false>;
@@ -209,17 +239,41 @@ __device__ __forceinline__ void keepWords(uint32 (&keep)[2], const typename Prog
   }
 }
 
+/// A thread's keep words of a tile as MaskArgument::words has them.
+struct StoredWords {
+  uint32 words[2];
+  bool areThere;
+
+  static __device__ __forceinline__ StoredWords none() { return {{0u, 0u}, false}; }
+  /// Those of tile number `tile` (negative: none) for thread `thread` of `numThreads` of all consumers.
+  static __device__ __forceinline__ StoredWords load(const MaskArgument &mask, int tile, int thread, int numThreads) {
+    StoredWords stored = none();
+    stored.areThere = tile >= 0;
+    if (stored.areThere)
+      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(stored.words[0]), "=r"(stored.words[1])
+                   : "l"(mask.words + ((long long)tile * numThreads + thread) * 2));
+    return stored;
+  }
+};
+
 /// The keep words of a tile, all ones for full tiles; returns whether they may hold a zero.
 template <class Program, TileAxes kAxes, int kColumns, class Rows, class Columns>
-__device__ __forceinline__ bool tileKeepWords(uint32 (&keep)[2], bool isPartial,
-                                              const typename Program::Captures &captures, int b, int h,
-                                              const Rows &rows, int firstRow, const Columns &columns) {
+__device__ __forceinline__ bool
+tileKeepWords(uint32 (&keep)[2], bool isPartial, const typename Program::Captures &captures, int b, int h,
+              const Rows &rows, int firstRow, const Columns &columns, const StoredWords &stored = StoredWords::none()) {
   keep[0] = keep[1] = ~0u;
   bool isMasked = isPartial || columns.last < kColumns - 1;
   if (isMasked) {
     if constexpr (Program::kHasMask)
-      if (isPartial)
-        keepWords<Program, kAxes, kColumns>(keep, captures, b, h, rows, firstRow, columns);
+      if (isPartial) {
+        if (stored.areThere) {
+          keep[0] = stored.words[0];
+          keep[1] = stored.words[1];
+        } else {
+          keepWords<Program, kAxes, kColumns>(keep, captures, b, h, rows, firstRow, columns);
+        }
+      }
     uint32 inside = bitsBelowColumn(columns.last + 1);
     keep[0] &= inside;
     keep[1] &= inside;

@@ -1,6 +1,7 @@
 // How options and files become tensors, an AttentionProblem and a mask.
 #include "tools/cpflexc/AttentionCall.h"
 
+#include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Host/HalfPrecision.h"
 #include "runtime/contract/HostMemory.h"
 
@@ -207,6 +208,25 @@ std::optional<KernelFamily> kernelFamily(const Options &options) {
   return options.kernels == "wgmma" ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
 
+// The tiles of the block mask: on a GPU those that its kernels prefer.
+static StatusOr<MaskTile> maskTile(const Options &options, const AttentionCall &call, const LoadOptions &load) {
+  int index = 0;
+  if (!isCuda(options, index))
+    return MaskTile{};
+  StatusOr<CudaMachine> machine = CudaMachine::open(index);
+  if (!machine)
+    return machine.status();
+  DeviceFunctions functions;
+  functions.hasMask = call.loaded.entry->hasMask;
+  CudaProgramOptions kernels;
+  kernels.headDim = load.headDim;
+  kernels.vHeadDim = load.vHeadDim >= 0 ? load.vHeadDim : load.headDim;
+  kernels.family = kernelFamily(options);
+  if (call.isBackward)
+    kernels.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  return preferredMaskTile(functions, kernels, machine->device->description().computeCapability);
+}
+
 int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &call) {
   Options options = given;
   int index = 0;
@@ -223,17 +243,21 @@ int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &c
     return reportFailure(binding.status());
   call.binding = *binding;
 
-  const auto begin = std::chrono::steady_clock::now();
-  auto mask = buildBlockMask(*call.loaded.program, *call.loaded.entry, *call.binding, 128, 128, threadCount(options));
-  call.maskMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
-  if (!mask)
-    return reportFailure(mask.status());
   LoadOptions load;
   load.type = call.type;
   load.headDim = options.headDim >= 0 ? options.headDim : 64;
   load.vHeadDim = options.vHeadDim;
   load.passes = call.isBackward ? CallPasses::ForwardAndBackward : CallPasses::Forward;
   load.numThreads = threadCount(options);
+  StatusOr<MaskTile> tile = maskTile(options, call, load);
+  if (!tile)
+    return reportFailure(tile.status());
+  const auto begin = std::chrono::steady_clock::now();
+  auto mask =
+      buildBlockMask(*call.loaded.program, *call.loaded.entry, *call.binding, tile->q, tile->kv, threadCount(options));
+  call.maskMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  if (!mask)
+    return reportFailure(mask.status());
   auto executable = Executable::load(call.loaded.program, *call.loaded.entry, call.binding,
                                      std::make_shared<const BlockMask>(std::move(mask->mask)), load);
   if (!executable)

@@ -170,6 +170,9 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
     predicate = SymbolTable::lookupNearestSymbolFrom<mask::PredicateOp>(module, symbol(*attention.getMask()));
     assert(predicate && "the verifier of mask.attention checks its symbols");
     result.hasMask = true;
+    Block &body = predicate.getBody().front();
+    result.maskReadsBatch = !body.getArgument(0).use_empty();
+    result.maskReadsHead = !body.getArgument(1).use_empty();
   }
   if (attention.getScore()) {
     score = SymbolTable::lookupNearestSymbolFrom<mask::ScoreOp>(module, symbol(*attention.getScore()));

@@ -49,15 +49,19 @@ std::vector<Row> matrix() {
   if (std::getenv("CPFLEX_FULL")) {
     targets.push_back({KernelFamily::MmaSync, 86});
     targets.push_back({KernelFamily::MmaSync, 90});
-    heads = {{64, 64}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
+    heads = {{64, 64}, {64, 128}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
     functors = {"causal", "document_causal", "soft_cap", "large"};
   }
   std::vector<Row> rows;
   for (auto [family, capability] : targets)
     for (KernelRole role : {KernelRole::Forward, KernelRole::BackwardKV, KernelRole::BackwardQ})
       for (auto [headDim, vHeadDim] : heads)
-        for (const std::string &functor : functors)
-          rows.push_back({role, family, capability, headDim, vHeadDim, functor});
+        for (const std::string &functor : functors) {
+          bool isOfAnother =
+              family == KernelFamily::Wgmma && role == KernelRole::BackwardQ && sumsDQ(headDim, vHeadDim);
+          if (!isOfAnother)
+            rows.push_back({role, family, capability, headDim, vHeadDim, functor});
+        }
   for (KernelRole role : {KernelRole::BackwardDelta, KernelRole::BackwardSink})
     rows.push_back({role, KernelFamily::MmaSync, 80, 128, 128, "causal"});
   return rows;

@@ -152,9 +152,9 @@ struct FakeGpu {
                     {},
                     {}};
       bool isOfCaptures = launch.function.find("capture") != std::string::npos;
-      size_t bytes = launch.function == "attention_forward" ? sizeof(ForwardArguments)
-                     : isOfCaptures                         ? sizeof(CaptureGradientArguments)
-                                                            : sizeof(BackwardArguments);
+      size_t bytes = launch.function.starts_with("attention_forward") ? sizeof(ForwardArguments)
+                     : isOfCaptures                                   ? sizeof(CaptureGradientArguments)
+                                                                      : sizeof(BackwardArguments);
       auto *arguments = static_cast<const char *>(parameters[0]), *captures = static_cast<const char *>(parameters[1]);
       launch.arguments.assign(arguments, arguments + bytes);
       launch.captures.assign(captures, captures + current()->captureBytes);

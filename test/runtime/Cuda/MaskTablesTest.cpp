@@ -143,6 +143,59 @@ TEST(MaskTables, RowSetsFollowEachOther) {
   EXPECT_EQ(tables.runs[2].end, 2);
 }
 
+TEST(MaskTables, LastPartsAreWhereNoLaterKeysAttend) {
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 200; ++trial) {
+    int rows = 1 + random() % 9, columns = 1 + random() % 9;
+    Written kinds = randomKinds(random, rows, columns);
+    MaskTables tables = maskTables(blockMask(kinds, rows * 4, columns * 8, 4, 8), KernelRows::KV, 4, 8, 1, 1);
+    Written last(rows, std::vector<int>(columns, 0)), expected = last;
+    for (int kv = 0; kv < columns; ++kv)
+      for (int i = tables.rowBegin[kv]; i < tables.rowBegin[kv + 1]; ++i)
+        for (int q = tables.runs[i].begin; q < tables.runs[i].end; ++q) {
+          ASSERT_EQ(tables.runs[i].tileClass, std::min(kinds[q][kv], 2)) << "3 is partial with a residual";
+          last[q][kv] = tables.runs[i].isLastPart;
+        }
+    for (int q = 0; q < rows; ++q)
+      for (int kv = columns - 1; kv >= 0; --kv)
+        if (kinds[q][kv] != 0) {
+          expected[q][kv] = 1;
+          break;
+        }
+    ASSERT_EQ(last, expected);
+  }
+}
+
+TEST(MaskTables, PartialTilesAreNumbered) {
+  // Mask tiles of 2 x 3 kernel tiles.
+  BlockMask mask = blockMask({{2, 1, 2}, {0, 2, 2}}, 16, 36, 8, 12);
+  MaskTables tables =
+      maskTables(mask, KernelRows::Q, 4, 4, 2, 3, {.perBatch = true, .perHead = false, .maxTiles = 100});
+  std::vector<int32_t> words;
+  for (const RunArgument &run : tables.runs)
+    words.push_back(run.words);
+  EXPECT_THAT(words, ElementsAre(0, 6, 6, 12)) << "a full run has none of its own";
+  EXPECT_THAT(tables.wordsOf, ElementsAre(0, 0, 0, 24, 24, 24)) << "one set per batch row";
+  EXPECT_EQ(tables.numWordSets, 2);
+  EXPECT_EQ(tables.wordPairs[0], 0);
+  EXPECT_EQ(tables.wordPairs[1], 3);
+  EXPECT_EQ(tables.wordPairs.size(), 6u) << "room for masks that differ more";
+  EXPECT_EQ(tables.numWordTiles, 48);
+
+  MaskTables tooMany =
+      maskTables(mask, KernelRows::Q, 4, 4, 2, 3, {.perBatch = true, .perHead = false, .maxTiles = 47});
+  EXPECT_TRUE(tooMany.wordsOf.empty());
+  EXPECT_EQ(tooMany.numWordTiles, 0);
+  EXPECT_EQ(maskTables(mask, KernelRows::Q, 4, 4, 2, 3).numWordTiles, 0) << "none are asked for";
+}
+
+TEST(MaskTables, PairsWithOneRowSetMayDifferInBits) {
+  BlockMask mask = blockMask({{2, 1}}, 4, 8, 4, 4);
+  MaskTables tables = maskTables(mask, KernelRows::Q, 4, 4, 1, 3, {.perBatch = true, .perHead = true, .maxTiles = 100});
+  EXPECT_THAT(tables.wordsOf, ElementsAre(0, 1, 2));
+  EXPECT_THAT(tables.wordPairs, ElementsAre(0, 1, 2));
+}
+
 /// The tables of the kernel for dK and dV, whose rows of tiles run along kv, of a mask written out by q and kv tiles.
 MaskTables keyTables(const Written &kinds) {
   auto qLen = static_cast<int64_t>(kinds.size()) * 64, kvLen = static_cast<int64_t>(kinds[0].size()) * 128;

@@ -51,7 +51,6 @@ TEST(TileConfigTest, ArchitectureNamesTheFeatureSetThatWgmmaNeeds) {
 TEST(TileConfigTest, BackwardKernelsByHeadSize) {
   EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128)),
             "attention_backward_fused_wgmma.cuh");
-  EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardQ, KernelFamily::Wgmma, 128, 128)), "attention_backward_q_sums.cuh");
   EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 64, 128)),
             "attention_backward_kv_wgmma.cuh");
   EXPECT_EQ(kernelFile(specOf(KernelRole::BackwardQ, KernelFamily::Wgmma, 64, 128)), "attention_backward_q_wgmma.cuh");
@@ -81,21 +80,17 @@ TEST(TileConfigTest, MmaSyncKernelsTakeNoTensorMaps) {
   EXPECT_EQ(kernelInstantiation(spec, *tiles).find("TensorMaps"), std::string::npos);
 }
 
-TEST(TileConfigTest, KernelsThatShareSumsHaveOneTile) {
-  for (int headDim = 8; headDim <= 128; headDim += 8)
-    for (int vHeadDim = 8; vHeadDim <= 128; vHeadDim += 8) {
-      KernelSpec kv = specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, headDim, vHeadDim), q = kv;
-      q.role = KernelRole::BackwardQ;
-      ASSERT_EQ(sharesSums(kv), sharesSums(q));
-      if (!sharesSums(kv))
-        continue;
-      StatusOr<TileConfig> kvTiles = tileConfig(kv, 90), qTiles = tileConfig(q, 90);
-      ASSERT_TRUE(kvTiles && qTiles);
-      EXPECT_EQ(kvTiles->tileQ, qTiles->tileQ);
-      EXPECT_EQ(kvTiles->tileKV, qTiles->tileKV);
-      EXPECT_TRUE(takesTensorMaps(kv));
-      EXPECT_FALSE(takesTensorMaps(q));
-    }
+TEST(TileConfigTest, KernelsWithMasksBringTheKernelThatDecidesTiles) {
+  KernelSpec spec = specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128);
+  StatusOr<TileConfig> tiles = tileConfig(spec, 90);
+  ASSERT_TRUE(tiles);
+  EXPECT_EQ(kernelInstantiation(spec, *tiles).find("_words"), std::string::npos);
+  spec.hasMask = true;
+  std::string text = kernelInstantiation(spec, *tiles);
+  for (const char *line : {"__launch_bounds__(256) attention_backward_kv_words(", "TileAxes::RowsAreKV>("})
+    EXPECT_NE(text.find(line), std::string::npos) << line << "\nin\n" << text;
+  spec.family = KernelFamily::MmaSync;
+  EXPECT_FALSE(decidesTiles(spec));
 }
 
 TEST(TileConfigTest, SaysWhatNoKernelServes) {
