@@ -10,6 +10,7 @@
 #include <utility>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace cpflex {
 namespace {
@@ -258,7 +259,8 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
   result.sink.assign(problem.qHeads, 0.0);
   ScoreDerivative derivative(problem, captureGradientsWanted, result);
   ScoreRow scores(problem.kvLen);
-  std::vector<double> gradients(problem.kvLen);
+  std::vector<double> gradients(problem.kvLen), terms(problem.kvLen);
+  const auto squaredNorm = [&](const double *row) { return std::inner_product(row, row + headDim, row, 0.0); };
   const int64_t numRows = problem.batch * problem.qHeads * problem.qLen;
   for (int64_t i = 0; i < numRows; ++i) {
     const int64_t b = i / problem.qLen / problem.qHeads, h = i / problem.qLen % problem.qHeads, row = i % problem.qLen;
@@ -277,6 +279,8 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
       }
       rowTerm += scores.weights[kv] * gradients[kv];
     }
+    for (int64_t kv = 0; kv < problem.kvLen; ++kv)
+      terms[kv] = dense.isSoftmax() ? scores.weights[kv] * (std::abs(gradients[kv]) + std::abs(rowTerm)) : std::abs(gradients[kv]);
     // d loss / d score = weight * (d weight - rowTerm), rowTerm = dot(dOut, out) - dLse.
     if (dense.isSoftmax()) {
       if (dLse.data)
@@ -290,17 +294,22 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
     for (int64_t kv = 0; kv < problem.kvLen; ++kv) {
       if (!scores.allowed[kv])
         continue;
-      const double gradient = gradients[kv] * double(problem.scale);
+      const double gradient = gradients[kv] * double(problem.scale), term = terms[kv] * double(problem.scale);
+      result.termsOfDQ += term * term * squaredNorm(dense.k.row(b, kvHead, kv));
+      result.termsOfDK += term * term * squaredNorm(dense.q.row(b, h, row));
       for (int64_t d = 0; d < headDim; ++d) {
         result.dQ[i * headDim + d] += gradient * dense.k.row(b, kvHead, kv)[d];
         result.dK[((b * problem.kvHeads + kvHead) * problem.kvLen + kv) * headDim + d] += gradient * dense.q.row(b, h, row)[d];
       }
     }
   }
+  result.termsOfDQ = std::sqrt(result.termsOfDQ);
+  result.termsOfDK = std::sqrt(result.termsOfDK);
   return result;
 }
 
-double relativeError(const TensorView &actual, const std::vector<double> &expected, const int64_t (&sizes)[4]) {
+double relativeError(const TensorView &actual, const std::vector<double> &expected, const int64_t (&sizes)[4],
+                     double terms) {
   double difference = 0, norm = 0;
   size_t i = 0;
   for (int64_t b = 0; b < sizes[0]; ++b)
@@ -318,7 +327,8 @@ double relativeError(const TensorView &actual, const std::vector<double> &expect
     norm += std::isfinite(e) ? e * e : 0.0;
   if (difference == 0.0)
     return 0.0;
-  return norm == 0.0 ? kInfinity : std::sqrt(difference / norm);
+  const double scale = std::max(std::sqrt(norm), terms);
+  return scale == 0.0 ? kInfinity : std::sqrt(difference) / scale;
 }
 
 double errorOfSums(const float *actual, const std::vector<double> &expected, const std::vector<double> &magnitudes) {

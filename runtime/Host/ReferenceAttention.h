@@ -16,9 +16,11 @@ struct ReferenceForward {
 /// Dense gradients, row-major: dQ [batch, qHeads, qLen, headDim], dK [batch, kvHeads, kvLen, headDim], dV likewise with
 /// vHeadDim; sink [qHeads] of this problem's heads; captures[c] dense like capture c (empty when not asked for), and
 /// captureMagnitudes[c] what it would be if every pair's incoming gradient were positive: the scale of its rounding errors,
-/// since contributions of both signs may cancel.
+/// since contributions of both signs may cancel. termsOfDQ and termsOfDK are likewise norms of what dQ and dK add up, each
+/// pair's d weight and row term apart: a row that attends to one key has a dQ of 0, their difference.
 struct ReferenceBackward {
   std::vector<double> dQ, dK, dV, sink;
+  double termsOfDQ = 0, termsOfDK = 0;
   std::vector<std::vector<double>> captures, captureMagnitudes;
 };
 
@@ -37,7 +39,9 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
 
 /// |actual - expected| / |expected| in the Frobenius norm over the [sizes] elements of a view; rows where both are the
 /// same infinity or both NaN count as equal. 0 when both are all zero; infinity when they differ in where they are finite.
-double relativeError(const TensorView &actual, const std::vector<double> &expected, const int64_t (&sizes)[4]);
+/// A norm of `expected` below `terms` counts as that much.
+double relativeError(const TensorView &actual, const std::vector<double> &expected, const int64_t (&sizes)[4],
+                     double terms = 0);
 
 /// |actual - expected| / |magnitudes| in the Euclidean norm, for as many f32 elements as `expected` has; 0 when they are
 /// equal.

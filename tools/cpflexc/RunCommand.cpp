@@ -70,8 +70,8 @@ int checkResults(const AttentionCall &call) {
     for (double lse : forward->lse)
       largestLse = std::max(largestLse, std::isfinite(lse) ? std::abs(lse) : 0);
     bound = std::max(bound, largestLse * 0x1p-24);
-    compare("dq", relativeError(call.dQView, backward->dQ, {p.batch, p.qHeads, p.qLen, p.headDim}));
-    compare("dk", relativeError(call.dKView, backward->dK, {p.batch, p.kvHeads, p.kvLen, p.headDim}));
+    compare("dq", relativeError(call.dQView, backward->dQ, {p.batch, p.qHeads, p.qLen, p.headDim}, backward->termsOfDQ));
+    compare("dk", relativeError(call.dKView, backward->dK, {p.batch, p.kvHeads, p.kvLen, p.headDim}, backward->termsOfDK));
     compare("dv", relativeError(call.dVView, backward->dV, {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}));
     const auto flat = [](const float *data) { return TensorView{const_cast<float *>(data), ElementType::F32, {0, 0, 0, 1}}; };
     if (!call.sinkGradient.empty())

@@ -142,6 +142,22 @@ TEST(HostBackward, DenseMatchesReference) {
   expectMatchesReference(test);
 }
 
+TEST(ReferenceBackward, WhatCancelsHasTheSizeOfItsTerms) {
+  AttentionCase test;
+  test.problem = problemOf(1, 1, 1, 1, 1, 64); // one key, so that dQ and dK are 0
+  BackwardRun run(test);
+  StatusOr<ReferenceBackward> expected =
+      referenceAttentionBackward(test.problem, run.q.view(), run.k.view(), run.v.view(), run.dOut.view(), {});
+  ASSERT_TRUE(expected.isOk()) << expected.status().message();
+  for (auto [terms, gradient] : {std::pair(expected->termsOfDQ, &expected->dQ), {expected->termsOfDK, &expected->dK}}) {
+    ASSERT_GT(terms, 0.0);
+    std::vector<float> wrong(64, 0.0f);
+    wrong[0] = float(terms * 1e-3);
+    const TensorView view{wrong.data(), ElementType::F32, {0, 0, 0, 1}};
+    EXPECT_NEAR(relativeError(view, *gradient, {1, 1, 1, 64}, terms), 1e-3, 1e-6);
+  }
+}
+
 TEST(HostBackward, CausalMatchesReferenceAt1024) {
   AttentionCase test;
   test.problem = problemOf(1, 1, 1, 1024, 1024, 128);
