@@ -84,21 +84,37 @@ int checkResults(const AttentionCall &call) {
   return isGood ? kDone : kInputWrong;
 }
 
-Status writeCaptureGradient(const AttentionCall &call, const std::string &name, const std::string &path) {
+// The capture of that name, which has a gradient.
+StatusOr<size_t> slotWithGradient(const AttentionCall &call, const std::string &name) {
   const auto &captures = call.loaded.program->signature().captures;
   for (size_t slot = 0; slot < captures.size(); ++slot) {
     if (captures[slot].name != name)
       continue;
-    if (int(slot) == call.loaded.entry->sinkCapture) {
-      const char *bytes = reinterpret_cast<const char *>(call.sinkGradient.data());
-      return writeNpy(path, {ElementType::F32, {int64_t(call.sinkGradient.size())},
-                             {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
-    }
-    if (call.captureGradientPointers[slot])
-      return writeNpy(path, call.captureGradients[slot]);
+    if (int(slot) == call.loaded.entry->sinkCapture || call.captureGradientPointers[slot])
+      return slot;
     return Status::invalid(fmt::format("array '{}' takes no gradient; expected one declared with grad=True", name));
   }
   return Status::invalid(fmt::format("the program declares no array '{}'", name));
+}
+
+// Whether the call has the results that are asked for.
+Status checkResultsAskedFor(const RunCommandOptions &options, const AttentionCall &call) {
+  if (!options.lse.empty() && !call.loaded.entry->hasSoftmax)
+    return Status::invalid("--lse asks for the log-sum-exp of attention without softmax; expected no --lse");
+  for (const auto &[name, path] : assignments(options.captureGradients, "--dcapture"))
+    CPFLEX_RETURN_IF_ERROR(slotWithGradient(call, name).status());
+  return Status::ok();
+}
+
+Status writeCaptureGradient(const AttentionCall &call, const std::string &name, const std::string &path) {
+  StatusOr<size_t> slot = slotWithGradient(call, name);
+  if (!slot)
+    return slot.status();
+  if (int(*slot) != call.loaded.entry->sinkCapture)
+    return writeNpy(path, call.captureGradients[*slot]);
+  const char *bytes = reinterpret_cast<const char *>(call.sinkGradient.data());
+  return writeNpy(path, {ElementType::F32, {int64_t(call.sinkGradient.size())},
+                         {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
 }
 
 Status writeResults(const RunCommandOptions &options, const AttentionCall &call) {
@@ -134,6 +150,8 @@ int run(RunCommandOptions &options) {
   AttentionCall call;
   if (int code = prepareCall(options, options.files, call))
     return code;
+  if (Status status = checkResultsAskedFor(options, call); !status)
+    return reportFailure(status);
   const auto begin = std::chrono::steady_clock::now();
   bool isWriter = true;
   Status status = isGrouped ? runRanks(options, options.trace, call, isWriter)
