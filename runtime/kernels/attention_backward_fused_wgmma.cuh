@@ -275,6 +275,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   // 7. dQ goes out.
   auto sendQueryGradients = [&](const float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
     float *sums = reinterpret_cast<float *>(shared.dQ(exchange.slot));
+    rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
     if (message.isLastPart) {
       rest.sumsFull[exchange.slot].wait(sumsParity >> exchange.slot & 1);
       sumsParity ^= 1 << exchange.slot;
@@ -286,7 +287,6 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       writeQueryGradients<Config, Shared::kConsumers * kWarpgroupSize>(arguments, b, h, message.tile, sums,
                                                                        consumer * kWarpgroupSize + thread);
     } else {
-      rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
       stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
     }
     fenceSharedForAsync();
