@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares random masks on a GPU with the CPU: test/oracle/random_programs.py writes them, in processes side by side
-attention over each runs in bf16 on the GPU and, on the same values, in f32 on the CPU. LSE must agree within 1e-4, which a
-single wrong pair exceeds.
+"""Compares random masks on a GPU with the CPU: test/oracle/random_programs.py writes them for 40 x 60 pairs, and in
+processes side by side forward over each runs in bf16 on the GPU and, on the same values, in f32 on the CPU. The LSE of every
+row must agree within 1e-4; a pair weighs about 1e-2 of its row.
 
 Needs a built libcpflex (CPFLEX_LIBRARY), PyTorch, NumPy and a GPU.
 
@@ -48,14 +48,16 @@ def attention(lib, binding, entry, q, k, v, device):
     return out, lse
 
 
-def error(actual, expected):
-    """Relative Frobenius norm of the difference; equal infinities agree."""
+def error(actual, expected, worst=False):
+    """Relative Frobenius norm of the difference, or the largest; equal infinities agree."""
     import torch
     actual, expected = actual.double().cpu(), expected.double()
     same = actual == expected
     if not torch.isfinite(torch.where(same, 0.0, actual)).all():
         return float("inf")
     difference = torch.where(same, 0.0, actual - expected)
+    if worst:
+        return difference.abs().max().item()
     finite = torch.where(torch.isfinite(expected), expected, 0.0)
     return (difference.norm() / finite.norm().clamp_min(1e-6)).item()
 
@@ -82,7 +84,7 @@ def run_group(folder, group, device, end):
         try:
             expected = attention(_program.library(), binding, entry["name"], *[t.float() for t in wide], "cpu")
             actual = attention(_program.library(), binding, entry["name"], *[t.to(device) for t in wide], device)
-            results.append((f"{group['file']}:{entry['name']}", error(actual[0], expected[0]), error(actual[1], expected[1]), ""))
+            results.append((f"{group['file']}:{entry['name']}", error(actual[0], expected[0]), error(actual[1], expected[1], worst=True), ""))
         except Exception as failure:  # every fault of one mask is its result
             results.append((f"{group['file']}:{entry['name']}", float("inf"), float("inf"), str(failure)))
     return results
@@ -111,7 +113,7 @@ def main():
         print(f"FAIL: {name}: out {out:.1e}, lse {lse:.1e} {message}")
     good = [result for result in results if result not in failed]
     if good:
-        print(f"largest relative error: out {max(r[1] for r in good):.1e}, lse {max(r[2] for r in good):.1e}")
+        print(f"largest relative error of out {max(r[1] for r in good):.1e}, error of lse {max(r[2] for r in good):.1e}")
     print(f"{time.time() - begin:.0f} s")
     print(f"{len(good)} passed, {len(failed)} failed, {written - len(results)} skipped")
     return 1 if failed or not good else 0

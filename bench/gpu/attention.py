@@ -58,7 +58,7 @@ class Spec:
         self.patches, self.options = tuple(patches), options
         self.tiles = tiles or text.tile_config(role, family, d, dv)
         functor = text.PROGRAMS[program] if isinstance(program, str) else program
-        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, 'kHasMask = true' in functor, **options), d, dv)
+        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, has_mask='kHasMask = true' in functor, **options), d, dv)
         self.arch = "sm_90a" if family == "wgmma" else "sm_90"
         self.key = hashlib.sha256((self.text + repr(self.patches) + self.arch).encode()).hexdigest()
 

@@ -2,7 +2,6 @@
 runtime/contract/KernelArguments.h."""
 import ctypes as C
 import math
-import os
 
 import kernel_text
 import torch
@@ -73,7 +72,7 @@ class Kernel:
             check(driver.cuFuncSetAttribute(self.function, 8, tiles.shared_bytes), "cuFuncSetAttribute")
         words = P()
         found = driver.cuModuleGetFunction(C.byref(words), module, f"{function}_words".encode()) == 0
-        self.words = words if found and not os.environ.get("CPFLEX_NO_WORDS") else None
+        self.words = words if found else None
 
     def launch(self, grid, *parameters):
         self.start(self.function, grid, self.tiles.threads, self.tiles.shared_bytes, parameters)

@@ -244,7 +244,7 @@ Status CudaExecutable::backward(const CudaBackwardTensors &tensors, void *worksp
       numItems = std::max<int64_t>(numItems, 1); // without keys, a block clears dQ
     if (takesTensorMaps(spec) && numItems > 0) {
       const TileConfig &config = tables->kernel->tiles();
-      void *fallback = isKV ? tensors.k.data : tensors.q.data;
+      void *fallback = p.kvLen > 0 ? tensors.k.data : tensors.q.data; // for tensors without rows
       CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[Q], config.tileQ, fallback, maps.q));
       CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[DO], config.tileQ, fallback, maps.dO));
       CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[K], config.tileKV, fallback, maps.k));

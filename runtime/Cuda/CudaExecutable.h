@@ -36,7 +36,8 @@ class CudaExecutable {
 public:
   /// Binds `problem`: its mask, positions, sizes and scale are copied; `bindings->captures` and `sink` are device
   /// memory that must stay valid while the executable is used; params and dims are copied from the host. `functions` of
-  /// the problem is not looked at. The tables are uploaded on `stream`; calls on other streams must wait for it.
+  /// the problem is not looked at. The tables are uploaded and the arrays of the mask are read on `stream`: it must
+  /// wait for whoever writes those, and calls on other streams must wait for it.
   static StatusOr<std::shared_ptr<CudaExecutable>> bind(std::shared_ptr<const CudaProgram> program,
                                                         const AttentionProblem &problem, cuda::Stream stream);
 
@@ -44,8 +45,8 @@ public:
   /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses and sizes of
   /// captures and the scale, which a graph holds by value. The host waits only until the last upload is through.
   /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
-  /// first mask needed): bind anew then. Needed, too, when the contents of an array change that the mask reads: partial
-  /// tiles are decided here. Not beside forward() or backward() on another thread.
+  /// first mask needed): bind anew then. Call it, too, when the contents of an array change that the mask reads:
+  /// partial tiles are decided here. Not beside forward() or backward() on another thread.
   Status update(const AttentionProblem &problem, cuda::Stream stream);
 
   enum class Pass { Forward, Backward };

@@ -20,7 +20,7 @@ constexpr int64_t kTableAlignment = 256;
 constexpr int64_t kLengthLimit = std::numeric_limits<int32_t>::max() - 1024;
 constexpr int64_t kGridLimit = 65535;
 /// Memory that the decided pairs of partial tiles may take for one kernel, half of it for masks to come.
-constexpr int64_t kWordsLimitInBytes = int64_t(256) << 20;
+constexpr int64_t kWordsLimitInBytes = int64_t(128) << 20;
 /// Of a mask whose first version has few partial tiles.
 constexpr int64_t kFewestWordTiles = 64;
 
@@ -265,8 +265,13 @@ Status CudaExecutable::reserveWords(const HostTables &host) {
     words.capacityInTiles = std::max(2 * mask.numWordTiles, kFewestWordTiles);
     StatusOr<CudaBuffer> memory = CudaBuffer::allocate(
         program_->sharedDevice(), words.capacityInTiles * (wordsPerTileInBytes(*tables_[i].kernel) + 1));
-    if (!memory)
-      return memory.status();
+    if (!memory) {
+      // The kernel then decides the tiles itself.
+      words.capacityInTiles = 0;
+      if (memory.status().code() != StatusCode::OutOfMemory)
+        return memory.status();
+      continue;
+    }
     words.memory = std::move(*memory);
   }
   return Status::ok();
@@ -302,7 +307,7 @@ Status CudaExecutable::fillWords(cuda::Stream stream) const {
     CPFLEX_RETURN_IF_ERROR(tables.kernel->spec().role == KernelRole::Forward ? fill(ForwardArguments{}, tables)
                                                                              : fill(BackwardArguments{}, tables));
   }
-  return Status::ok();
+  return uploaded_.record(stream);
 }
 
 void CudaExecutable::setTables(KernelTables &tables, size_t kernelIndex, const HostTables &host) const {
@@ -419,16 +424,17 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
     if (static_cast<int64_t>(host.section(i).size()) > sections_[i].capacityInBytes)
       return Status::invalid(fmt::format("the block mask needs {} bytes where {} were reserved; bind anew",
                                          host.section(i).size(), sections_[i].capacityInBytes));
+  std::vector<KernelTables> replaced = tables_;
   for (size_t i = 0; i < tables_.size(); ++i) {
-    KernelTables tables = tables_[i];
+    KernelTables &tables = replaced[i];
     setTables(tables, i, host);
     bool isSame = tables.mask.runs == tables_[i].mask.runs && tables.mask.numRows == tables_[i].mask.numRows &&
                   tables.mask.rowTilesPerMaskTile == tables_[i].mask.rowTilesPerMaskTile &&
                   tables.mask.colTilesPerMaskTile == tables_[i].mask.colTilesPerMaskTile;
     if (kind == Upload::Again && !isSame)
       return Status::invalid("the block mask has other tiles than the one bound first; bind anew");
-    tables_[i] = tables;
   }
+  tables_ = std::move(replaced);
 
   // The staging memory is free again once the upload before has run.
   if (kind == Upload::Again)
@@ -447,7 +453,7 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
                                              staged, bytes.size(), stream),
                       "cuMemcpyHtoDAsync"));
   }
-  return uploaded_.record(stream);
+  return Status::ok();
 }
 
 StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<const CudaProgram> program,

@@ -37,7 +37,8 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
                                                   int computeCapability);
 
 /// The tile to ask of the classifier for a program: the largest that divides those of its kernels along q, and that of
-/// forward along kv. Any other tile works too; a larger one makes kernels look at more tiles than attend.
+/// forward along kv. Any other tile works too; a larger one makes kernels look at more tiles than attend, and one that
+/// is no multiple of a kernel's makes some of its full tiles partial.
 struct MaskTile {
   int64_t q = 128, kv = 128;
 };

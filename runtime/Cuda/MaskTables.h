@@ -4,6 +4,7 @@
 
 #include "runtime/contract/BlockMask.h"
 #include "runtime/contract/KernelArguments.h"
+#include "runtime/contract/TileConfig.h"
 
 #include <cstdint>
 #include <vector>
@@ -40,9 +41,7 @@ struct MaskTables {
 
 /// Which dimension the rows of tiles of a kernel run along.
 enum class KernelRows { Q, KV };
-constexpr KernelRows kernelRows(KernelRole role) {
-  return role == KernelRole::BackwardKV ? KernelRows::KV : KernelRows::Q;
-}
+constexpr KernelRows kernelRows(KernelRole role) { return runsAlongKV(role) ? KernelRows::KV : KernelRows::Q; }
 
 /// For which pairs of a batch row and a head the bits of partial tiles are kept, and how many tiles at most; with more
 /// there are none.

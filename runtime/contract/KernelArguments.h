@@ -96,9 +96,9 @@ struct RowArgument {
 struct RunArgument {
   int begin, end;
   unsigned char tileClass; ///< TileClass: 1 full, 2 partial
-  unsigned char
-      isLastPart; ///< rows along kv: no later kv tile of the mask attends to these q tiles; see QuerySumsArgument
-  int words;      ///< of a partial run: the partial kernel tiles of the row set before it; see MaskArgument::words
+  /// Where rows run along kv: whether no later kv tile of the mask attends to these q tiles; see QuerySumsArgument.
+  unsigned char isLastPart;
+  int words; ///< of a partial run: the partial kernel tiles of the row set before it; see MaskArgument::words
 };
 
 /// The runs of every row of tiles. Row r of row set w owns runs[rowBegin[w * (numRows + 1) + r] ..

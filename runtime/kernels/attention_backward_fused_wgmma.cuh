@@ -152,6 +152,8 @@ __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config>
         if (isLastPart) {
           rest.holdsSums[slot] = turn > 0;
           if (turn > 0) {
+            __threadfence(); // what was seen of `done` comes before the sums are read
+            fenceGlobalForAsync();
             rest.sumsFull[slot].arriveExpecting(Shared::kDQBytes);
             copyBytes(shared.dQ(slot), sums, Shared::kDQBytes, rest.sumsFull[slot]);
           } else {

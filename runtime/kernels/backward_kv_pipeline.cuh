@@ -85,7 +85,8 @@ template <class Config> struct BackwardKVShared {
     SharedBarrier sumsFull[kSumSlots];                                         ///< the slot waits for a last part of dQ
     bool holdsSums[kSumSlots];                                                 ///< and the sums of the others are in it
     QueryTileWalk<kSumsDQ> walk;                                               ///< the producer's
-    /// Of the warps that add dQ up: their walks, and the tiles and (b, h) that come next.
+    /// Of the warps that add dQ up: their walks, and what comes next: tiles, each times 2 and 1 more for a last part,
+    /// and (b, h).
     QueryTileWalk<kSumsDQ> sumsWalk[kSumSlots];
     int sumsTile[kSumSlots][kSumsAhead], sumsPair[kSumSlots][kSumsAhead];
     WorkQueue::Shared work;

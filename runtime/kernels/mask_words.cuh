@@ -1,5 +1,5 @@
-// The kernel that decides the pairs of partial tiles once for all heads, layers and passes of one mask: it fills
-// MaskArgument::words and classes for the kernel beside it in the same module, which has the same tiles.
+// The kernel that decides the pairs of partial tiles once per mask, for all batch rows and heads that see the same: it
+// fills MaskArgument::words and classes for the kernel beside it in the same module, which has the same tiles.
 #pragma once
 
 #include "runtime/kernels/tiles.cuh"
@@ -15,7 +15,7 @@ __device__ __forceinline__ void fillMaskWords(const Arguments &arguments, const 
   constexpr int kRows = kRowsAreQ ? Config::kTileQ : Config::kTileKV;
   constexpr int kColumns = kRowsAreQ ? Config::kTileKV : Config::kTileQ;
   constexpr int kWarps = kRows / 16, kWarpsPerConsumer = kConsumerRows / 16;
-  static_assert(kWarps % kWarpsPerConsumer == 0);
+  static_assert(kWarps % kWarpsPerConsumer == 0 && kRows <= 4 * kConsumerRows);
   __shared__ unsigned char warpClasses[kWarps];
   const MaskArgument &mask = arguments.mask;
   int row = blockIdx.x, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, firstRow = 16 * warp;

@@ -66,6 +66,7 @@ __device__ __forceinline__ WorkItem ascendingWorkItem(WorkArgument work, int ite
 /// Walks the tiles of one row, ascending unless asked. The next run is loaded while the current one is walked. Plain
 /// data, so that a thread short of registers can keep it in shared memory.
 template <bool kMayDescend> struct DirectedTileWalk {
+  static constexpr uint32 kAllRows = 0x55u; ///< times a class: that class for all rows
   int tile;       ///< current tile, in kernel tiles
   bool isPartial; ///< whether the mask decides pair by pair
   bool isLastPart; ///< as RunArgument says, of kernel tiles
@@ -117,8 +118,6 @@ template <bool kMayDescend> struct DirectedTileWalk {
     classes = isDecided ? __ldg(classes_ + words) : isPartial ? kAllRows * kPartialTile : kAllRows * kFullTile;
     return true;
   }
-  static constexpr uint32 kAllRows = 0x55u; ///< times a class: that class for all rows
-
   const RunArgument *next_, *last_;
   int end_; ///< where the current run ends; its first tile in a descending walk
   int pendingBegin_, pendingEnd_, numTiles_, ratio_;

@@ -73,9 +73,17 @@ class Executable:
         self.handle = _library.Handle(lib, _program._new(lib.load, self.binding.address, call.entry,
                                                          mask and mask._handle.address, options), lib.executable_free)
         self.address = self.handle.address
+        if self.stream is not None:
+            self.uploaded = torch.cuda.current_stream(q.device).record_event()
         self.mask = mask
         self.workspace_bytes = [lib.executable_workspace_bytes(self.address, 0),
                                 lib.executable_workspace_bytes(self.address, 1) if needs_backward else 0]
+
+    def order(self, tensor):
+        """Lets calls on another stream than this was made on wait for its tables. While a graph is captured nothing is
+        waited for: capturing asks for a call before it, and for its end."""
+        if self.stream is not None and stream_of(tensor) != self.stream and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(tensor.device).wait_event(self.uploaded)
 
     def workspace(self, which, device):
         """Scratch memory of one call on a GPU; on the CPU the library has its own."""
@@ -126,6 +134,7 @@ class Call:
                tuple([tensor.data_ptr() for tensor in captures]))
         found = self.executables.get(key)
         if found is not None and self._fits(found, captures):
+            found.order(q)
             return found
         found = self.executables[key] = Executable(self, q, k, v, captures, needs_backward)
         self.executables.move_to_end(key)

@@ -72,6 +72,8 @@ mask.attention @main mask(@main.mask)
             std::string::npos)
       << functions.text;
   EXPECT_TRUE(functions.hasMask);
+  EXPECT_TRUE(functions.maskReadsBatch);
+  EXPECT_FALSE(functions.maskReadsHead);
   EXPECT_EQ(functions.scoreForm, ScoreForm::Identity);
   EXPECT_EQ(functions.numCaptures, 1);
   EXPECT_EQ(functions.numParams, 1);

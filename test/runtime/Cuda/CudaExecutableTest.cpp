@@ -180,6 +180,54 @@ TEST_F(CudaExecutableTest, NoKeysStillWritesOutputs) {
   EXPECT_EQ(gpu.launches.size(), 1u);
 }
 
+TEST_F(CudaExecutableTest, NoKeysStillWritesGradients) {
+  CudaProgramOptions options = wide();
+  options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+  compile(test::causal(), options);
+  problem.kvLen = 0;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  CudaForwardTensors forward = forwardTensors();
+  CudaBackwardTensors tensors{};
+  tensors.q = forward.q, tensors.o = forward.o, tensors.lse = forward.lse;
+  tensors.dO = dense(2, 4, 300, 128), tensors.dQ = dense(2, 4, 300, 128);
+  Workspace workspace;
+  Status status = (*executable)->backward(tensors, workspace.data(), kStream);
+  ASSERT_TRUE(status) << status.message();
+  ASSERT_EQ(gpu.launches.size(), 2u);
+  EXPECT_EQ(gpu.launches[1].function, "attention_backward_kv");
+  EXPECT_EQ(gpu.launches[1].gridX, 1u) << "a block writes zeros to dQ";
+}
+
+TEST_F(CudaExecutableTest, KernelsDecideTilesWhereThereIsNoMemoryToDecideThemAhead) {
+  compile(test::causal());
+  BlockMask mask = uniformMask(300, 200, TileClass::Partial);
+  problem.mask = &mask;
+  gpu.exhaustedAllocation = gpu.numAllocations + 1; // the tables are the first
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  Workspace workspace;
+  ASSERT_TRUE((*executable)->forward(forwardTensors(), workspace.data(), kStream));
+  ASSERT_EQ(gpu.launches.size(), 1u);
+  EXPECT_EQ(gpu.launches[0].argumentsAs<ForwardArguments>().mask.words, nullptr);
+  EXPECT_TRUE((*executable)->update(problem, kStream)) << "and stay with it";
+}
+
+TEST_F(CudaExecutableTest, PreferredTilesDivideThoseOfAllKernels) {
+  DeviceFunctions functions = test::causal();
+  auto preferred = [&](int headDim, CudaProgramOptions::Passes passes) {
+    CudaProgramOptions options;
+    options.headDim = options.vHeadDim = headDim;
+    options.passes = passes;
+    MaskTile tile = preferredMaskTile(functions, options, 90);
+    return std::pair(tile.q, tile.kv);
+  };
+  using Passes = CudaProgramOptions::Passes;
+  EXPECT_EQ(preferred(64, Passes::Forward), std::pair(int64_t(192), int64_t(128)));
+  EXPECT_EQ(preferred(64, Passes::ForwardAndBackward), std::pair(int64_t(96), int64_t(128)));
+  EXPECT_EQ(preferred(128, Passes::ForwardAndBackward), std::pair(int64_t(64), int64_t(128)));
+}
+
 TEST_F(CudaExecutableTest, NoQueriesLaunchesNothing) {
   compile(test::causal());
   problem.qLen = 0;
@@ -425,6 +473,18 @@ TEST_F(CudaExecutableTest, UpdateRefusesWhatDoesNotFit) {
   problem.kvLen = 128;
   EXPECT_EQ((*executable)->update(problem, kStream).message(),
             "the problem has other sizes than the one bound first; bind anew");
+}
+
+TEST_F(CudaExecutableTest, UpdateRefusesMorePartialTilesThanHaveRoom) {
+  compile(test::causal());
+  problem.qLen = 1280;
+  BlockMask first = uniformMask(1280, 200, TileClass::Full), second = uniformMask(1280, 200, TileClass::Partial);
+  problem.mask = &first;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  problem.mask = &second;
+  EXPECT_EQ((*executable)->update(problem, kStream).message(),
+            "the block mask has more partial tiles than the 64 for which memory was reserved; bind anew");
 }
 
 TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {

@@ -42,6 +42,7 @@ struct FakeGpu {
   int numProcessors = 132;
   size_t captureBytes = 0; ///< bytes of captures copied from each launch
   cuda::Result nextAllocation = cuda::kSuccess;
+  int exhaustedAllocation = -1; ///< the one, counted from 0, that finds no memory
   cuda::Result nextLaunch = cuda::kSuccess;
   cuda::Result nextModule = cuda::kSuccess;
   int pointerDevice = 0;
@@ -92,7 +93,8 @@ struct FakeGpu {
     f.ctxPushCurrent = [](Context) { return kSuccess; };
     f.ctxPopCurrent = [](Context *) { return kSuccess; };
     f.memAlloc = [](DeviceAddress *address, size_t bytes) {
-      ++current()->numAllocations;
+      if (current()->numAllocations++ == current()->exhaustedAllocation)
+        return kOutOfMemory;
       if (current()->nextAllocation != kSuccess)
         return current()->nextAllocation;
       ++current()->numLive;
@@ -161,9 +163,11 @@ struct FakeGpu {
       current()->launches.push_back(std::move(launch));
       return kSuccess;
     };
-    f.tensorMapEncodeTiled = [](TensorMap *map, TensorMapElementType, uint32_t rank, void *address, const uint64_t *sizes,
-                                const uint64_t *strides, const uint32_t *box, const uint32_t *, TensorMapInterleave,
-                                TensorMapSwizzle, TensorMapL2Promotion, TensorMapFill) {
+    f.tensorMapEncodeTiled = [](TensorMap *map, TensorMapElementType, uint32_t rank, void *address,
+                                const uint64_t *sizes, const uint64_t *strides, const uint32_t *box, const uint32_t *,
+                                TensorMapInterleave, TensorMapSwizzle, TensorMapL2Promotion, TensorMapFill) {
+      if (!address)
+        return kInvalidValue;
       *map = {};
       current()->maps.push_back({address, {sizes, sizes + rank}, {strides, strides + rank - 1}, {box, box + rank}});
       return kSuccess;
