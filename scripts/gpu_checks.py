@@ -7,7 +7,7 @@ second run. A table of times and of the largest errors comes last, then 'N passe
 is 0 only when nothing failed.
 
 Usage: gpu_checks.py CPFLEXC [--jobs N] [--only TEXT] [--device cuda:0] [--time-limit SECONDS]
-                     [--sanitizer compute-sanitizer] [--random-programs FOLDER] [--output RESULTS.json]
+                     [--sanitizer compute-sanitizer] [--output RESULTS.json]
 """
 import argparse
 import concurrent.futures
@@ -64,14 +64,10 @@ class Check:
         text = pathlib.Path(file).read_text()
         declaration = re.search(r'attention\(\s*"%s".*?\)\s*$' % re.escape(entry), text, re.S | re.M)
         self.has_softmax = "softmax=False" not in (declaration.group(0) if declaration else "")
-        self.is_forward_only = False
         self.captures = [name for name in re.findall(r"^(\w+): tensor\[.*grad=True", text, re.M) if name in self.binds]
 
     def outputs(self):
-        names = ["out"] + (["lse"] if self.has_softmax else [])
-        if self.is_forward_only:
-            return names
-        names += ["dq", "dk", "dv"]
+        names = ["out"] + (["lse"] if self.has_softmax else []) + ["dq", "dk", "dv"]
         return names + ["d" + name for name in self.captures]
 
 
@@ -105,7 +101,7 @@ def command(arguments, check, folder, arrays, device, dtype, label, kernels=None
         line += ["-D", f"{name}={value}"]
     for name, file in check.binds.items():
         line += ["--bind", f"{name}={arrays / file}"]
-    for name in ("q", "k", "v") if check.is_forward_only else ("q", "k", "v", "dout"):
+    for name in ("q", "k", "v", "dout"):
         line += [f"--{name}", str(folder / f"{name}.{dtype}.npy")]
     for name in check.outputs():
         file = folder / f"{name}.{label}.npy"
@@ -195,7 +191,7 @@ def run_check(arguments, check, arrays):
                 execute(command(arguments, check, folder, arrays, arguments.device, dtype, label, kernels))
                 errors[label], wrong = compare(check, folder, reference, dtype, label)
                 faults += wrong
-                if number > 0 or check.is_forward_only:
+                if number > 0:
                     continue
                 execute(command(arguments, check, folder, arrays, arguments.device, dtype, "again", kernels))
                 for name in check.outputs():
@@ -255,24 +251,6 @@ def shape_checks():
     for layout in ("bhsd", "bshd"):
         checks.append(Check(f"window-{layout}", window, "window", 700, 700, {}, {"W": 100}, batch=3, heads=4,
                             layout=layout, variants=everywhere, mask=in_window))
-    return checks
-
-
-def random_checks(folder):
-    """The masks of programs that test/oracle/random_programs.py wrote, where positions are small; a wrong pair is far
-    above the tolerance of LSE."""
-    checks = []
-    for group in json.loads((folder / "programs.json").read_text()):
-        if group["q_len"] > 1000:
-            continue
-        binds = {name: (folder / pathlib.Path(group["file"]).stem).resolve().as_posix() + f"_{name}.npy" for name in group["arrays"]}
-        for entry in group["entries"]:
-            if entry["kind"] != "mask":
-                continue
-            check = Check(f"{group['file']}:{entry['name']}", folder / group["file"], entry["name"], group["q_len"],
-                          group["kv_len"], binds, group["params"], batch=2, heads=3, variants=(("bf16", None),))
-            check.is_forward_only = True
-            checks.append(check)
     return checks
 
 
@@ -364,8 +342,6 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no check is begun")
     parser.add_argument("--sanitizer", help="path of compute-sanitizer; runs a sample of each kernel under its tools")
-    parser.add_argument("--random-programs", type=pathlib.Path,
-                        help="folder of random_programs.py: runs the masks in it, and nothing else")
     parser.add_argument("--output", type=pathlib.Path, help="file for all errors and times (.json)")
     arguments = parser.parse_args()
     arguments.cpflexc = arguments.cpflexc.resolve()
@@ -377,10 +353,9 @@ def main():
         arrays = pathlib.Path(name)
         subprocess.run([sys.executable, str(CATALOGUE / "generate_arrays.py"), str(arrays)], check=True,
                        stdout=subprocess.DEVNULL)
-        checks = random_checks(arguments.random_programs) if arguments.random_programs else catalogue_checks() + shape_checks()
-        if arguments.only in "messages" and not arguments.random_programs:
+        if arguments.only in "messages":
             results += message_checks(arguments)
-        if arguments.only in "times" and not arguments.random_programs:
+        if arguments.only in "times":
             rows, faults = timings(arguments, arrays)
             results.append(("times", {}, faults))
         for outcome in results:
@@ -391,7 +366,8 @@ def main():
                 return None
             return function(arguments, check, arrays, *more)
 
-        jobs = [pool.submit(begun, run_check, check) for check in checks if arguments.only in check.name]
+        jobs = [pool.submit(begun, run_check, check) for check in catalogue_checks() + shape_checks()
+                if arguments.only in check.name]
         if arguments.sanitizer:
             jobs += [pool.submit(begun, run_sanitizer, check, tool) for check in sanitizer_checks()
                      for tool in SANITIZER_TOOLS if arguments.only in check.name]

@@ -149,8 +149,7 @@ std::vector<TileRun> mergedRows(const TileRows &rows, int64_t rowBegin, int64_t 
   return merged;
 }
 
-/// Per row of kv tiles, ascending, the q tiles that attend to no later kv tile: rows of the result, whose runs are
-/// unused.
+/// Per row r of kv tiles the q tiles that attend to no later kv tile: tiles[rowBegin[r] .. rowBegin[r + 1]), ascending.
 struct LastParts {
   std::vector<int32_t> rowBegin, tiles;
 };

@@ -1,14 +1,14 @@
 // dK, dV and dQ in one kernel on Hopper, for heads that sumsDQ() names: five products per pair of tiles where the two
 // kernels that write dK/dV and dQ alone need seven. A block owns one tile of keys, as in
-// attention_backward_kv_wgmma.cuh, and adds its part of dQ for each query tile to f32 sums in global memory. Whoever
-// adds the last part of a query tile takes the sums back and writes dQ.
+// attention_backward_kv_wgmma.cuh, and adds its part of dQ for each query tile to f32 sums in global memory. The block
+// with the last part of a query tile fetches the sums instead and writes dQ.
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
 //   4. dS^T from dP^T, exchanged through shared memory: dQ needs the keys of both consumers
 //   5. [dQ = dS K] of half of the columns, or of narrow heads [dQ^T = K^T dS^T] of half of the queries
 //   6. [dK += dS^T Q], which runs on into the next step's 1 where registers suffice
-//   7. dQ to shared memory, from where a warp adds it to the sums, and back to where it converts them after the last
+//   7. dQ to shared memory, from where a warp adds it to the sums; the last part is added there, and dQ written
 //
 // The same bits in every run: a query tile's parts are added in ascending order of kv. A counter per query tile says
 // how many were added; a block's turn is the number of tiles that the mask visits before its own. Items are taken in
@@ -243,7 +243,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   constexpr bool kOverlapsSteps = Shared::kTransposesDQ;
   static_assert(Shared::kExchangeSlots == Shared::kSumSlots);
   RingPosition<Shared::kSumSlots> exchange; ///< of dS and of dQ
-  uint32 kvParity = 0, sumsParity = 0;      // the latter a bit per slot
+  uint32 kvParity = 0, sumsParity = 0; // the latter a bit per slot
   WorkQueue queue;
   float dK[Shared::kColumns / 2], dV[Shared::kVColumns / 2];
   float factors[kTileQ / 2], gradients[kTileQ / 2];

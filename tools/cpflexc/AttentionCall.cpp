@@ -208,10 +208,10 @@ std::optional<KernelFamily> kernelFamily(const Options &options) {
   return options.kernels == "wgmma" ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
 
-// The tiles of the block mask: on a GPU those that its kernels prefer.
+// The tiles of the block mask: on one GPU those that its kernels prefer. Plans of ranks are cut in tiles of 128.
 static StatusOr<MaskTile> maskTile(const Options &options, const AttentionCall &call, const LoadOptions &load) {
   int index = 0;
-  if (!isCuda(options, index))
+  if (!isCuda(options, index) || options.ranks > 1 || options.transport != "threads")
     return MaskTile{};
   StatusOr<CudaMachine> machine = CudaMachine::open(index);
   if (!machine)
