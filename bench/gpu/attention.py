@@ -50,6 +50,9 @@ def captures(name, x, launch):
 
 # ---- compiling, in parallel and once per text -------------------------------------------------------------------------
 
+PROLOGUE = ""  # of every kernel's text
+
+
 class Spec:
     """One kernel to compile; hashable description of its text."""
 
@@ -58,7 +61,7 @@ class Spec:
         self.patches, self.options = tuple(patches), options
         self.tiles = tiles or text.tile_config(role, family, d, dv)
         functor = text.PROGRAMS[program] if isinstance(program, str) else program
-        self.text = text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, has_mask='kHasMask = true' in functor, **options), d, dv)
+        self.text = PROLOGUE + text.kernel_text(role, family, functor, text.instantiation(role, family, d, dv, self.tiles, has_mask='kHasMask = true' in functor, **options), d, dv)
         self.arch = "sm_90a" if family == "wgmma" else "sm_90"
         self.key = hashlib.sha256((self.text + repr(self.patches) + self.arch).encode()).hexdigest()
 
@@ -647,10 +650,14 @@ def main():
     parser.add_argument("--families", default="wgmma,mma_sync")
     parser.add_argument("--variants", help="Python file that defines VARIANTS and SHAPES")
     parser.add_argument("--sample", action="store_true", help="few cases that cover each kernel, for slow tools")
+    parser.add_argument("--every-lane-arrives", action="store_true", help="kernels as racecheck can follow them; see hopper.cuh")
     options = parser.parse_args()
+    if options.every_lane_arrives:
+        global PROLOGUE
+        PROLOGUE = "#define CPFLEX_EVERY_LANE_ARRIVES\n"
     if options.sample:
-        pick = lambda cases: [c for c in cases if (c.program, c.d) in (("causal", 64), ("doc_causal", 128), ("window", 192), ("causal", 72),
-                                                                       ("softcap_causal", 256))][:6]
+        pick = lambda cases: [c for c in cases if (c.program, c.d) in (("causal", 64), ("doc_causal", 128), ("window", 192), ("prefix_lm", 64),
+                                                                       ("softcap_causal", 256))][:7]
         FORWARD_CASES[:], BACKWARD_CASES[:] = pick(FORWARD_CASES), pick(BACKWARD_CASES)
     import torch
     print(torch.cuda.get_device_name(0), torch.__version__, flush=True)

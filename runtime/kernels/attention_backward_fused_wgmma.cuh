@@ -221,7 +221,6 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   using QProduct = WarpgroupProduct<Element, Shared::kDQColumns>;
 
   auto &rest = *shared.rest;
-  bool isElected = isElectedLane();
   int thread = threadIdx.x % kWarpgroupSize, lane = threadIdx.x % kWarpSize;
   int firstRow = consumer * Shared::kRowsPerConsumer + thread / kWarpSize * 16;
   int rowInTile = firstRow + lane / 4;
@@ -293,8 +292,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
     }
     fenceSharedForAsync();
     __syncwarp();
-    if (isElected)
-      rest.dQFull[exchange.slot].arrive();
+    rest.dQFull[exchange.slot].arriveAsWarp();
   };
 
   while (true) {
@@ -340,8 +338,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       if constexpr (kOverlapsSteps) {
         productWait<1>(); // product 6 of the last step
         pinRegisters(dK);
-        if (previousSlot >= 0 && isElected)
-          rest.qEmpty[previousSlot].arrive();
+        if (previousSlot >= 0)
+          rest.qEmpty[previousSlot].arriveAsWarp();
       }
       rest.dOFull[slot].wait(ring.parity);
       pinRegisters(gradients);
@@ -408,18 +406,15 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       productWait<1>(); // products 3 and 5
       pinRegisters(dV);
       pinRegisters(dQ);
-      if (isElected) {
-        rest.dOEmpty[slot].arrive();
-        if (!hasTile)
-          rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
-      }
+      rest.dOEmpty[slot].arriveAsWarp();
+      if (!hasTile)
+        rest.kvEmpty.arriveAsWarp(); // the next item's keys may come while this one ends
 
       sendQueryGradients(dQ, message, work.b, h - arguments.headOffset);
       if constexpr (!kOverlapsSteps) {
         productWait<0>();
         pinRegisters(dK);
-        if (isElected)
-          rest.qEmpty[slot].arrive();
+        rest.qEmpty[slot].arriveAsWarp();
       }
       previousSlot = slot;
       exchange.advance();
@@ -428,8 +423,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
     productWait<0>();
     pinRegisters(dK);
     if constexpr (kOverlapsSteps)
-      if (previousSlot >= 0 && isElected)
-        rest.qEmpty[previousSlot].arrive();
+      if (previousSlot >= 0)
+        rest.qEmpty[previousSlot].arriveAsWarp();
 
     const float kScale[2] = {arguments.scale, arguments.scale}, kOne[2] = {1.0f, 1.0f};
     int row = work.row * kTileKV + rowInTile;

@@ -28,7 +28,6 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
   using VProduct = WarpgroupProduct<Element, Shared::kVColumns>;
 
   auto &rest = *shared.rest;
-  bool isElected = isElectedLane();
   int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   int ownColumn = 2 * (threadIdx.x % 4);
@@ -49,10 +48,8 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
   // Accumulators, operands in flight and what a step computes must fit the registers for product 5 to run on.
   constexpr bool kOverlapsSteps = Shared::kColumns / 2 + Shared::kVColumns / 2 + kTileQ + kTileQ / 4 <= 192;
   auto releaseTiles = [&](int slot) {
-    if (isElected) {
-      rest.qEmpty[slot].arrive();
-      rest.dOEmpty[slot].arrive();
-    }
+    rest.qEmpty[slot].arriveAsWarp();
+    rest.dOEmpty[slot].arriveAsWarp();
   };
 
   while (true) {
@@ -132,8 +129,8 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       productCommit();
       productWait<1>();
       pinRegisters(gradients);
-      if (!hasTile && isElected)
-        rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
+      if (!hasTile)
+        rest.kvEmpty.arriveAsWarp(); // the next item's keys may come while this one ends
 
       // 4. dS^T
 #pragma unroll

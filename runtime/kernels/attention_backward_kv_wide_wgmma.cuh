@@ -22,7 +22,6 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
   using VProduct = WarpgroupProduct<Element, Shared::kVColumns>;
 
   auto &rest = *shared.rest;
-  bool isElected = isElectedLane();
   int firstRow = threadIdx.x % kWarpgroupSize / kWarpSize * 16, rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   ScoreScale<Program> scale(arguments.scale, Config::kHasSoftmax);
   uint32 kDescriptor = operandDescriptor(shared.k(), Shared::kKVPanelBytes);
@@ -72,8 +71,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       productCommit();
       productWait<1>(); // the last step's product
       pinRegisters(dV);
-      if (previousSlot >= 0 && isElected)
-        rest.dOEmpty[previousSlot].arrive();
+      if (previousSlot >= 0)
+        rest.dOEmpty[previousSlot].arriveAsWarp();
 
       // P and the gradient factors.
       Columns columns(arguments.qPositions, message.tile, arguments.qLen);
@@ -82,8 +81,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
                                                                           rows, firstRow, columns, stored);
       productWait<0>();
       pinRegisters(factors);
-      if (!hasTile && isElected)
-        rest.kvEmpty.arrive(); // the next item's keys may come while this one ends
+      if (!hasTile)
+        rest.kvEmpty.arriveAsWarp(); // the next item's keys may come while this one ends
       const float *lseLog2 = rest.lseLog2[ring.slot] + 2 * (threadIdx.x % 4);
       weighTile<Element, Program, TileAxes::RowsAreKV, Config::kHasSoftmax, true>(
           factors, weights, keep, isMasked, scale, captures, b, h, rowPosition, columns,
@@ -105,18 +104,16 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       for (int i = 0; i < kTileQ / 2; i += 4)
         out[i / 4 * kWarpgroupSize] = make_float4(factors[i], factors[i + 1], factors[i + 2], factors[i + 3]);
       __syncwarp();
-      if (isElected) {
-        rest.exchangeFull[exchange.slot].arrive();
-        rest.qEmpty[ring.slot].arrive();
-      }
+      rest.exchangeFull[exchange.slot].arriveAsWarp();
+      rest.qEmpty[ring.slot].arriveAsWarp();
       exchange.advance();
       previousSlot = ring.slot;
       ring.advance();
     }
     productWait<0>();
     pinRegisters(dV);
-    if (previousSlot >= 0 && isElected)
-      rest.dOEmpty[previousSlot].arrive();
+    if (previousSlot >= 0)
+      rest.dOEmpty[previousSlot].arriveAsWarp();
     const float kOne[2] = {1.0f, 1.0f};
     writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(
         dV, kOne, outputSlice<Config::kOutputIsF32>(arguments.dV, work.b, work.h), arguments.dV.strideS,
@@ -135,7 +132,6 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
   using KProduct = WarpgroupProduct<Element, Shared::kColumns>;
 
   auto &rest = *shared.rest;
-  bool isElected = isElectedLane();
   int rowInTile = threadIdx.x % kWarpgroupSize / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
   uint32 vDescriptor = operandDescriptor(shared.v(), Shared::kKVPanelBytes);
   uint32 qDescriptor = operandDescriptor(shared.q(0), Shared::kQPanelBytes);
@@ -177,15 +173,15 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       productCommit();
       productWait<1>(); // the last step's product
       pinRegisters(dK);
-      if (previousSlot >= 0 && isElected)
-        rest.qEmpty[previousSlot].arrive();
+      if (previousSlot >= 0)
+        rest.qEmpty[previousSlot].arriveAsWarp();
 
       // dS^T
       rest.exchangeFull[exchange.slot].wait(exchange.parity);
       productWait<0>();
       pinRegisters(gradients);
-      if (!hasTile && isElected)
-        rest.kvEmpty.arrive();
+      if (!hasTile)
+        rest.kvEmpty.arriveAsWarp();
       const float *delta = rest.delta[ring.slot] + 2 * (threadIdx.x % 4);
       const float4 *in =
           reinterpret_cast<const float4 *>(shared.exchange(exchange.slot)) + threadIdx.x % kWarpgroupSize;
@@ -200,10 +196,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       }
       packOperand<Element>(operands, gradients);
       __syncwarp();
-      if (isElected) {
-        rest.exchangeEmpty[exchange.slot].arrive();
-        rest.dOEmpty[ring.slot].arrive();
-      }
+      rest.exchangeEmpty[exchange.slot].arriveAsWarp();
+      rest.dOEmpty[ring.slot].arriveAsWarp();
       exchange.advance();
 
       // dK += dS^T Q
@@ -221,8 +215,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
     }
     productWait<0>();
     pinRegisters(dK);
-    if (previousSlot >= 0 && isElected)
-      rest.qEmpty[previousSlot].arrive();
+    if (previousSlot >= 0)
+      rest.qEmpty[previousSlot].arriveAsWarp();
     const float kScale[2] = {arguments.scale, arguments.scale};
     writeRows<Element, Config::kOutputIsF32, Config::kHeadDim>(
         dK, kScale, outputSlice<Config::kOutputIsF32>(arguments.dK, work.b, work.h), arguments.dK.strideS,

@@ -114,7 +114,6 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
   using QProduct = WarpgroupProduct<Element, kColumns>;
 
   auto &rest = *shared.rest;
-  bool isElected = isElectedLane();
   int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
@@ -191,11 +190,9 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       pinRegisters(factors);
       productWait<0>();
       pinRegisters(gradients);
-      if (isElected) {
-        rest.vEmpty[ring.slot].arrive();
-        if (!hasTile)
-          rest.qEmpty.arrive(); // the next item's rows may come while this one ends
-      }
+      rest.vEmpty[ring.slot].arriveAsWarp();
+      if (!hasTile)
+        rest.qEmpty.arriveAsWarp(); // the next item's rows may come while this one ends
 
       // 3. dS
 #pragma unroll
@@ -214,8 +211,7 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       productCommit();
       productWait<0>();
       pinRegisters(dQ);
-      if (isElected)
-        rest.kEmpty[ring.slot].arrive();
+      rest.kEmpty[ring.slot].arriveAsWarp();
       ring.advance();
     }
     const float kScale[2] = {arguments.scale, arguments.scale};
@@ -235,12 +231,12 @@ __device__ __forceinline__ void attentionBackwardQWgmma(const BackwardArguments 
   if (threadIdx.x == 0) {
     auto &rest = *shared.rest;
     rest.qFull.initialize(1);
-    rest.qEmpty.initialize(kConsumerWarps);
+    rest.qEmpty.initializeForWarps(kConsumerWarps);
     for (int stage = 0; stage < Config::kStages; ++stage) {
       rest.kFull[stage].initialize(1);
-      rest.kEmpty[stage].initialize(kConsumerWarps);
+      rest.kEmpty[stage].initializeForWarps(kConsumerWarps);
       rest.vFull[stage].initialize(1);
-      rest.vEmpty[stage].initialize(kConsumerWarps);
+      rest.vEmpty[stage].initializeForWarps(kConsumerWarps);
     }
     WorkQueue::initialize(rest.work, kConsumerWarps);
     fenceBarrierInit();

@@ -123,19 +123,19 @@ template <class Config> struct BackwardKVShared {
     constexpr int kWarpsPerConsumer = kWarpgroupSize / kWarpSize, kConsumerWarps = kConsumers * kWarpsPerConsumer;
     if (threadIdx.x == 0) {
       rest->kvFull.initialize(1);
-      rest->kvEmpty.initialize(kConsumerWarps);
+      rest->kvEmpty.initializeForWarps(kConsumerWarps);
       for (int stage = 0; stage < Config::kStages; ++stage) {
         rest->qFull[stage].initialize(1);
-        rest->qEmpty[stage].initialize(kConsumerWarps);
+        rest->qEmpty[stage].initializeForWarps(kConsumerWarps);
         rest->dOFull[stage].initialize(1);
-        rest->dOEmpty[stage].initialize(kConsumerWarps);
+        rest->dOEmpty[stage].initializeForWarps(kConsumerWarps);
       }
       for (int slot = 0; slot < kExchangeSlots; ++slot) {
-        rest->exchangeFull[slot].initialize(kWarpsPerConsumer);
-        rest->exchangeEmpty[slot].initialize(kWarpsPerConsumer);
+        rest->exchangeFull[slot].initializeForWarps(kWarpsPerConsumer);
+        rest->exchangeEmpty[slot].initializeForWarps(kWarpsPerConsumer);
       }
       for (int slot = 0; slot < kSumSlots; ++slot) {
-        rest->dQFull[slot].initialize(kConsumerWarps);
+        rest->dQFull[slot].initializeForWarps(kConsumerWarps);
         rest->dQEmpty[slot].initialize(1);
         rest->sumsFull[slot].initialize(1);
       }

@@ -7,6 +7,14 @@
 
 namespace cpflex::kernels {
 
+/// How a warp arrives at a barrier: one lane does. Tools that follow arrivals thread by thread (compute-sanitizer's
+/// racecheck) take what the other lanes did before for unordered; for them a build lets every lane arrive.
+#ifdef CPFLEX_EVERY_LANE_ARRIVES
+constexpr int kArrivalsPerWarp = kWarpSize;
+#else
+constexpr int kArrivalsPerWarp = 1;
+#endif
+
 /// A barrier in shared memory: a phase ends when the expected arrivals and bytes have come.
 struct SharedBarrier {
   uint64 state;
@@ -14,8 +22,14 @@ struct SharedBarrier {
   __device__ __forceinline__ void initialize(int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(sharedAddress(this)), "r"(arrivals) : "memory");
   }
+  __device__ __forceinline__ void initializeForWarps(int warps) { initialize(warps * kArrivalsPerWarp); }
   __device__ __forceinline__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(sharedAddress(this)) : "memory");
+  }
+  /// One arrival of those that initializeForWarps() counts; the warp is converged.
+  __device__ __forceinline__ void arriveAsWarp() {
+    if (kArrivalsPerWarp > 1 || isElectedLane())
+      arrive();
   }
   /// Arrives and adds `bytes` to what the phase waits for.
   __device__ __forceinline__ void arriveExpecting(int bytes) {

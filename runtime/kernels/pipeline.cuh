@@ -68,7 +68,7 @@ struct WorkQueue {
   static __device__ __forceinline__ void initialize(Shared &shared, int consumerWarps) {
     for (int slot = 0; slot < kSlots; ++slot) {
       shared.full[slot].initialize(1);
-      shared.empty[slot].initialize(consumerWarps);
+      shared.empty[slot].initializeForWarps(consumerWarps);
     }
   }
   /// Producer: passes an item on.
@@ -83,8 +83,7 @@ struct WorkQueue {
     shared.full[ring.slot].wait(ring.parity);
     int message = shared.message[ring.slot];
     __syncwarp();
-    if (isElectedLane())
-      shared.empty[ring.slot].arrive();
+    shared.empty[ring.slot].arriveAsWarp();
     ring.advance();
     hasTile = message & 1;
     return message >> 1;
