@@ -35,7 +35,8 @@ SMALL = 2e-3
 # The same for captures, times the root of the rows: in each row the rounding of O moves the sum of the scores' gradients,
 # which is 0, by some tenths of the tolerance.
 SMALL_PER_ROW = 0.2
-SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
+# racecheck follows the mma_sync kernels; of the wgmma kernels it runs over bench/gpu/attention.py --every-lane-arrives.
+SANITIZER_TOOLS = {None: ("memcheck", "synccheck"), "mma_sync": ("memcheck", "racecheck", "synccheck")}
 
 
 def to_bf16(values):
@@ -203,18 +204,18 @@ def run_check(arguments, check, arrays):
     return check.name, errors, faults
 
 
-def run_sanitizer(arguments, check, arrays, tool):
+def run_sanitizer(arguments, check, arrays, kernels, tool):
     """One run under compute-sanitizer; a fault is an exit status other than 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         faults = []
         try:
             inputs(check, folder)
-            line = command(arguments, check, folder, arrays, arguments.device, "bf16", "gpu")
+            line = command(arguments, check, folder, arrays, arguments.device, "bf16", "gpu", kernels)
             execute([arguments.sanitizer, "--tool", tool, "--error-exitcode", "9"] + line)
         except (RuntimeError, subprocess.TimeoutExpired, OSError) as error:
             faults.append(str(error))
-    return f"{check.name}-{tool}", {}, faults
+    return f"{check.name}-{kernels or 'wgmma'}-{tool}", {}, faults
 
 
 def catalogue_checks():
@@ -369,8 +370,8 @@ def main():
         jobs = [pool.submit(begun, run_check, check) for check in catalogue_checks() + shape_checks()
                 if arguments.only in check.name]
         if arguments.sanitizer:
-            jobs += [pool.submit(begun, run_sanitizer, check, tool) for check in sanitizer_checks()
-                     for tool in SANITIZER_TOOLS if arguments.only in check.name]
+            jobs += [pool.submit(begun, run_sanitizer, check, kernels, tool) for check in sanitizer_checks()
+                     for kernels, tools in SANITIZER_TOOLS.items() for tool in tools if arguments.only in check.name]
         for job in concurrent.futures.as_completed(jobs):
             outcome = job.result()
             if outcome is None:

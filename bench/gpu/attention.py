@@ -51,6 +51,7 @@ def captures(name, x, launch):
 # ---- compiling, in parallel and once per text -------------------------------------------------------------------------
 
 PROLOGUE = ""  # of every kernel's text
+ELEMENTS = {"bf16": "BFloat16", "f16": "Float16"}
 
 
 class Spec:
@@ -171,7 +172,7 @@ class Case:
         self.dv, self.hkv, self.sk = dv or d, hkv or h, sk or sq
 
     def spec(self, role, family, **more):
-        return Spec(role, family, self.program, self.d, self.dv, element="BFloat16" if self.dtype == "bf16" else "Float16",
+        return Spec(role, family, self.program, self.d, self.dv, element=ELEMENTS[self.dtype],
                     softmax=self.softmax, f32=self.f32, positions=self.positions, **more)
 
     def __str__(self):
@@ -307,7 +308,7 @@ def backward_roles(family, d, dv):
 
 
 def backward_specs(case, family):
-    element = "BFloat16" if case.dtype == "bf16" else "Float16"
+    element = ELEMENTS[case.dtype]
     return {"backward_delta": row_spec("backward_delta", case, case.d, case.dv, element),
             "backward_sink": row_spec("backward_sink", case, case.d, case.dv, element)} | {
                 role: case.spec(role, family) for role in backward_roles(family, case.d, case.dv)}
@@ -410,37 +411,58 @@ def milliseconds(torch, calls, repeats=15, warmup=3):
     return [sorted(b.elapsed_time(e) for b, e in times)[len(times) // 2] for times in events]
 
 
-# program, B, H, Hkv, S, D: the shapes of the performance table.
+# program, B, H, Hkv, S, D and, where they differ, the size of value heads and the element type: the shapes of the
+# performance table, and those shown beside it.
 DENSE_SHAPES = [(p, b, h, h, s, d) for d, h in ((128, 16), (64, 32), (256, 8)) for b, s in ((8, 2048), (2, 8192), (1, 16384))
                 for p in ("dense", "causal")]
 FLEX_SHAPES = [(p, 2, 16, 16, 8192, 128) for p in ("window", "prefix_lm", "documents", "doc_causal", "sink_window", "dilated",
                                                    "alibi_causal", "softcap_causal", "relpos")]
 FLEX_SHAPES += [("window", 2, 32, 32, 8192, 64), ("causal", 2, 32, 8, 8192, 128), ("doc_causal", 2, 32, 8, 8192, 128)]
 
+FURTHER_SHAPES = [("causal", 2, 16, 16, 8192, 128, 128, "f16"), ("causal", 2, 16, 16, 8192, 192, 128), ("per_head", 2, 16, 16, 8192, 128),
+                  ("causal", 1, 16, 16, 65536, 128)]
+
 
 class Shape:
-    def __init__(self, torch, program, b, h, hkv, s, d):
-        self.program, self.b, self.h, self.hkv, self.s, self.d = program, b, h, hkv, s, d
-        make = lambda heads: torch.randn(b, heads, s, d, device="cuda", dtype=torch.bfloat16)
-        self.q, self.k, self.v = make(h), make(hkv), make(hkv)
+    def __init__(self, torch, program, b, h, hkv, s, d, dv=None, dtype="bf16"):
+        self.program, self.b, self.h, self.hkv, self.s, self.d, self.dv, self.dtype = program, b, h, hkv, s, d, dv or d, dtype
+        make = lambda heads, size: torch.randn(b, heads, s, size, device="cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+        self.q, self.k, self.v = make(h, d), make(hkv, d), make(hkv, self.dv)
         self.x = {"width": 4096 if program == "dilated" else 1024, "prefix": s // 4, "sink": 64, "cap": 30.0, "heads": h,
                   "doc": documents(torch, b, s, 12, multiple=16)}
         position = torch.arange(s, device="cuda", dtype=torch.int32)
         self.dense, self.row_set_of = dense_mask(torch, program, self.x, b, h, position, position)
         pairs = s * s if self.dense is None else self.dense.sum().item() / self.dense.shape[0]
         self.density = pairs / (s * s)
-        self.flop = 4.0 * b * h * d * pairs
+        self.flop = 2.0 * b * h * (d + self.dv) * pairs
+        self.backward_flop = 2.0 * b * h * (3 * d + 2 * self.dv) * pairs
+
+    @classmethod
+    def of(cls, program, b, h, hkv, s, d, dv=None, dtype="bf16"):
+        """Without tensors: what kernels are compiled from."""
+        shape = cls.__new__(cls)
+        shape.program, shape.d, shape.dv, shape.dtype = program, d, dv or d, dtype
+        return shape
+
+    def spec(self, role, family="wgmma", **more):
+        return Spec(role, family, self.program, self.d, self.dv, element=ELEMENTS[self.dtype], **more)
+
+    def specs(self):
+        """Of ours: forward, delta, and the kernels of backward."""
+        return ([self.spec("forward"), row_spec("backward_delta", None, self.d, self.dv, ELEMENTS[self.dtype])]
+                + [self.spec(role) for role in backward_roles("wgmma", self.d, self.dv)])
 
     def forward(self, torch, launch, spec):
         t = spec.tiles
         mask = None if self.dense is None else launch.Mask(self.dense, t.tile_q, t.tile_kv, self.row_set_of)
-        o = torch.empty(self.b, self.h, self.s, spec.dv, device="cuda", dtype=torch.bfloat16)
+        o = torch.empty(self.b, self.h, self.s, spec.dv, device="cuda", dtype=self.q.dtype)
         lse = torch.empty(self.b, self.h, self.s, device="cuda")
         return launch.Forward(kernel_of(spec), spec.family, captures(self.program, self.x, launch), self.q, self.k, self.v, o, lse,
                               mask=mask), o, lse
 
     def __str__(self):
-        return f"{self.program} B{self.b} H{self.h}:{self.hkv} S{self.s} D{self.d}"
+        values = f"/{self.dv}" if self.dv != self.d else ""
+        return f"{self.program} B{self.b} H{self.h}:{self.hkv} S{self.s} D{self.d}{values}" + (f" {self.dtype}" if self.dtype != "bf16" else "")
 
 
 def cudnn(torch, shape, backend="CUDNN_ATTENTION"):
@@ -564,7 +586,8 @@ def flex(torch, shape):
     block_mask = None
     if mask:
         batch = shape.b if shape.program in BATCH_DEPENDENT else None
-        block_mask = create_block_mask(lambda b, h, q, kv: mask(b, h, q, kv, x), batch, None, shape.s, shape.s, device="cuda")
+        heads = shape.h if shape.program in HEAD_DEPENDENT else None
+        block_mask = create_block_mask(lambda b, h, q, kv: mask(b, h, q, kv, x), batch, heads, shape.s, shape.s, device="cuda")
     score_mod = (lambda s, b, h, q, kv: score(s, b, h, q, kv, x)) if score else None
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, score_mod=score_mod, block_mask=block_mask, enable_gqa=shape.h != shape.hkv)
@@ -590,27 +613,23 @@ def time_table(torch, shapes, results):
     """Forward and backward of ours beside cuDNN (dense, causal) or flex_attention, in turns on one GPU."""
     import launch
     torch._dynamo.config.cache_size_limit = 64
-    compile_all([s for p, b, h, hkv, s_, d in shapes for s in
-                 [Spec("forward", "wgmma", p, d, d), row_spec("backward_delta", None, d, d)]
-                 + [Spec(role, "wgmma", p, d, d) for role in backward_roles("wgmma", d, d)]])
+    compile_all([spec for arguments in shapes for spec in Shape.of(*arguments).specs()])
     print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's; of the worst row |")
     for arguments in shapes:
         shape = Shape(torch, *arguments)
         d, program = shape.d, shape.program
-        is_plain = program in ("dense", "causal") and shape.h == shape.hkv
-        shape.d_o = torch.randn_like(shape.q)
+        is_plain = program in ("dense", "causal") and shape.h == shape.hkv and shape.d == shape.dv
+        shape.d_o = torch.randn(shape.b, shape.h, shape.s, shape.dv, device="cuda", dtype=shape.q.dtype)
         peer = (lambda q, k, v: cudnn(torch, with_inputs(shape, q, k, v))) if is_plain else flex(torch, shape)
         inputs = [t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v)]
         peer_o = peer(*inputs)
         peer_grads = torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True)
-        forward, o, lse = shape.forward(torch, launch, Spec("forward", "wgmma", program, d, d))
+        forward, o, lse = shape.forward(torch, launch, shape.spec("forward"))
         forward.run()
-        kernels = {"backward_delta": kernel_of(row_spec("backward_delta", None, d, d))}
+        kernels = {spec.role: kernel_of(spec) for spec in shape.specs()[1:]}
         masks = [None, None]
-        for role in backward_roles("wgmma", d, d):
-            kernels[role] = kernel_of(Spec(role, "wgmma", program, d, d))
         if shape.dense is not None:
-            t = kernels[backward_roles("wgmma", d, d)[-1]].tiles
+            t = kernels.get("backward_q", kernels["backward_kv"]).tiles
             masks[0] = launch.Mask(shape.dense, t.tile_q, t.tile_kv, shape.row_set_of)
             t = kernels["backward_kv"].tiles
             masks[1] = launch.Mask(shape.dense.transpose(1, 2), t.tile_kv, t.tile_q, shape.row_set_of)
@@ -628,7 +647,7 @@ def time_table(torch, shapes, results):
             times = milliseconds(torch, [lambda: peer(*detached), forward.run])
         times += milliseconds(torch, [lambda: torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True), backward.run], 10, 2)
         row = {"shape": str(shape), "density": shape.density, "peer": "cuDNN" if is_plain else "flex_attention", "times": times,
-               "tflops": [shape.flop * f / t * 1e-9 for f, t in zip((1, 1, 2.5, 2.5), times)], "errors": errors}
+               "tflops": [flop / t * 1e-9 for flop, t in zip(2 * [shape.flop] + 2 * [shape.backward_flop], times)], "errors": errors}
         results.append(row)
         ratio = " ".join(f"{a / b:.2f}" if b != "" else "-" for a, b in errors)
         print(f"| {shape} | {row['peer']} | {times[0]:.3f} | {times[1]:.3f} ({row['tflops'][1]:.0f}) | {times[0] / times[1]:.2f} | {times[2]:.3f} "
@@ -679,7 +698,7 @@ def main():
         time_backward(torch, {"mma_sync": (both("mma_sync"), (), None)},
                       [("causal", 2, 16, 16, 8192, 128), ("causal", 2, 32, 32, 8192, 64), ("causal", 2, 8, 8, 8192, 256)], results)
     if "table" in options.steps:
-        time_table(torch, DENSE_SHAPES + FLEX_SHAPES, results)
+        time_table(torch, FLEX_SHAPES + DENSE_SHAPES + FURTHER_SHAPES, results)
     if options.variants:
         scope = {}
         exec(open(options.variants).read(), scope)

@@ -184,10 +184,6 @@ struct BackwardArguments {
   QuerySumsArgument querySums;
 };
 
-/// How many tiles of Q the wgmma kernel for Forward holds: two where they fit, so that the next row of tiles begins while
-/// the last one ends.
-constexpr int forwardQSlots(int headDim, int vHeadDim) { return headDim <= 128 && vHeadDim <= 128 ? 2 : 1; }
-
 /// Whether one wgmma kernel computes dK, dV and dQ, so that there is none for BackwardQ. Its items are in ascending
 /// order of rows (rowOrder is not read).
 constexpr bool sumsDQ(int headDim, int vHeadDim) {

@@ -40,8 +40,8 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.stages = 2;
   tiles.threads = tiles.tileQ / 64 * kWarpgroup + kWarpgroup;
   tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
-  tiles.sharedBytes = forwardQSlots(spec.headDim, spec.vHeadDim) * panelBytes(tiles.tileQ, spec.headDim) +
-                      tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
+  tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
+                      kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 

@@ -21,7 +21,7 @@
 
 namespace cpflex::kernels {
 
-/// Named barrier of the consumers; 0 is __syncthreads.
+/// Named barrier of the consumers, behind which each has one of its own; 0 is __syncthreads.
 constexpr int kConsumersBarrier = 1;
 
 /// Which runs of the mask belong to query tile `tile` of a (b, h).
@@ -46,40 +46,23 @@ __device__ __forceinline__ int turnInSums(const MaskArgument &mask, int pair, in
   return turn;
 }
 
-/// Writes the rows of dQ of one query tile of local batch row b and head h, by `kThreads` threads of which this is
-/// number `thread`: its sums in shared memory, scaled and converted; null: zeros.
-template <class Config, int kThreads>
-__device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arguments, int b, int h, int tile,
-                                                    const float *sums, int thread) {
+/// Writes 8 sums, scaled and converted, as columns `column`.. of row `row` of a slice of dQ; outside of it nothing.
+template <class Config>
+__device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arguments, void *slice, int row, int column,
+                                                    float4 low, float4 high) {
   using Element = typename Config::Element;
-  constexpr int kLanesPerRow = kSumsColumns / kSumsChunk;
-  int firstRow = tile * Config::kTileQ, numRows = min(Config::kTileQ, arguments.qLen - firstRow);
+  if (row >= arguments.qLen || column >= Config::kHeadDim)
+    return;
   float scale = arguments.scale;
-  void *out = outputSlice<Config::kOutputIsF32>(arguments.dQ, b, h);
-#pragma unroll
-  for (int panel = 0; panel < ceilDivide(Config::kHeadDim, kSumsColumns); ++panel) {
-    int column = panel * kSumsColumns + thread % kLanesPerRow * kSumsChunk;
-    if (column >= Config::kHeadDim)
-      continue;
-#pragma unroll 1
-    for (int row = thread / kLanesPerRow; row < numRows; row += kThreads / kLanesPerRow) {
-      float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
-      if (sums) {
-        const float4 *words = reinterpret_cast<const float4 *>(sums + (panel * Config::kTileQ + row) * kSumsColumns +
-                                                               sumsChunk(row, thread % kLanesPerRow) * kSumsChunk);
-        low = words[0], high = words[1];
-      }
-      long long offset = (firstRow + row) * arguments.dQ.strideS + column;
-      if constexpr (Config::kOutputIsF32) {
-        float4 *words = reinterpret_cast<float4 *>(static_cast<float *>(out) + offset);
-        words[0] = make_float4(low.x * scale, low.y * scale, low.z * scale, low.w * scale);
-        words[1] = make_float4(high.x * scale, high.y * scale, high.z * scale, high.w * scale);
-      } else {
-        *reinterpret_cast<uint4 *>(static_cast<unsigned short *>(out) + offset) =
-            make_uint4(Element::pack(low.x * scale, low.y * scale), Element::pack(low.z * scale, low.w * scale),
-                       Element::pack(high.x * scale, high.y * scale), Element::pack(high.z * scale, high.w * scale));
-      }
-    }
+  long long offset = row * arguments.dQ.strideS + column;
+  if constexpr (Config::kOutputIsF32) {
+    float4 *out = reinterpret_cast<float4 *>(static_cast<float *>(slice) + offset);
+    out[0] = make_float4(low.x * scale, low.y * scale, low.z * scale, low.w * scale);
+    out[1] = make_float4(high.x * scale, high.y * scale, high.z * scale, high.w * scale);
+  } else {
+    *reinterpret_cast<uint4 *>(static_cast<unsigned short *>(slice) + offset) =
+        make_uint4(Element::pack(low.x * scale, low.y * scale), Element::pack(low.z * scale, low.w * scale),
+                   Element::pack(high.x * scale, high.y * scale), Element::pack(high.z * scale, high.w * scale));
   }
 }
 
@@ -95,9 +78,13 @@ template <class Config> __device__ __forceinline__ void clearQueryGradients(cons
     Range runs = {0, 0};
     if (mask.runs)
       runs = runsOfQueryTile(mask, pair, tile);
-    if (runs.begin == runs.end)
-      writeQueryGradients<Config, kWarpSize>(arguments, pair / arguments.qHeads, pair % arguments.qHeads, tile, nullptr,
-                                             threadIdx.x % kWarpSize);
+    if (runs.begin != runs.end)
+      continue;
+    void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, pair / arguments.qHeads, pair % arguments.qHeads);
+    float4 zeros = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    int column = threadIdx.x % kWarpSize * kSumsChunk;
+    for (int row = tile * Config::kTileQ; row < (tile + 1) * Config::kTileQ; ++row)
+      writeQueryGradients<Config>(arguments, slice, row, column, zeros, zeros);
   }
 }
 
@@ -146,13 +133,14 @@ __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config>
         tile = rest.sumsPair[slot][i] * numTiles + tile / 2; // of all (b, h)
         int *done = querySums.turns + tile;
         float *sums = querySums.sums + tile * sumsPerTile(Config::kTileQ, Config::kHeadDim);
-        while (loadRelaxed(done) != turn) {
-        }
+        if (turn > 0)
+          while (loadRelaxed(done) != turn) {
+          }
         fenceGlobalForAsync();
         if (isLastPart) {
           rest.holdsSums[slot] = turn > 0;
           if (turn > 0) {
-            __threadfence(); // what was seen of `done` comes before the sums are read
+            fenceAcquireRelease(); // what was seen of `done` comes before the sums are read
             fenceGlobalForAsync();
             rest.sumsFull[slot].arriveExpecting(Shared::kDQBytes);
             copyBytes(shared.dQ(slot), sums, Shared::kDQBytes, rest.sumsFull[slot]);
@@ -179,7 +167,7 @@ __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config>
   }
 }
 
-/// Lays a consumer's part of dQ out as the sums are, and adds it to them where they are there.
+/// Lays a consumer's part of dQ out as the sums are; `kAdds`, for kTransposesDQ alone: adds it to them.
 template <bool kAdds, class Shared, int N>
 __device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float *tile, int consumer, int thread) {
   int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
@@ -196,12 +184,25 @@ __device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float 
     }
   } else {
     float *own = tile + (consumer * Shared::kDQRows + 16 * warp + quad) * kSumsColumns + 2 * laneInQuad;
+    static_assert(!kAdds);
 #pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      float2 &place =
-          *reinterpret_cast<float2 *>(own + registerRow(i) * 8 * kSumsColumns + sumsChunk(quad, i / 4) * kSumsChunk);
-      place = kAdds ? make_float2(place.x + dQ[i], place.y + dQ[i + 1]) : make_float2(dQ[i], dQ[i + 1]);
-    }
+    for (int i = 0; i < N; i += 2)
+      *reinterpret_cast<float2 *>(own + registerRow(i) * 8 * kSumsColumns + sumsChunk(quad, i / 4) * kSumsChunk) =
+          make_float2(dQ[i], dQ[i + 1]);
+  }
+}
+
+/// Adds the sums to a consumer's part of dQ that is not transposed.
+template <class Shared, int N>
+__device__ __forceinline__ void addSums(float (&dQ)[N], const float *tile, int consumer, int thread) {
+  int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
+  const float *own = tile + (consumer * Shared::kDQRows + 16 * warp + quad) * kSumsColumns + 2 * laneInQuad;
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    float2 sums = *reinterpret_cast<const float2 *>(own + registerRow(i) * 8 * kSumsColumns +
+                                                    sumsChunk(quad, i / 4) * kSumsChunk);
+    dQ[i] += sums.x;
+    dQ[i + 1] += sums.y;
   }
 }
 
@@ -274,19 +275,39 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
     productCommit();
   };
   // 7. dQ goes out.
-  auto sendQueryGradients = [&](const float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
+  auto sendQueryGradients = [&](float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
     float *sums = reinterpret_cast<float *>(shared.dQ(exchange.slot));
     rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
     if (message.isLastPart) {
       rest.sumsFull[exchange.slot].wait(sumsParity >> exchange.slot & 1);
       sumsParity ^= 1 << exchange.slot;
-      if (rest.holdsSums[exchange.slot])
-        stageQueryGradients<true, Shared>(dQ, sums, consumer, thread);
-      else
-        stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
-      meetConsumers();
-      writeQueryGradients<Config, Shared::kConsumers * kWarpgroupSize>(arguments, b, h, message.tile, sums,
-                                                                       consumer * kWarpgroupSize + thread);
+      bool holdsSums = rest.holdsSums[exchange.slot];
+      void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, b, h);
+      int firstQuery = message.tile * kTileQ;
+      if constexpr (Shared::kTransposesDQ) {
+        if (holdsSums)
+          stageQueryGradients<true, Shared>(dQ, sums, consumer, thread);
+        else
+          stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
+        // Staged columns of all queries of the consumer become rows.
+        barrierSync<kWarpgroupSize>(kConsumersBarrier + 1 + consumer);
+        constexpr int kChunksPerRow = kSumsColumns / kSumsChunk;
+        int chunk = thread % kChunksPerRow;
+#pragma unroll
+        for (int i = 0; i < Shared::kDQColumns; i += kWarpgroupSize / kChunksPerRow) {
+          int row = consumer * Shared::kDQColumns + i + thread / kChunksPerRow;
+          const float4 *words =
+              reinterpret_cast<const float4 *>(sums + row * kSumsColumns + sumsChunk(row, chunk) * kSumsChunk);
+          writeQueryGradients<Config>(arguments, slice, firstQuery + row, chunk * kSumsChunk, words[0], words[1]);
+        }
+      } else {
+        if (holdsSums)
+          addSums<Shared>(dQ, sums, consumer, thread);
+        const float kScale[2] = {arguments.scale, arguments.scale};
+        writeColumns<Element, Config::kOutputIsF32, kSumsColumns>(
+            dQ, kScale, slice, arguments.dQ.strideS, firstQuery + thread / kWarpSize * 16 + lane / 4, arguments.qLen,
+            consumer * kSumsColumns, Config::kHeadDim);
+      }
     } else {
       stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
     }

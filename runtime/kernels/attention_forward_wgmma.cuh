@@ -30,14 +30,13 @@ template <class Config> struct ForwardWgmmaShared {
   static constexpr int kConsumers = Config::kTileQ / kRowsPerConsumer;
   static constexpr int kQPanelBytes = kRowsPerConsumer * 128;
   static constexpr int kQBytes = kConsumers * kPanels * kQPanelBytes;
-  static constexpr int kQSlots = forwardQSlots(Config::kHeadDim, Config::kVHeadDim);
   static constexpr int kTilePanelBytes = Config::kTileKV * 128;
   static constexpr int kKBytes = kPanels * kTilePanelBytes;
   static constexpr int kVBytes = kVPanels * kTilePanelBytes;
-  static constexpr int kTileBytes = kQSlots * kQBytes + Config::kStages * (kKBytes + kVBytes);
+  static constexpr int kTileBytes = kQBytes + Config::kStages * (kKBytes + kVBytes);
 
   struct Barriers {
-    SharedBarrier qFull[kQSlots], qEmpty[kQSlots];
+    SharedBarrier qFull, qEmpty;
     SharedBarrier kFull[Config::kStages], kEmpty[Config::kStages];
     SharedBarrier vFull[Config::kStages], vEmpty[Config::kStages];
     TileMessage message[Config::kStages]; ///< of the K tiles
@@ -57,11 +56,11 @@ template <class Config> struct ForwardWgmmaShared {
     tiles = alignedSharedMemory();
     barriers = reinterpret_cast<Barriers *>(tiles + kTileBytes);
   }
-  __device__ __forceinline__ unsigned char *q(int slot, int consumer) const {
-    return tiles + slot * kQBytes + consumer * kPanels * kQPanelBytes;
+  __device__ __forceinline__ unsigned char *q(int consumer) const { return tiles + consumer * kPanels * kQPanelBytes; }
+  __device__ __forceinline__ unsigned char *k(int stage) const { return tiles + kQBytes + stage * kKBytes; }
+  __device__ __forceinline__ unsigned char *v(int stage) const {
+    return tiles + kQBytes + Config::kStages * kKBytes + stage * kVBytes;
   }
-  __device__ __forceinline__ unsigned char *k(int stage) const { return tiles + kQSlots * kQBytes + stage * kKBytes; }
-  __device__ __forceinline__ unsigned char *v(int stage) const { return k(Config::kStages) + stage * kVBytes; }
 };
 
 /// Takes work, by one thread: finding the first tile of a row is a chain of reads that takes longer than a tile, so the
@@ -102,8 +101,8 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
   prefetchTensorMap(maps.k);
   prefetchTensorMap(maps.v);
   RingPosition<Config::kStages> kRing, vRing;
-  RingPosition<Shared::kQSlots> qRing;
   WorkQueue queue;
+  uint32 qParity = 0;
   int headsPerKV = arguments.qHeads / arguments.kvHeads;
   for (int count = 0;; ++count) {
     barriers.itemReady.wait(count % 2);
@@ -142,15 +141,14 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
         barriers.itemWanted.arrive();
       kRing.advance();
       if (previous < 0) {
-        SharedBarrier &qFull = barriers.qFull[qRing.slot];
-        barriers.qEmpty[qRing.slot].wait(qRing.parity ^ 1);
-        qFull.arriveExpecting(Shared::kQBytes);
+        barriers.qEmpty.wait(qParity ^ 1);
+        barriers.qFull.arriveExpecting(Shared::kQBytes);
 #pragma unroll
         for (int consumer = 0; consumer < Shared::kConsumers; ++consumer)
           copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
-              maps.q, qFull, shared.q(qRing.slot, consumer),
+              maps.q, barriers.qFull, shared.q(consumer),
               work.row * Config::kTileQ + consumer * Shared::kRowsPerConsumer, work.h, work.b, CacheHint::EvictFirst);
-        qRing.advance();
+        qParity ^= 1;
       } else {
         loadV(previous);
       }
@@ -185,13 +183,13 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
   constexpr int kThreadsOfConsumers = Shared::kConsumers * kWarpgroupSize;
   int thread = consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize; // of the consumers
   ScoreScale<Program> scale(arguments.scale, Config::kHasSoftmax);
-  uint32 qDescriptor = operandDescriptor(shared.q(0, consumer), Shared::kQPanelBytes);
+  uint32 qDescriptor = operandDescriptor(shared.q(consumer), Shared::kQPanelBytes);
   uint32 kDescriptor = operandDescriptor(shared.k(0), Shared::kTilePanelBytes);
   uint32 vDescriptor = operandDescriptor(shared.v(0), Shared::kTilePanelBytes);
 
   RingPosition<Config::kStages> kRing, vRing;
-  RingPosition<Shared::kQSlots> qRing;
   WorkQueue queue;
+  uint32 qParity = 0;
   if (kTakesTurns && consumer == Shared::kConsumers - 1)
     barrierArrive<2 * kWarpgroupSize>(kTurnBarrier);
 
@@ -233,7 +231,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     __syncwarp(); // every lane has read the message
     barriers.kEmpty[kRing.slot].arriveAsWarp();
     if (isLast)
-      barriers.qEmpty[qRing.slot].arriveAsWarp();
+      barriers.qEmpty.arriveAsWarp();
     kRing.advance();
     if (hasWeights)
       finishWeights();
@@ -261,10 +259,10 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       output[i] = 0.0f;
 
     bool hasTile = queue.hasTile;
-    bool readsQ = hasTile;
-    if (readsQ)
-      barriers.qFull[qRing.slot].wait(qRing.parity);
-    uint32 q = qDescriptor + qRing.slot * descriptorStep(Shared::kQBytes);
+    if (hasTile) {
+      barriers.qFull.wait(qParity);
+      qParity ^= 1;
+    }
     while (hasTile) {
       // 1. S = Q K[j]^T
       barriers.kFull[kRing.slot].wait(kRing.parity);
@@ -284,7 +282,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
 #pragma unroll
       for (int step = 0; step < kHeadSteps; ++step)
         ScoreProduct::template fromShared<Major::K, Major::K>(scores,
-                                                              q + panelStep<Shared::kQPanelBytes>(step),
+                                                              qDescriptor + panelStep<Shared::kQPanelBytes>(step),
                                                               k + panelStep<Shared::kTilePanelBytes>(step), step != 0);
       productCommit();
       // 2. O += P V[j-1]
@@ -308,7 +306,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       barriers.kEmpty[kRing.slot].arriveAsWarp();
       kRing.advance();
       if (!hasTile)
-        barriers.qEmpty[qRing.slot].arriveAsWarp();
+        barriers.qEmpty.arriveAsWarp();
 
       // 3. Scores and softmax of tile j.
       applyScore<Program, TileAxes::RowsAreQ>(scores, scale, captures, b, h, rowPosition, columns);
@@ -332,8 +330,6 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     }
     if (hasWeights)
       finishWeights();
-    if (readsQ)
-      qRing.advance();
 
     float factor[2] = {1.0f, 1.0f}, lse[2];
     int row = work.row * Config::kTileQ + rowInTile;
@@ -356,10 +352,8 @@ __device__ __forceinline__ void attentionForwardWgmma(const ForwardArguments &ar
   Shared shared;
   if (threadIdx.x == 0) {
     auto &barriers = *shared.barriers;
-    for (int slot = 0; slot < Shared::kQSlots; ++slot) {
-      barriers.qFull[slot].initialize(1);
-      barriers.qEmpty[slot].initializeForWarps(kConsumerWarps);
-    }
+    barriers.qFull.initialize(1);
+    barriers.qEmpty.initializeForWarps(kConsumerWarps);
     for (int stage = 0; stage < Config::kStages; ++stage) {
       barriers.kFull[stage].initialize(1);
       barriers.kEmpty[stage].initializeForWarps(kConsumerWarps);

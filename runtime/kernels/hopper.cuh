@@ -105,6 +105,9 @@ __device__ __forceinline__ void bulkWait() { asm volatile("cp.async.bulk.wait_gr
 /// Orders what this thread has seen of global memory before its copies that follow.
 __device__ __forceinline__ void fenceGlobalForAsync() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
+/// Orders what this thread has seen of other blocks before what it reads next.
+__device__ __forceinline__ void fenceAcquireRelease() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 /// A word that other blocks write or read meanwhile; orders nothing else.
 __device__ __forceinline__ int loadRelaxed(const int *address) {
   int value;

@@ -303,11 +303,14 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
   Arrays host({.functor = "large"});
   const Case &c = host.c;
   AttentionProblem problem = host.problem;
-  auto program = CudaProgram::create(machine->device, machine->toolchain, host.deviceFunctions(), {});
+  constexpr auto kPasses = CudaProgramOptions::Passes::ForwardAndBackward;
+  CudaProgramOptions options;
+  options.passes = kPasses;
+  auto program = CudaProgram::create(machine->device, machine->toolchain, host.deviceFunctions(), options);
   auto stream = CudaStream::create(machine->device);
   ASSERT_TRUE(program && stream) << program.status().message();
 
-  HostAttentionArrays arrays = host.hostArrays(CudaProgramOptions::Passes::Forward);
+  HostAttentionArrays arrays = host.hostArrays(kPasses);
   std::vector<CudaBuffer> buffers;
   auto upload = [&](const void *bytes, size_t size) {
     buffers.push_back(std::move(*CudaBuffer::allocate(machine->device, static_cast<int64_t>(size))));
@@ -315,10 +318,17 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
         copyToDevice(*machine->device, buffers.back().address(), bytes, static_cast<int64_t>(size), stream->get()));
     return buffers.back().data();
   };
-  CudaForwardTensors tensors{arrays.q, arrays.k, arrays.v, arrays.o, arrays.lse};
-  tensors.q.data = upload(host.q.data(), host.q.size() * 2), tensors.k.data = upload(host.k.data(), host.k.size() * 2);
-  tensors.v.data = upload(host.v.data(), host.v.size() * 2), tensors.o.data = upload(host.o.data(), host.o.size() * 2);
-  tensors.lse.data = upload(host.lse.data(), host.lse.size() * 4);
+  auto onGpu = [&](TensorView view, auto &values) {
+    view.data = upload(values.data(), values.size() * sizeof(values[0]));
+    return view;
+  };
+  CudaForwardTensors tensors{onGpu(arrays.q, host.q), onGpu(arrays.k, host.k), onGpu(arrays.v, host.v),
+                             onGpu(arrays.o, host.o), onGpu(arrays.lse, host.lse)};
+  CudaBackwardTensors gradients;
+  gradients.q = tensors.q, gradients.k = tensors.k, gradients.v = tensors.v;
+  gradients.o = tensors.o, gradients.lse = tensors.lse;
+  gradients.dO = onGpu(arrays.dO, host.dO), gradients.dQ = onGpu(arrays.dQ, host.dQ);
+  gradients.dK = onGpu(arrays.dK, host.dK), gradients.dV = onGpu(arrays.dV, host.dV);
   std::vector<CaptureView> captures = host.captures;
   void *documents = upload(host.documents.data(), host.documents.size() * 4);
   captures[0].data = documents;
@@ -329,9 +339,10 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
   problem.bindings = &onDevice;
   auto executable = CudaExecutable::bind(*program, problem, stream->get());
   ASSERT_TRUE(executable) << executable.status().message();
-  auto workspace =
-      CudaBuffer::allocate(machine->device, (*executable)->workspaceInBytes(CudaExecutable::Pass::Forward));
-  ASSERT_TRUE(workspace);
+  using Pass = CudaExecutable::Pass;
+  auto workspace = CudaBuffer::allocate(machine->device, (*executable)->workspaceInBytes(Pass::Forward));
+  auto backwardWorkspace = CudaBuffer::allocate(machine->device, (*executable)->workspaceInBytes(Pass::Backward));
+  ASSERT_TRUE(workspace && backwardWorkspace);
 
   CurrentContext current(*machine->device);
   Graphs graphs{*SharedLibrary::open(cudaDriverSearch())};
@@ -339,6 +350,7 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
   constexpr int kThreadLocalCapture = 1;
   ASSERT_EQ(graphs.call("cuStreamBeginCapture_v2", stream->get(), kThreadLocalCapture), cuda::kSuccess);
   ASSERT_TRUE((*executable)->forward(tensors, workspace->data(), stream->get()));
+  ASSERT_TRUE((*executable)->backward(gradients, backwardWorkspace->data(), stream->get()));
   ASSERT_EQ(graphs.call("cuStreamEndCapture", stream->get(), &graph), cuda::kSuccess);
   ASSERT_EQ(graphs.call("cuGraphInstantiateWithFlags", &replay, graph, 0ull), cuda::kSuccess);
 
@@ -353,12 +365,19 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
                              host.documents.data(), static_cast<int64_t>(host.documents.size() * 4), stream->get()));
     ASSERT_TRUE((*executable)->update(problem, stream->get()));
     ASSERT_EQ(graphs.call("cuGraphLaunch", replay, stream->get()), cuda::kSuccess);
-    ASSERT_TRUE(copyToHost(*machine->device, host.o.data(), reinterpret_cast<cuda::DeviceAddress>(tensors.o.data),
-                           static_cast<int64_t>(host.o.size() * 2), stream->get()));
+    auto fetch = [&](std::vector<uint16_t> &values, const TensorView &from) {
+      EXPECT_TRUE(copyToHost(*machine->device, values.data(), reinterpret_cast<cuda::DeviceAddress>(from.data),
+                             static_cast<int64_t>(values.size() * 2), stream->get()));
+    };
+    fetch(host.o, tensors.o), fetch(host.dQ, gradients.dQ), fetch(host.dK, gradients.dK), fetch(host.dV, gradients.dV);
     auto expected = referenceAttentionForward(host.problem, arrays.q, arrays.k, arrays.v);
-    ASSERT_TRUE(expected);
-    EXPECT_LT(relativeError(arrays.o, expected->out, {c.batch, c.qHeads, c.qLen, c.vHeadDim}), tolerance(c.element))
-        << length;
+    auto backward = referenceAttentionBackward(host.problem, arrays.q, arrays.k, arrays.v, arrays.dO, {});
+    ASSERT_TRUE(expected && backward);
+    double limit = tolerance(c.element);
+    EXPECT_LT(relativeError(arrays.o, expected->out, {c.batch, c.qHeads, c.qLen, c.vHeadDim}), limit) << length;
+    EXPECT_LT(relativeError(arrays.dQ, backward->dQ, {c.batch, c.qHeads, c.qLen, c.headDim}), 2 * limit) << length;
+    EXPECT_LT(relativeError(arrays.dK, backward->dK, {c.batch, c.kvHeads, c.kvLen, c.headDim}), 2 * limit) << length;
+    EXPECT_LT(relativeError(arrays.dV, backward->dV, {c.batch, c.kvHeads, c.kvLen, c.vHeadDim}), 2 * limit) << length;
   }
 }
 
