@@ -285,16 +285,16 @@ def check_forward(torch, families):
                                      sink.double() if sink is not None else None, case.offsets)
             error = relative_error(o, ref)
             row = ((o.double() - ref).norm(dim=-1) / ref.norm(dim=-1).clamp_min(1e-6)).max().item()
-            lse_error = 0.0
+            error_of_lse = 0.0
             if case.softmax:
                 empty = ref_lse == -math.inf
-                lse_error = (lse[~empty].double() - ref_lse[~empty]).abs().div(ref_lse[~empty].abs().clamp_min(1)).max().item() if (~empty).any() else 0
+                error_of_lse = lse_error(lse, ref_lse)
                 if not torch.equal(lse == -math.inf, empty) or (o[empty] != 0).any():
                     error = math.inf
             limit = 6e-3 if case.dtype == "bf16" else 1e-3
-            ok = error < limit and lse_error < 1e-5 and same
+            ok = error < limit and error_of_lse < 1e-5 and same
             failures += not ok
-            print(f"{'ok  ' if ok else 'FAIL'} {family:8} {case} error {error:.2e} worst row {row:.1e} lse {lse_error:.1e}{'' if same else ' NOT REPEATABLE'}", flush=True)
+            print(f"{'ok  ' if ok else 'FAIL'} {family:8} {case} error {error:.2e} worst row {row:.1e} lse {error_of_lse:.1e}{'' if same else ' NOT REPEATABLE'}", flush=True)
     print(f"check-forward: {failures} failures")
 
 
@@ -598,15 +598,25 @@ def worst_row(out, ref):
     return (out.double() - ref).norm(dim=-1).max().item()
 
 
-def head_errors(torch, shape, tensors):
-    """Relative errors of (o, dq, dk, dv) of batch 0 and the heads of kv head 0 against float64, then their worst rows."""
+def lse_error(lse, ref):
+    """The largest error, relative where LSE is more than 1; infinite where one is -inf alone."""
+    empty = ref == -math.inf
+    if not (lse[empty] == -math.inf).all():
+        return math.inf
+    return (lse.double() - ref)[~empty].abs().div(ref[~empty].abs().clamp_min(1)).max().item() if (~empty).any() else 0.0
+
+
+def head_errors(torch, shape, lse, tensors):
+    """Relative errors of (o, dq, dk, dv) of batch 0 and the heads of kv head 0 against float64, then their worst rows, for
+    each of `tensors`; and the error of our LSE."""
     group = shape.h // shape.hkv
     q, k, v = (t[:1, :n].double().requires_grad_() for t, n in ((shape.q, group), (shape.k, 1), (shape.v, 1)))
     position = torch.arange(shape.s, device="cuda", dtype=torch.int32)
-    o, _ = reference(torch, q, k, v, shape.program, shape.x, 1 / math.sqrt(shape.d), position, position)
+    o, reference_lse = reference(torch, q, k, v, shape.program, shape.x, 1 / math.sqrt(shape.d), position, position)
     grads = torch.autograd.grad((o * shape.d_o[:1, :group].double()).sum(), (q, k, v))
-    return [[measure(t[:1, : r.shape[1]], r) for measure in (relative_error, worst_row) for t, r in zip(group_of, (o.detach(), *grads))]
-            for group_of in tensors]
+    errors = [[measure(t[:1, : r.shape[1]], r) for measure in (relative_error, worst_row) for t, r in zip(group_of, (o.detach(), *grads))]
+              for group_of in tensors]
+    return errors, lse_error(lse[:1, :group], reference_lse.detach())
 
 
 def time_table(torch, shapes, results):
@@ -614,7 +624,7 @@ def time_table(torch, shapes, results):
     import launch
     torch._dynamo.config.cache_size_limit = 64
     compile_all([spec for arguments in shapes for spec in Shape.of(*arguments).specs()])
-    print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's; of the worst row |")
+    print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's; of the worst row | error LSE |")
     for arguments in shapes:
         shape = Shape(torch, *arguments)
         d, program = shape.d, shape.program
@@ -638,20 +648,22 @@ def time_table(torch, shapes, results):
                                    shape.k, shape.v, o, lse, shape.d_o, *outs, 1 / math.sqrt(d), *masks)
         backward.run()
         torch.cuda.synchronize()
-        errors = [["", ""]]
-        if shape.s <= 8192:
-            ours, theirs = head_errors(torch, shape, ((o, *outs), (peer_o.detach(), *peer_grads)))
+        errors, error_of_lse = [["", ""]], None
+        if shape.s <= 16384:
+            (ours, theirs), error_of_lse = head_errors(torch, shape, lse, ((o, *outs), (peer_o.detach(), *peer_grads)))
             errors = list(zip(ours, theirs))
         detached = [t.detach() for t in inputs]
         with torch.no_grad():
             times = milliseconds(torch, [lambda: peer(*detached), forward.run])
         times += milliseconds(torch, [lambda: torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True), backward.run], 10, 2)
         row = {"shape": str(shape), "density": shape.density, "peer": "cuDNN" if is_plain else "flex_attention", "times": times,
-               "tflops": [flop / t * 1e-9 for flop, t in zip(2 * [shape.flop] + 2 * [shape.backward_flop], times)], "errors": errors}
+               "tflops": [flop / t * 1e-9 for flop, t in zip(2 * [shape.flop] + 2 * [shape.backward_flop], times)], "errors": errors,
+               "lse_error": error_of_lse}
         results.append(row)
         ratio = " ".join(f"{a / b:.2f}" if b != "" else "-" for a, b in errors)
         print(f"| {shape} | {row['peer']} | {times[0]:.3f} | {times[1]:.3f} ({row['tflops'][1]:.0f}) | {times[0] / times[1]:.2f} | {times[2]:.3f} "
-              f"| {times[3]:.3f} ({row['tflops'][3]:.0f}) | {times[2] / times[3]:.2f} | {ratio} |", flush=True)
+              f"| {times[3]:.3f} ({row['tflops'][3]:.0f}) | {times[2] / times[3]:.2f} | {ratio} "
+              f"| {'-' if error_of_lse is None else f'{error_of_lse:.1e}'} |", flush=True)
         del shape, peer, inputs, peer_o, peer_grads, forward, backward, o, lse, outs, kernels, masks, detached
 
 

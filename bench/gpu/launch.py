@@ -70,9 +70,10 @@ class Kernel:
         check(driver.cuModuleGetFunction(C.byref(self.function), module, function.encode()), "cuModuleGetFunction")
         if tiles.shared_bytes:
             check(driver.cuFuncSetAttribute(self.function, 8, tiles.shared_bytes), "cuFuncSetAttribute")
-        words = P()
-        found = driver.cuModuleGetFunction(C.byref(words), module, f"{function}_words".encode()) == 0
-        self.words = words if found else None
+        self.words = None
+        if f"{function}_words".encode() in cubin:
+            self.words = P()
+            check(driver.cuModuleGetFunction(C.byref(self.words), module, f"{function}_words".encode()), "cuModuleGetFunction")
 
     def launch(self, grid, *parameters):
         self.start(self.function, grid, self.tiles.threads, self.tiles.shared_bytes, parameters)
