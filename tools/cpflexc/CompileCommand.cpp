@@ -1,5 +1,6 @@
 // `cpflexc compile`: the program's text at any stage of the compiler.
 #include "tools/cpflexc/Options.h"
+#include "tools/cpflexc/ProgramKernels.h"
 
 #include "runtime/BlockMask/BlockMaskPicture.h"
 #include "runtime/Cuda/KernelBundle.h"
@@ -15,9 +16,6 @@ namespace cpflex {
 
 namespace {
 
-// The first architecture that the kernels are written for.
-constexpr int kOldestTarget = 80;
-
 struct CompileCommandOptions : Options {
   std::string stage = "mask-opt", target;
   bool isBackward = false;
@@ -25,38 +23,30 @@ struct CompileCommandOptions : Options {
 
 const std::map<std::string, Stage> kStages = {
     {"ast", Stage::Ast},       {"mask", Stage::Mask},  {"mask-opt", Stage::MaskOpt}, {"mask-grad", Stage::MaskGrad},
-    {"llvm", Stage::Llvm},     {"asm", Stage::Assembly}, {"cuda", Stage::Cuda},      {"classifier", Stage::Classifier},
+    {"llvm", Stage::Llvm},     {"asm", Stage::Assembly}, {"classifier", Stage::Classifier},
 };
 
-// The machine code or PTX of all kernels of the entry point, or a bundle of them with the mask.
+// The text, PTX or machine code of all kernels of the entry point, or a bundle of them with the mask.
 int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loaded) {
-  const std::string target = options.target.empty() || options.target == "cpu" ? "sm_90a" : options.target;
-  const int capability = std::atoi(target.c_str() + 3);
-  StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
-  if (!binding)
-    return reportFailure(binding.status());
-  StatusOr<DeviceFunctions> functions = loaded.program->deviceFunctions(*loaded.entry, (*binding)->bindings());
-  if (!functions)
-    return reportFailure(functions.status());
-  CudaProgramOptions programOptions;
-  programOptions.element = options.dtype == "f16" ? ElementType::F16 : ElementType::BF16;
-  programOptions.headDim = options.headDim > 0 ? int(options.headDim) : 64;
-  programOptions.vHeadDim = options.vHeadDim > 0 ? int(options.vHeadDim) : programOptions.headDim;
-  programOptions.normalization =
-      loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax : AttentionProblem::Normalization::None;
-  if (options.isBackward) {
-    programOptions.passes = CudaProgramOptions::Passes::ForwardAndBackward;
-    programOptions.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
+  using Passes = CudaProgramOptions::Passes;
+  StatusOr<ProgramKernels> kernels =
+      programKernels(options, loaded, options.target == "cpu" ? "" : options.target,
+                     options.isBackward ? Passes::ForwardAndBackward : Passes::Forward,
+                     options.stage == "bundle" ? KernelBinding::Required : KernelBinding::Optional);
+  if (!kernels)
+    return reportFailure(kernels.status());
+  if (options.stage == "cuda") {
+    std::string text;
+    for (const KernelSource &source : kernels->sources)
+      text += fmt::format("{}// {}, {}\n\n{}", text.empty() ? "" : "\n", source.functionName, source.architecture, source.text);
+    return writeOutput(options, text);
   }
-  StatusOr<std::vector<KernelSource>> sources = kernelSources(*functions, programOptions, capability);
-  if (!sources)
-    return reportFailure(sources.status());
   StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
   if (!toolchain)
     return reportFailure(toolchain.status());
   std::string text;
   KernelBundle bundle;
-  for (const KernelSource &source : *sources) {
+  for (const KernelSource &source : kernels->sources) {
     if (options.stage == "ptx") {
       StatusOr<std::string> ptx = compileToPtx(source, *toolchain->nvrtc);
       if (!ptx)
@@ -71,7 +61,7 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
       bundle.kernels.push_back(std::move(kernel->image));
       continue;
     }
-    if (sources->size() > 1 && !options.output.empty()) {
+    if (kernels->sources.size() > 1 && !options.output.empty()) {
       const std::string path = fmt::format("{}.{}", options.output, source.functionName);
       if (Status status = writeFile(path, {kernel->image.cubin.begin(), kernel->image.cubin.end()}); !status)
         return reportFailure(status);
@@ -87,9 +77,9 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
     bundle.residuals = entry.residuals;
     bundle.scale = entry.scale.value_or(0.0f);
     bundle.sinkCapture = entry.sinkCapture;
-    bundle.functions = std::move(*functions);
-    bundle.options = programOptions;
-    bundle.computeCapability = capability;
+    bundle.functions = std::move(kernels->functions);
+    bundle.options = kernels->options;
+    bundle.computeCapability = kernels->computeCapability;
     text = toBytes(bundle);
   }
   return text.empty() ? int(kDone) : writeOutput(options, text);
@@ -116,7 +106,7 @@ int compile(const CompileCommandOptions &options) {
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded, isOfFile ? EntryChoice::First : EntryChoice::Named))
     return code;
-  if (options.stage == "ptx" || options.stage == "cubin" || options.stage == "bundle")
+  if (options.stage == "cuda" || options.stage == "ptx" || options.stage == "cubin" || options.stage == "bundle")
     return emitKernels(options, loaded);
   if (options.stage == "block-mask") {
     StatusOr<std::shared_ptr<Binding>> binding = bindProgram(options, *loaded.program);
@@ -138,14 +128,7 @@ void addCompileCommand(CLI::App &app, int &exitCode) {
   command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin, bundle or block-mask")
       ->check(oneOf("--emit", {"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
                              "bundle", "block-mask"}));
-  command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check([](const std::string &text) {
-    const bool isSm = text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
-    if (isSm && std::atoi(text.c_str() + 3) < kOldestTarget)
-      throw CommandLineFault(fmt::format("--target is '{}'; expected cpu, or sm_{} or newer", text, kOldestTarget));
-    if (text != "cpu" && !isSm)
-      throw CommandLineFault(fmt::format("--target is '{}'; expected cpu or sm_NN", text));
-    return std::string();
-  });
+  command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check(checkTarget);
   command->add_flag("--backward", options->isBackward, "kernels of the backward pass too");
   addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = compile(*options); });

@@ -1,12 +1,16 @@
-// `cpflexc explain`: why one pair attends or not, value by value.
+// `cpflexc explain`: why one pair attends or not, value by value; or which kernels compute a program, and with what.
 #include "tools/cpflexc/Options.h"
+#include "tools/cpflexc/ProgramKernels.h"
 
 #include "lib/API/Lint.h"
 #include "runtime/BlockMask/PointEvaluator.h"
+#include "runtime/contract/TileConfig.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 
 namespace cpflex {
@@ -15,6 +19,8 @@ namespace {
 
 struct ExplainCommandOptions : Options {
   std::vector<int64_t> at;
+  bool isOfKernels = false, isBackward = false;
+  std::string target;
 };
 
 // Throws CommandLineFault when the text is not 'b,h,q,kv'.
@@ -139,15 +145,95 @@ int explain(const ExplainCommandOptions &options) {
   return writeOutput(options, text);
 }
 
+// The architecture whose kernels are meant: that of --device, where it is a GPU, else --target.
+StatusOr<std::string> targetOf(const ExplainCommandOptions &options) {
+  if (options.device == "cpu")
+    return options.target;
+  const size_t index = options.device.size() > 5 ? std::atoi(options.device.c_str() + 5) : 0;
+  const CudaDeviceList list = listCudaDevices();
+  if (list.devices.empty())
+    return Status::unavailable(fmt::format("no GPU: {}; expected --target where there is none", list.whyNone));
+  if (index >= list.devices.size())
+    return Status::invalid(fmt::format("--device is '{}'; expected cuda:0 to cuda:{}", options.device, list.devices.size() - 1));
+  if (const std::string &why = list.devices[index].whyNotUsable; !why.empty())
+    return Status::unsupported(why);
+  return fmt::format("sm_{}", list.devices[index].computeCapability);
+}
+
+// One kernel: what the table of tiles says, what the compiler made of it, and what the architecture allows.
+std::string describe(const KernelSource &source, const KernelImage &image, int computeCapability) {
+  constexpr int kRegistersPerProcessor = 65536, kMostRegisters = 255, kRegisterStep = 8;
+  const TileConfig &tiles = source.tiles;
+  std::string text = fmt::format("{}  {}  runtime/kernels/{}\n", source.functionName, source.architecture, kernelFile(source.spec));
+  if (hasFamilies(source.spec.role))
+    text += fmt::format("  family         {}\n", source.spec.family == KernelFamily::Wgmma ? "wgmma" : "mma_sync");
+  if (walksTiles(source.spec.role))
+    text += fmt::format("  tiles          {} queries x {} keys, {} in flight\n", tiles.tileQ, tiles.tileKV, tiles.stages);
+  text += fmt::format("  threads        {} per block, registers for {} {} on a processor\n", tiles.threads,
+                      tiles.blocksPerProcessor, tiles.blocksPerProcessor == 1 ? "block" : "blocks");
+  const int share = kRegistersPerProcessor / (tiles.threads * tiles.blocksPerProcessor) / kRegisterStep * kRegisterStep;
+  text += fmt::format("  registers      {} per thread at its start, of {}\n", image.registers, std::min(kMostRegisters, share));
+  text += fmt::format("  spilled        {} bytes, {} expected\n", image.spillBytes,
+                      tiles.spillLimit ? fmt::format("at most {}", tiles.spillLimit) : "none");
+  text += fmt::format("  shared memory  {} bytes per block, of {}\n", tiles.sharedBytes + image.staticSharedBytes,
+                      sharedMemoryLimit(computeCapability));
+  for (const std::string &warning : image.warnings)
+    text += fmt::format("  warning        {}\n", warning);
+  return text;
+}
+
+int explainKernels(const ExplainCommandOptions &options) {
+  using Passes = CudaProgramOptions::Passes;
+  LoadedProgram loaded;
+  if (int code = loadProgram(options, loaded))
+    return code;
+  StatusOr<std::string> target = targetOf(options);
+  if (!target)
+    return reportFailure(target.status());
+  StatusOr<ProgramKernels> kernels =
+      programKernels(options, loaded, *target, options.isBackward ? Passes::ForwardAndBackward : Passes::Forward,
+                     KernelBinding::Optional);
+  if (!kernels)
+    return reportFailure(kernels.status());
+  StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
+  if (!toolchain)
+    return reportFailure(toolchain.status());
+  std::string text = fmt::format("{}, head sizes {} of queries and keys, {} of values\n", toString(kernels->options.element),
+                                 kernels->options.headDim, kernels->options.vHeadDim);
+  for (const KernelSource &source : kernels->sources) {
+    StatusOr<CompiledKernel> kernel = cachedKernel(source, *toolchain);
+    if (!kernel)
+      return reportFailure(kernel.status());
+    text += describe(source, kernel->image, kernels->computeCapability);
+  }
+  return writeOutput(options, text);
+}
+
 } // namespace
 
 void addExplainCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<ExplainCommandOptions>();
-  CLI::App *command = app.add_subcommand("explain", "why a pair attends or not");
+  CLI::App *command = app.add_subcommand("explain", "why a pair attends or not, or which kernels compute a program");
   addCommonOptions(*command, *options);
   auto at = std::make_shared<std::string>();
-  command->add_option("--at", *at, "b,h,q,kv")->required();
-  command->callback([options, at, &exitCode] {
+  CLI::Option *pair = command->add_option("--at", *at, "b,h,q,kv");
+  command->add_flag("--kernel", options->isOfKernels, "kernels, tiles, registers and limits");
+  command->add_option("--target", options->target, "of --kernel: sm_80, sm_90a, ...")->check(checkTarget);
+  command->add_flag("--backward", options->isBackward, "of --kernel: those of the backward pass too");
+  command->callback([options, at, pair, &exitCode] {
+    if (options->isOfKernels == (pair->count() > 0))
+      throw CommandLineFault("expected one of --at b,h,q,kv and --kernel");
+    if (!options->isOfKernels && (!options->target.empty() || options->isBackward))
+      throw CommandLineFault("--target and --backward belong to --kernel; expected --kernel beside them");
+    if (options->target == "cpu")
+      throw CommandLineFault("--kernel is of a GPU and --target is 'cpu'; expected a target sm_NN");
+    if (!options->target.empty() && options->device != "cpu")
+      throw CommandLineFault(fmt::format("--target is '{}' and --device is '{}'; expected one of them", options->target,
+                                         options->device));
+    if (options->isOfKernels) {
+      exitCode = explainKernels(*options);
+      return;
+    }
     options->at = parseAt(*at);
     exitCode = explain(*options);
   });

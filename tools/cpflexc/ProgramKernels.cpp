@@ -1,0 +1,73 @@
+// From options to the sources of a program's kernels.
+#include "tools/cpflexc/ProgramKernels.h"
+
+#include "tools/cpflexc/CommandLine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+
+namespace cpflex {
+
+namespace {
+
+// The first architecture that the kernels are written for.
+constexpr int kOldestTarget = 80;
+// Fits an int, and no kernel serves it.
+constexpr int64_t kAnyTooLarge = 1 << 20;
+
+StatusOr<DeviceFunctions> boundFunctions(const Options &options, const LoadedProgram &loaded, KernelBinding binding) {
+  const Signature &signature = loaded.program->signature();
+  const bool hasArrays = options.binds.size() >= signature.captures.size();
+  const bool hasLengths = options.sizes.qLen >= 0 || !options.binds.empty();
+  if (binding == KernelBinding::Required || (hasArrays && hasLengths)) {
+    StatusOr<std::shared_ptr<Binding>> bound = bindProgram(options, *loaded.program);
+    return bound ? loaded.program->deviceFunctions(*loaded.entry, (*bound)->bindings()) : bound.status();
+  }
+  const std::vector<int64_t> dims(signature.dims.size(), 0);
+  const std::vector<ScalarSlot> params(signature.params.size(), 0);
+  return loaded.program->deviceFunctions(*loaded.entry,
+                                         {.captures = nullptr, .params = params.data(), .dims = dims.data()});
+}
+
+} // namespace
+
+StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProgram &loaded, const std::string &target,
+                                        CudaProgramOptions::Passes passes, KernelBinding binding) {
+  ProgramKernels kernels;
+  StatusOr<DeviceFunctions> functions = boundFunctions(options, loaded, binding);
+  if (!functions)
+    return functions.status();
+  kernels.functions = std::move(*functions);
+  kernels.computeCapability = std::atoi((target.empty() ? kDefaultTarget : target.c_str()) + 3);
+  CudaProgramOptions &chosen = kernels.options;
+  chosen.element = options.dtype == "f32"   ? ElementType::F32
+                   : options.dtype == "f16" ? ElementType::F16
+                                            : ElementType::BF16;
+  chosen.headDim = options.headDim >= 0 ? int(std::min(options.headDim, kAnyTooLarge)) : 64;
+  chosen.vHeadDim = options.vHeadDim >= 0 ? int(std::min(options.vHeadDim, kAnyTooLarge)) : chosen.headDim;
+  chosen.normalization =
+      loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax : AttentionProblem::Normalization::None;
+  chosen.passes = passes;
+  if (passes == CudaProgramOptions::Passes::ForwardAndBackward)
+    chosen.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
+  StatusOr<std::vector<KernelSource>> sources = kernelSources(kernels.functions, chosen, kernels.computeCapability);
+  if (!sources)
+    return sources.status();
+  kernels.sources = std::move(*sources);
+  return kernels;
+}
+
+std::string checkTarget(const std::string &text) {
+  const bool isSm =
+      text.starts_with("sm_") && text.size() > 4 && text.size() < 8 && std::isdigit(text[3]) && std::isdigit(text[4]);
+  if (isSm && std::atoi(text.c_str() + 3) < kOldestTarget)
+    throw CommandLineFault(fmt::format("--target is '{}'; expected cpu, or sm_{} or newer", text, kOldestTarget));
+  if (text != "cpu" && !isSm)
+    throw CommandLineFault(fmt::format("--target is '{}'; expected cpu or sm_NN", text));
+  return std::string();
+}
+
+} // namespace cpflex
