@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Runs attention on the CPU over every mask and score function of the catalogue and lets cpflexc compare O and LSE with
-its reference in double (f32: relative Frobenius error at most 2e-6 per tensor), of score functions all gradients too.
+its reference in double (f32: relative Frobenius error at most 2e-6 per tensor), all gradients too of score functions, and of
+masks of at most LONGEST_BACKWARD queries and keys.
 
 Usage: check_attention.py CPFLEXC FOLDER MAIN_LENGTH OTHER_LENGTH. Masks M01 to M17c are cut to MAIN_LENGTH queries and keys,
 the others to OTHER_LENGTH; score functions keep their own size. Shorter arrays are written to FOLDER. The last line is
@@ -17,6 +18,7 @@ import sys
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
+LONGEST_BACKWARD = 1024  # up to here 2e-6 is promised for gradients
 
 
 def cut_array(path, lengths, folder):
@@ -43,7 +45,7 @@ def command_of(cpflexc, folder, case, q_len, kv_len, cut):
         if cut and max(case["q_len"], case["kv_len"]) > kv_len:
             path = cut_array(path, {case["q_len"]: q_len, case["kv_len"]: kv_len}, folder)
         line += ["--bind", f"{name}={path}"]
-    return line
+    return line + (["--backward"] if not cut or max(q_len, kv_len) <= LONGEST_BACKWARD else [])
 
 
 def problem_of(line):
@@ -71,7 +73,7 @@ def main():
         length = main_length if int(re.match(r"M(\d+)", case["case"]).group(1)) <= 17 else other_length
         lines[case["case"]] = command_of(cpflexc, folder, case, min(length, case["q_len"]), min(length, case["kv_len"]), True)
     for case in scores:
-        lines[case["case"]] = command_of(cpflexc, folder, case, case["q_len"], case["kv_len"], False) + ["--backward"]
+        lines[case["case"]] = command_of(cpflexc, folder, case, case["q_len"], case["kv_len"], False)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = dict(zip(lines, pool.map(problem_of, lines.values())))
     wrong = {name: problem for name, problem in problems.items() if problem}
