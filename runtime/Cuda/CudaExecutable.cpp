@@ -134,9 +134,8 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
     return Status::ok();
   ForwardTensorMaps maps{};
   if (takesTensorMaps(tables.kernel->spec())) {
-    constexpr int kRowsPerConsumer = 64;
     int tileKV = tables.kernel->tiles().tileKV;
-    CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[0], kRowsPerConsumer, tensors.q.data, maps.q));
+    CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[0], kConsumerRows, tensors.q.data, maps.q));
     CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[1], tileKV, tensors.q.data, maps.k));
     CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[2], tileKV, tensors.q.data, maps.v));
   }

@@ -73,6 +73,9 @@ enum class ScatterWalk : unsigned char {
 /// Selects an overload of Program::scatter.
 template <int kScatter> struct ScatterNumber {};
 
+/// Rows of a tile that one consumer warpgroup of the wgmma kernels owns.
+constexpr int kConsumerRows = 64;
+
 /// Which instructions multiply matrices.
 enum class KernelFamily : unsigned char {
   Wgmma,   ///< sm_90a: tensor memory copies, warpgroup products

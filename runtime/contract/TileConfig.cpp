@@ -17,7 +17,7 @@ constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 
 constexpr int kSpillsInRareCode = 512;
 // A warp of the mma_sync kernels holds all of its rows' accumulators; larger tiles are worth a few bytes.
 constexpr int kSpillsOfFullRegisters = 512;
-constexpr int kWarpgroup = 128; // threads; a producer and a consumer per 64 rows in the wgmma kernels
+constexpr int kWarpgroup = 128; // threads; a producer and a consumer per kConsumerRows in the wgmma kernels
 
 int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -38,7 +38,7 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.tileQ = widest <= 64 ? 192 : 128;
   tiles.tileKV = widest <= 128 || (spec.headDim <= 192 && spec.vHeadDim <= 128) ? 128 : widest <= 192 ? 112 : 80;
   tiles.stages = 2;
-  tiles.threads = tiles.tileQ / 64 * kWarpgroup + kWarpgroup;
+  tiles.threads = tiles.tileQ / kConsumerRows * kWarpgroup + kWarpgroup;
   tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
   tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
                       kBarrierBytes + kAlignmentSlack;

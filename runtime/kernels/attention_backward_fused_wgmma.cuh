@@ -223,11 +223,11 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
 
   auto &rest = *shared.rest;
   int thread = threadIdx.x % kWarpgroupSize, lane = threadIdx.x % kWarpSize;
-  int firstRow = consumer * Shared::kRowsPerConsumer + thread / kWarpSize * 16;
+  int firstRow = consumer * kConsumerRows + thread / kWarpSize * 16;
   int rowInTile = firstRow + lane / 4;
   int ownColumn = 2 * (threadIdx.x % 4);
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
-  constexpr int kConsumerBytes = Shared::kRowsPerConsumer * 128;
+  constexpr int kConsumerBytes = kConsumerRows * 128;
   uint32 kDescriptor = operandDescriptor(shared.k() + consumer * kConsumerBytes, Shared::kKVPanelBytes);
   uint32 vDescriptor = operandDescriptor(shared.v() + consumer * kConsumerBytes, Shared::kKVPanelBytes);
   uint32 qDescriptor = operandDescriptor(shared.q(0), Shared::kQPanelBytes);

@@ -28,11 +28,11 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
   using VProduct = WarpgroupProduct<Element, Shared::kVColumns>;
 
   auto &rest = *shared.rest;
-  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int firstRow = consumer * kConsumerRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   int ownColumn = 2 * (threadIdx.x % 4);
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
-  constexpr int kConsumerBytes = Shared::kRowsPerConsumer * 128;
+  constexpr int kConsumerBytes = kConsumerRows * 128;
   uint32 kDescriptor = operandDescriptor(shared.k() + consumer * kConsumerBytes, Shared::kKVPanelBytes);
   uint32 vDescriptor = operandDescriptor(shared.v() + consumer * kConsumerBytes, Shared::kKVPanelBytes);
   uint32 qDescriptor = operandDescriptor(shared.q(0), Shared::kQPanelBytes);

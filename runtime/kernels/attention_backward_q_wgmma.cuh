@@ -14,8 +14,7 @@ namespace cpflex::kernels {
 
 template <class Config> struct BackwardQWgmmaShared {
   static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64), kVPanels = ceilDivide(Config::kVHeadDim, 64);
-  static constexpr int kRowsPerConsumer = 64;
-  static constexpr int kConsumers = Config::kTileQ / kRowsPerConsumer;
+  static constexpr int kConsumers = Config::kTileQ / kConsumerRows;
   static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
   static constexpr int kKBytes = kPanels * kKVPanelBytes, kVBytes = kVPanels * kKVPanelBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes, kDOBytes = kVPanels * kQPanelBytes;
@@ -28,7 +27,7 @@ template <class Config> struct BackwardQWgmmaShared {
     TileMessage message[Config::kStages];
     WorkQueue::Shared work;
   };
-  static_assert(Config::kTileQ % kRowsPerConsumer == 0 && Config::kTileKV % 16 == 0);
+  static_assert(Config::kTileQ % kConsumerRows == 0 && Config::kTileKV % 16 == 0);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
   static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes,
                 "the table of tiles is out of date");
@@ -114,10 +113,10 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
   using QProduct = WarpgroupProduct<Element, kColumns>;
 
   auto &rest = *shared.rest;
-  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int firstRow = consumer * kConsumerRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   ScoreScale<Program> scale(arguments.scale, kHasSoftmax);
-  constexpr int kConsumerBytes = Shared::kRowsPerConsumer * 128;
+  constexpr int kConsumerBytes = kConsumerRows * 128;
   uint32 qDescriptor = operandDescriptor(shared.q() + consumer * kConsumerBytes, Shared::kQPanelBytes);
   uint32 dODescriptor = operandDescriptor(shared.dO() + consumer * kConsumerBytes, Shared::kQPanelBytes);
   uint32 kDescriptor = operandDescriptor(shared.k(0), Shared::kKVPanelBytes);

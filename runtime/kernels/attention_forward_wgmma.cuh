@@ -26,9 +26,8 @@ struct ForwardItem {
 template <class Config> struct ForwardWgmmaShared {
   static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64);
   static constexpr int kVPanels = ceilDivide(Config::kVHeadDim, 64);
-  static constexpr int kRowsPerConsumer = 64;
-  static constexpr int kConsumers = Config::kTileQ / kRowsPerConsumer;
-  static constexpr int kQPanelBytes = kRowsPerConsumer * 128;
+  static constexpr int kConsumers = Config::kTileQ / kConsumerRows;
+  static constexpr int kQPanelBytes = kConsumerRows * 128;
   static constexpr int kQBytes = kConsumers * kPanels * kQPanelBytes;
   static constexpr int kTilePanelBytes = Config::kTileKV * 128;
   static constexpr int kKBytes = kPanels * kTilePanelBytes;
@@ -44,7 +43,7 @@ template <class Config> struct ForwardWgmmaShared {
     SharedBarrier itemWanted, itemReady;
     ForwardItem items[2]; ///< the producer's, and the next
   };
-  static_assert(Config::kTileQ % kRowsPerConsumer == 0);
+  static_assert(Config::kTileQ % kConsumerRows == 0);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
   static_assert(kTileBytes + (int)sizeof(Barriers) + kSharedAlignment <= Config::kSharedBytes,
                 "the table of tiles is out of date");
@@ -147,7 +146,7 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
         for (int consumer = 0; consumer < Shared::kConsumers; ++consumer)
           copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
               maps.q, barriers.qFull, shared.q(consumer),
-              work.row * Config::kTileQ + consumer * Shared::kRowsPerConsumer, work.h, work.b, CacheHint::EvictFirst);
+              work.row * Config::kTileQ + consumer * kConsumerRows, work.h, work.b, CacheHint::EvictFirst);
         qParity ^= 1;
       } else {
         loadV(previous);
@@ -178,7 +177,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
   using OutputProduct = WarpgroupProduct<Element, kVColumns>;
 
   auto &barriers = *shared.barriers;
-  int firstRow = consumer * Shared::kRowsPerConsumer + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int firstRow = consumer * kConsumerRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   constexpr int kThreadsOfConsumers = Shared::kConsumers * kWarpgroupSize;
   int thread = consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize; // of the consumers

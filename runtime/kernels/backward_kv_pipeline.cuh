@@ -48,7 +48,6 @@ template <class Config> struct BackwardKVShared {
   static constexpr int kColumns = roundUp(Config::kHeadDim, 16), kVColumns = roundUp(Config::kVHeadDim, 16);
   static constexpr int kRowBytes = Config::kHasSoftmax ? Config::kTileQ * (int)sizeof(float) : 0;
   static constexpr int kPanels = ceilDivide(Config::kHeadDim, 64), kVPanels = ceilDivide(Config::kVHeadDim, 64);
-  static constexpr int kRowsPerConsumer = 64;
   static constexpr int kConsumers = 2;
   /// Whether the consumers divide the products of 64 keys among them instead of 128 keys.
   static constexpr bool kIsWide = kColumns > 128 || kVColumns > 128;
@@ -64,7 +63,7 @@ template <class Config> struct BackwardKVShared {
   static constexpr int kDSBytes = Config::kTileQ / kDSColumns * Config::kTileKV * 128;
   static constexpr int kDQBytes = (int)sumsPerTile(Config::kTileQ, Config::kHeadDim) * (int)sizeof(float);
   static constexpr int kExchangeBytes = kIsWide
-                                            ? kExchangeSlots * kRowsPerConsumer * Config::kTileQ * (int)sizeof(float)
+                                            ? kExchangeSlots * kConsumerRows * Config::kTileQ * (int)sizeof(float)
                                         : kSumsDQ ? kExchangeSlots * kDSBytes + kSumSlots * kDQBytes
                                                   : 0;
   static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
@@ -91,7 +90,7 @@ template <class Config> struct BackwardKVShared {
     int sumsTile[kSumSlots][kSumsAhead], sumsPair[kSumSlots][kSumsAhead];
     WorkQueue::Shared work;
   };
-  static_assert(Config::kTileKV == (kIsWide ? kRowsPerConsumer : kConsumers * kRowsPerConsumer));
+  static_assert(Config::kTileKV == (kIsWide ? kConsumerRows : kConsumers * kConsumerRows));
   static_assert(Config::kTileQ % 16 == 0 && Config::kTileQ <= kRowPadding);
   static_assert(Config::kThreads == (kConsumers + 1) * kWarpgroupSize);
   static_assert(kTileBytes + (int)sizeof(Rest) + kSharedAlignment <= Config::kSharedBytes,
@@ -111,7 +110,7 @@ template <class Config> struct BackwardKVShared {
   __device__ __forceinline__ unsigned char *k() const { return tiles + Config::kStages * (kQBytes + kDOBytes); }
   __device__ __forceinline__ unsigned char *v() const { return k() + kKBytes; }
   __device__ __forceinline__ float *exchange(int slot) const {
-    return reinterpret_cast<float *>(v() + kVBytes) + slot * kRowsPerConsumer * Config::kTileQ;
+    return reinterpret_cast<float *>(v() + kVBytes) + slot * kConsumerRows * Config::kTileQ;
   }
 
   /// Where dQ is summed: dS^T of a step in panels of 64 queries, and the part of dQ that goes out.

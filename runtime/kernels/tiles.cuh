@@ -12,8 +12,6 @@ namespace cpflex::kernels {
 
 // TileClass, and the two bits of MaskArgument::classes.
 constexpr unsigned char kEmptyTile = 0, kFullTile = 1, kPartialTile = 2;
-/// Rows of a consumer warpgroup.
-constexpr int kConsumerRows = 64;
 
 /// The slice [s, d] of local batch row b and head h, of 2-byte elements.
 __device__ __forceinline__ const unsigned short *elementSlice(const TensorArgument &tensor, int b, int h) {
