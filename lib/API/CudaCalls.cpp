@@ -56,26 +56,19 @@ Status CudaCalls::addCaptures(const Program &program, const Binding &binding, co
 
 static CudaProgramOptions programOptions(const AttentionProblem &problem, ElementType type,
                                          const LoadOptions &options) {
-  CudaProgramOptions compiled;
-  compiled.element = type;
-  compiled.headDim = int(problem.headDim);
-  compiled.vHeadDim = int(problem.vHeadDim);
-  compiled.normalization = problem.normalization;
+  CudaProgramOptions compiled = CudaProgramOptions::of(problem, type);
   if (options.passes == CallPasses::ForwardAndBackward)
     compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
   compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
   return compiled;
 }
 
-StatusOr<MaskTile> CudaCalls::maskTile(const Program &program, const EntryPoint &entry, const AttentionProblem &problem,
-                                       ElementType type, const LoadOptions &options, int deviceIndex) {
+StatusOr<MaskTile> CudaCalls::maskTile(const Program &program, const AttentionProblem &problem, ElementType type,
+                                       const LoadOptions &options, int deviceIndex) {
   StatusOr<CudaMachine> machine = program.state().cudaPrograms.machine(deviceIndex);
   if (!machine)
     return machine.status();
-  DeviceFunctions functions;
-  functions.hasMask = entry.hasMask;
-  return preferredMaskTile(functions, programOptions(problem, type, options),
-                           machine->device->description().computeCapability);
+  return preferredMaskTile(programOptions(problem, type, options), machine->device->description().computeCapability);
 }
 
 StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, const EntryPoint &entry,

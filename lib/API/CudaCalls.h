@@ -11,8 +11,8 @@ namespace cpflex {
 class CudaCalls {
 public:
   /// The tile that a block mask should have for the kernels that load() would compile.
-  static StatusOr<MaskTile> maskTile(const Program &program, const EntryPoint &entry, const AttentionProblem &problem,
-                                     ElementType type, const LoadOptions &options, int deviceIndex);
+  static StatusOr<MaskTile> maskTile(const Program &program, const AttentionProblem &problem, ElementType type,
+                                     const LoadOptions &options, int deviceIndex);
 
   /// Compiles or finds the kernels, uploads what is on the host, and binds. `problem` has its sizes, mask and host pointers.
   static StatusOr<std::unique_ptr<CudaCalls>> load(const Program &program, const EntryPoint &entry,

@@ -225,7 +225,7 @@ StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Pro
     int64_t tileQ = 128, tileKV = 128;
     if (isCuda) {
       StatusOr<MaskTile> tile =
-          CudaCalls::maskTile(*state->program, entry, state->problem, state->type, options, device->index);
+          CudaCalls::maskTile(*state->program, state->problem, state->type, options, device->index);
       if (!tile)
         return tile.status();
       tileQ = tile->q, tileKV = tile->kv;

@@ -147,12 +147,8 @@ StatusOr<std::vector<float>> timed(const CudaMachine &machine, const CudaStream 
 StatusOr<CudaProgramOptions> programOptions(const CudaMachine &machine, const DeviceFunctions &functions,
                                             const AttentionProblem &problem, const HostAttentionArrays &arrays,
                                             std::optional<KernelFamily> family) {
-  CudaProgramOptions options;
+  CudaProgramOptions options = CudaProgramOptions::of(problem, arrays.q.type);
   options.family = family;
-  options.element = arrays.q.type;
-  options.headDim = static_cast<int>(problem.headDim);
-  options.vHeadDim = static_cast<int>(problem.vHeadDim);
-  options.normalization = problem.normalization;
   options.output = arrays.o.type == ElementType::F32 ? OutputForm::F32 : OutputForm::Element;
   if (arrays.dO.data) {
     if (options.output == OutputForm::F32)

@@ -62,6 +62,15 @@ std::vector<StatusOr<CompiledKernel>> compileAll(const std::vector<KernelSource>
 
 } // namespace
 
+CudaProgramOptions CudaProgramOptions::of(const AttentionProblem &problem, ElementType element) {
+  CudaProgramOptions options;
+  options.element = element;
+  options.headDim = static_cast<int>(problem.headDim);
+  options.vHeadDim = static_cast<int>(problem.vHeadDim);
+  options.normalization = problem.normalization;
+  return options;
+}
+
 std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options,
                                     int computeCapability) {
   KernelSpec spec;
@@ -111,9 +120,9 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
   return sources;
 }
 
-MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability) {
+MaskTile preferredMaskTile(const CudaProgramOptions &options, int computeCapability) {
   MaskTile tile{0, 0};
-  for (const KernelSpec &spec : kernelSpecs(functions, options, computeCapability)) {
+  for (const KernelSpec &spec : kernelSpecs(DeviceFunctions(), options, computeCapability)) {
     if (!hasFamilies(spec.role))
       continue;
     StatusOr<TileConfig> tiles = tileConfig(spec, computeCapability);

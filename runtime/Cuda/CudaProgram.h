@@ -26,6 +26,9 @@ struct CudaProgramOptions {
   /// Whether backward can give the gradients of captures; no kernel is added where the score reads none.
   enum class CaptureGradients { None, Computed } captureGradients = CaptureGradients::None;
   std::optional<KernelFamily> family; ///< none: what the table of tiles prefers; for tests and comparisons
+
+  /// Of a program for problems like this one: its head sizes and normalization; the rest is as by default.
+  static CudaProgramOptions of(const AttentionProblem &problem, ElementType element);
 };
 
 /// The kernels of a program on a compute capability, in the order of launch. Needs no GPU.
@@ -37,12 +40,13 @@ StatusOr<std::vector<KernelSource>> kernelSources(const DeviceFunctions &functio
                                                   int computeCapability);
 
 /// The tile to ask of the classifier for a program: the largest that divides those of its kernels along q, and that of
-/// forward along kv. Any other tile works too; a larger one makes kernels look at more tiles than attend, and one that
-/// is no multiple of a kernel's makes some of its full tiles partial.
+/// forward along kv; the tiles of kernels do not depend on the functor. Any other tile works too; a larger one makes
+/// kernels look at more tiles than attend, and one that is no multiple of a kernel's makes some of its full tiles
+/// partial.
 struct MaskTile {
   int64_t q = 128, kv = 128;
 };
-MaskTile preferredMaskTile(const DeviceFunctions &functions, const CudaProgramOptions &options, int computeCapability);
+MaskTile preferredMaskTile(const CudaProgramOptions &options, int computeCapability);
 
 /// How a kernel must read the positions of a problem whose kernels have these tiles: the cheapest mode that is exact.
 PositionMode positionMode(const AttentionProblem &problem, const std::vector<TileConfig> &tiles);

@@ -335,11 +335,7 @@ StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, 
       state && (state->captureGradients == captureGradients || captureGradients == CaptureGradients::None))
     return state->executable.get();
   AttentionProblem problem = compute.problem;
-  CudaProgramOptions options;
-  options.element = element;
-  options.headDim = int(problem.headDim);
-  options.vHeadDim = int(problem.vHeadDim);
-  options.normalization = problem.normalization;
+  CudaProgramOptions options = CudaProgramOptions::of(problem, element);
   options.output = purpose == Purpose::Whole ? OutputForm::Element : OutputForm::F32;
   options.captureGradients = captureGradients;
   if (purpose == Purpose::Gradients || purpose == Purpose::GradientsOfCapturesToo)

@@ -216,15 +216,14 @@ static StatusOr<MaskTile> maskTile(const Options &options, const AttentionCall &
   StatusOr<CudaMachine> machine = CudaMachine::open(index);
   if (!machine)
     return machine.status();
-  DeviceFunctions functions;
-  functions.hasMask = call.loaded.entry->hasMask;
-  CudaProgramOptions kernels;
-  kernels.headDim = load.headDim;
-  kernels.vHeadDim = load.vHeadDim >= 0 ? load.vHeadDim : load.headDim;
+  AttentionProblem problem;
+  problem.headDim = load.headDim;
+  problem.vHeadDim = load.vHeadDim >= 0 ? load.vHeadDim : load.headDim;
+  CudaProgramOptions kernels = CudaProgramOptions::of(problem, call.type);
   kernels.family = kernelFamily(options);
   if (call.isBackward)
     kernels.passes = CudaProgramOptions::Passes::ForwardAndBackward;
-  return preferredMaskTile(functions, kernels, machine->device->description().computeCapability);
+  return preferredMaskTile(kernels, machine->device->description().computeCapability);
 }
 
 int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &call) {

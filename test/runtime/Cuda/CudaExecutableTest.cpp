@@ -214,12 +214,12 @@ TEST_F(CudaExecutableTest, KernelsDecideTilesWhereThereIsNoMemoryToDecideThemAhe
 }
 
 TEST_F(CudaExecutableTest, PreferredTilesDivideThoseOfAllKernels) {
-  DeviceFunctions functions = test::causal();
   auto preferred = [&](int headDim, CudaProgramOptions::Passes passes) {
-    CudaProgramOptions options;
-    options.headDim = options.vHeadDim = headDim;
+    AttentionProblem wanted;
+    wanted.headDim = wanted.vHeadDim = headDim;
+    CudaProgramOptions options = CudaProgramOptions::of(wanted, ElementType::F16);
     options.passes = passes;
-    MaskTile tile = preferredMaskTile(functions, options, 90);
+    MaskTile tile = preferredMaskTile(options, 90);
     return std::pair(tile.q, tile.kv);
   };
   using Passes = CudaProgramOptions::Passes;
