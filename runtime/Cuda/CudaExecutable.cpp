@@ -89,7 +89,10 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
   const CudaDriver &driver = device.driver();
   const AttentionProblem &p = problem_;
   CudaRange range(driver, "cpflex forward");
-  const KernelTables &tables = *tablesOf(KernelRole::Forward);
+  const KernelTables *forwardTables = tablesOf(KernelRole::Forward);
+  if (!forwardTables)
+    return Status::invalid("the program was created without a forward kernel");
+  const KernelTables &tables = *forwardTables;
   CurrentContext current(device);
   CPFLEX_RETURN_IF_ERROR(current.status());
 

@@ -83,8 +83,11 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
   spec.positions = options.positions;
   spec.output = options.output;
 
-  std::vector<KernelRole> roles = {KernelRole::Forward};
-  if (options.passes == CudaProgramOptions::Passes::ForwardAndBackward) {
+  using Passes = CudaProgramOptions::Passes;
+  std::vector<KernelRole> roles;
+  if (options.passes != Passes::Backward)
+    roles.push_back(KernelRole::Forward);
+  if (options.passes != Passes::Forward) {
     if (spec.hasSoftmax)
       roles.push_back(KernelRole::BackwardDelta);
     roles.push_back(KernelRole::BackwardKV);

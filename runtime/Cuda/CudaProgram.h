@@ -22,13 +22,14 @@ struct CudaProgramOptions {
   AttentionProblem::Normalization normalization = AttentionProblem::Normalization::Softmax;
   PositionMode positions = PositionMode::Identity;
   OutputForm output = OutputForm::Element;
-  enum class Passes { Forward, ForwardAndBackward } passes = Passes::Forward;
+  enum class Passes { Forward, ForwardAndBackward, Backward } passes = Passes::Forward;
   /// Whether backward can give the gradients of captures; no kernel is added where the score reads none.
   enum class CaptureGradients { None, Computed } captureGradients = CaptureGradients::None;
   std::optional<KernelFamily> family; ///< none: what the table of tiles prefers; for tests and comparisons
 
   /// Of a program for problems like this one: its head sizes and normalization; the rest is as by default.
   static CudaProgramOptions of(const AttentionProblem &problem, ElementType element);
+  friend bool operator==(const CudaProgramOptions &, const CudaProgramOptions &) = default;
 };
 
 /// The kernels of a program on a compute capability, in the order of launch. Needs no GPU.

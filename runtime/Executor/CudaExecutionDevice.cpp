@@ -302,18 +302,11 @@ Status CudaExecutionDevice::synchronize() {
   return status_;
 }
 
-StatusOr<std::shared_ptr<const CudaProgram>> CudaPrograms::get(const CudaMachine &machine,
+StatusOr<std::shared_ptr<const CudaProgram>> RankPrograms::get(const CudaMachine &machine,
                                                                const DeviceFunctions &functions,
                                                                const CudaProgramOptions &options,
                                                                std::vector<std::string> &warnings) {
-  const auto isSame = [&](const auto &entry) {
-    const CudaProgramOptions &other = entry.first;
-    return other.element == options.element && other.headDim == options.headDim &&
-           other.vHeadDim == options.vHeadDim && other.normalization == options.normalization &&
-           other.positions == options.positions && other.output == options.output &&
-           other.captureGradients == options.captureGradients &&
-           (other.passes == options.passes || other.passes == CudaProgramOptions::Passes::ForwardAndBackward);
-  };
+  const auto isSame = [&](const auto &entry) { return entry.first == options; };
   // Ranks that ask for the same program wait for the first of them.
   std::lock_guard lock(mutex_);
   if (auto found = std::find_if(programs_.begin(), programs_.end(), isSame); found != programs_.end())
@@ -339,7 +332,7 @@ StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, 
   options.output = purpose == Purpose::Whole ? OutputForm::Element : OutputForm::F32;
   options.captureGradients = captureGradients;
   if (purpose == Purpose::Gradients || purpose == Purpose::GradientsOfCapturesToo)
-    options.passes = CudaProgramOptions::Passes::ForwardAndBackward;
+    options.passes = CudaProgramOptions::Passes::Backward;
   options.positions = positionMode(problem, functions_, options, device_->description().computeCapability);
   StatusOr<std::shared_ptr<const CudaProgram>> compiled = programs_->get(machine_, functions_, options, warnings_);
   if (!compiled)

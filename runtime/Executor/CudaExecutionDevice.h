@@ -32,8 +32,8 @@ private:
   cuda::Module module_ = nullptr;
 };
 
-/// Programs compiled and loaded for one GPU and one functor, kept from call to call and shared by ranks.
-class CudaPrograms {
+/// The programs of the ranks on one GPU for one functor, kept from call to call and shared by them.
+class RankPrograms {
 public:
   /// The program with these options, made at the first request. Warnings of its making are added to `warnings`.
   StatusOr<std::shared_ptr<const CudaProgram>> get(const CudaMachine &machine, const DeviceFunctions &functions,
@@ -51,7 +51,7 @@ struct CudaCall {
   const Bindings *bindings = nullptr; ///< host memory; copied to the GPU when the device is made
   const float *sink = nullptr;        ///< host memory, one logit per global query head, or null
   int64_t numSinks = 0;               ///< logits behind `sink`
-  std::shared_ptr<CudaPrograms> programs = std::make_shared<CudaPrograms>();
+  std::shared_ptr<RankPrograms> programs = std::make_shared<RankPrograms>();
 };
 
 /// One rank on one GPU; several ranks may share a GPU. Tensors are bf16 or f16 with the last stride 1 and rows at
@@ -119,7 +119,7 @@ private:
   bool hasBindings_ = false;
   const float *sink_ = nullptr; ///< device memory
   void *zeros_ = nullptr;       ///< one row of zeros
-  std::shared_ptr<CudaPrograms> programs_;
+  std::shared_ptr<RankPrograms> programs_;
   std::vector<std::string> warnings_;
 };
 

@@ -51,7 +51,7 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
   // One set of programs for each GPU.
   std::vector<CudaCall> calls(machines.size(), cudaCall);
   for (size_t i = 1; i < calls.size(); ++i)
-    calls[i].programs = std::make_shared<CudaPrograms>();
+    calls[i].programs = std::make_shared<RankPrograms>();
   CudaThreadsHub hub(worldSize);
   std::vector<Status> statuses(static_cast<size_t>(worldSize));
   // Memory that others may still copy from lives until all ranks are done.

@@ -577,6 +577,24 @@ TEST_F(CudaExecutableTest, ForwardOnlyProgramRefusesBackward) {
             "the program was created without backward kernels");
 }
 
+TEST_F(CudaExecutableTest, BackwardOnlyProgramDecidesNoTilesForForwardAndRefusesIt) {
+  CudaProgramOptions options = wide();
+  options.passes = CudaProgramOptions::Passes::Backward;
+  compile(test::causal(), options);
+  EXPECT_EQ(program->kernel(KernelRole::Forward), nullptr);
+  BlockMask mask = uniformMask(300, 200, TileClass::Partial);
+  problem.mask = &mask;
+  auto executable = CudaExecutable::bind(program, problem, kStream);
+  ASSERT_TRUE(executable) << executable.status().message();
+  std::vector<std::string> launched;
+  for (const test::Launch &launch : gpu.launches)
+    launched.push_back(launch.function);
+  EXPECT_THAT(launched, ElementsAre("attention_backward_kv_words"));
+  Workspace workspace;
+  EXPECT_EQ((*executable)->forward(forwardTensors(), workspace.data(), kStream).message(),
+            "the program was created without a forward kernel");
+}
+
 TEST_F(CudaExecutableTest, MisalignedWorkspaceIsNamed) {
   compile(test::causal());
   auto executable = CudaExecutable::bind(program, problem, kStream);
