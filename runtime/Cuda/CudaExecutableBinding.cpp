@@ -395,7 +395,7 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
       else if (decidesTiles(spec))
         words.maxTiles = kWordsLimitInBytes / 2 / wordsPerTileInBytes(*tables.kernel);
       kernel.mask = maskTables(*problem.mask, kernelRows(spec.role), config.tileQ, config.tileKV, problem.batch,
-                               problem.qHeads, words);
+                               problem.qHeads, words, sharesSums(spec) ? QuerySums::Shared : QuerySums::None);
       if (kind == Upload::Again && words.maxTiles > 0 && kernel.mask.wordsOf.empty())
         return Status::invalid(fmt::format("the block mask has more partial tiles than the {} for which memory was "
                                            "reserved; bind anew",

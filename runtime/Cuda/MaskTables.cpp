@@ -289,15 +289,15 @@ BlockMask withTiles(const BlockMask &mask, int64_t tileQ, int64_t tileKV) {
 }
 
 MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads,
-                      const WordSets &words) {
+                      const WordSets &words, QuerySums sums) {
   bool isCutToFit = mask.tileQ % tileQ != 0 || mask.tileKV % tileKV != 0;
   BlockMask cut = isCutToFit ? withTiles(mask, tileQ, tileKV) : mask;
   std::vector<LastParts> last; // one per row set
-  if (rows == KernelRows::KV) {
+  if (sums == QuerySums::Shared)
     for (const TileRows &set : cut.rowSets)
       last.push_back(lastParts(set, cut.numQTiles(), cut.numKVTiles()));
+  if (rows == KernelRows::KV)
     cut = transposed(cut);
-  }
   int rowTile = rows == KernelRows::Q ? tileQ : tileKV, colTile = rows == KernelRows::Q ? tileKV : tileQ;
 
   MaskTables tables;
@@ -309,7 +309,7 @@ MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int til
     for (int32_t row = 0; row < tables.numRows; ++row) {
       tables.rowBegin.push_back(static_cast<int32_t>(tables.runs.size()));
       std::span<const int32_t> lastTiles;
-      if (rows == KernelRows::KV)
+      if (sums == QuerySums::Shared)
         lastTiles = std::span(last[set].tiles)
                         .subspan(last[set].rowBegin[row], last[set].rowBegin[row + 1] - last[set].rowBegin[row]);
       for (int32_t i = from.rowBegin[row]; i < from.rowBegin[row + 1]; ++i) {
@@ -339,7 +339,8 @@ MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int til
     }
   tables.tilesPerHead = std::accumulate(work.begin(), work.end(), int64_t(0)) * tables.rowTilesPerMaskTile /
                         std::max<int64_t>(1, batch * heads);
-  tables.walksDown = walksDownBest(cut);
+  if (sums == QuerySums::Shared)
+    tables.walksDown = walksDownBest(cut);
   tables.rowOrder.resize(ceilDivide(cut.qLen, rowTile));
   std::iota(tables.rowOrder.begin(), tables.rowOrder.end(), 0);
   std::ranges::sort(tables.rowOrder, [&](int32_t a, int32_t b) {

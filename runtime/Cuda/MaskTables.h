@@ -36,7 +36,8 @@ struct MaskTables {
   int32_t colTilesPerMaskTile = 1;
   int64_t longestRow = 0;   ///< kernel tiles of the longest row
   int64_t tilesPerHead = 0; ///< kernel tiles of all rows, on average over batch and heads
-  bool walksDown = true;    ///< QuerySumsArgument::walksDown: which walk lets rows wait least for the row before them
+  /// QuerySumsArgument::walksDown, where sums are shared: which walk lets rows wait least for the row before them.
+  bool walksDown = true;
 };
 
 /// Which dimension the rows of tiles of a kernel run along.
@@ -50,10 +51,14 @@ struct WordSets {
   int64_t maxTiles = 0;
 };
 
+/// Whether the rows of a kernel along kv add up dQ together, as those of one that sharesSums() do. Only these read
+/// RunArgument::isLastPart and MaskTables::walksDown; the runs of others are not cut where the former changes.
+enum class QuerySums { None, Shared };
+
 /// The tables of a kernel with tiles of tileQ x tileKV for `batch` rows and `heads` query heads. A mask with batch or
 /// heads 1 serves all. Tiles of the mask that are no multiples of the kernel's are cut anew with withTiles().
 MaskTables maskTables(const BlockMask &mask, KernelRows rows, int tileQ, int tileKV, int64_t batch, int64_t heads,
-                      const WordSets &words = {});
+                      const WordSets &words = {}, QuerySums sums = QuerySums::None);
 
 /// Whether any tile is partial, so that a kernel needs the program's mask.
 bool hasPartialTiles(const BlockMask &mask);

@@ -148,7 +148,8 @@ TEST(MaskTables, LastPartsAreWhereNoLaterKeysAttend) {
   for (int trial = 0; trial < 200; ++trial) {
     int rows = 1 + random() % 9, columns = 1 + random() % 9;
     Written kinds = randomKinds(random, rows, columns);
-    MaskTables tables = maskTables(blockMask(kinds, rows * 4, columns * 8, 4, 8), KernelRows::KV, 4, 8, 1, 1);
+    BlockMask mask = blockMask(kinds, rows * 4, columns * 8, 4, 8);
+    MaskTables tables = maskTables(mask, KernelRows::KV, 4, 8, 1, 1, /*words=*/{}, QuerySums::Shared);
     Written last(rows, std::vector<int>(columns, 0)), expected = last;
     for (int kv = 0; kv < columns; ++kv)
       for (int i = tables.rowBegin[kv]; i < tables.rowBegin[kv + 1]; ++i)
@@ -199,7 +200,21 @@ TEST(MaskTables, PairsWithOneRowSetMayDifferInBits) {
 /// The tables of the kernel for dK and dV, whose rows of tiles run along kv, of a mask written out by q and kv tiles.
 MaskTables keyTables(const Written &kinds) {
   auto qLen = static_cast<int64_t>(kinds.size()) * 64, kvLen = static_cast<int64_t>(kinds[0].size()) * 128;
-  return maskTables(blockMask(kinds, qLen, kvLen, 64, 128), KernelRows::KV, 64, 128, 1, 1);
+  return maskTables(blockMask(kinds, qLen, kvLen, 64, 128), KernelRows::KV, 64, 128, 1, 1, /*words=*/{},
+                    QuerySums::Shared);
+}
+
+TEST(MaskTables, RunsAreCutAtLastPartsOnlyWhereTheyAreRead) {
+  const Written causal = {{1, 0}, {1, 1}, {1, 1}, {1, 1}};
+  MaskTables shared = keyTables(causal);
+  ASSERT_THAT(shared.rowBegin, ElementsAre(0, 2, 3));
+  EXPECT_TRUE(shared.runs[0].isLastPart) << "no later keys attend to the first queries";
+  EXPECT_FALSE(shared.runs[1].isLastPart);
+
+  MaskTables own = maskTables(blockMask(causal, 4 * 64, 2 * 128, 64, 128), KernelRows::KV, 64, 128, 1, 1);
+  ASSERT_THAT(own.rowBegin, ElementsAre(0, 1, 2));
+  EXPECT_EQ(own.runs[0].end, 4);
+  EXPECT_FALSE(own.runs[0].isLastPart);
 }
 
 TEST(MaskTables, CausalRowsWalkDown) {
