@@ -12,7 +12,6 @@
 namespace cpflex {
 namespace {
 
-constexpr int64_t kGridLimit = 65535;
 
 Status setZero(const CudaDriver &driver, void *memory, int64_t sizeInBytes, cuda::Stream stream) {
   return driver.status(driver.memsetD32Async(reinterpret_cast<cuda::DeviceAddress>(memory), 0,
@@ -90,11 +89,11 @@ Status CudaExecutable::backwardCaptures(const BackwardArguments &backward, const
   arguments.backward.qPositions = tables->qPositions, arguments.backward.kvPositions = tables->kvPositions;
   const TileConfig &tiles = tables->kernel->tiles();
   int64_t numQTiles = ceilDivide(p.qLen, tiles.tileQ), numKVTiles = ceilDivide(p.kvLen, tiles.tileKV);
+  auto gridY = static_cast<unsigned>(std::min(numQTiles, cuda::kMostBlocksAlongY));
+  auto gridZ = static_cast<unsigned>(hasDense ? 1 : std::min(p.batch * p.qHeads, cuda::kMostBlocksAlongY));
   if (numQTiles > 0 && numKVTiles > 0)
-    CPFLEX_RETURN_IF_ERROR(launch(*tables->kernel, static_cast<unsigned>(numKVTiles),
-                                  static_cast<unsigned>(std::min(numQTiles, kGridLimit)),
-                                  hasDense ? 1 : static_cast<unsigned>(std::min(p.batch * p.qHeads, kGridLimit)),
-                                  &arguments, nullptr, stream));
+    CPFLEX_RETURN_IF_ERROR(launch(*tables->kernel, static_cast<unsigned>(numKVTiles), gridY, gridZ, &arguments, nullptr,
+                                  stream));
   const LoadedKernel *sums = program_->kernel(KernelRole::BackwardCaptureSums);
   int64_t numBlocks = std::min<int64_t>(ceilDivide(begin, sums->tiles().threads),
                                         int64_t(device.description().numProcessors) * 8);

@@ -121,12 +121,7 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
   arguments.v = toTensorArgument(tensors.v);
   arguments.o = toTensorArgument(tensors.o);
   arguments.lse = toRowArgument(tensors.lse);
-  arguments.sink = p.sink;
-  arguments.batch = static_cast<int>(p.batch), arguments.qHeads = static_cast<int>(p.qHeads);
-  arguments.kvHeads = static_cast<int>(p.kvHeads);
-  arguments.qLen = static_cast<int>(p.qLen), arguments.kvLen = static_cast<int>(p.kvLen);
-  arguments.batchOffset = static_cast<int>(p.batchOffset), arguments.headOffset = static_cast<int>(p.headOffset);
-  arguments.scale = p.scale;
+  fillProblem(arguments);
   arguments.qPositions = tables.qPositions, arguments.kvPositions = tables.kvPositions;
   arguments.mask = tables.mask;
   arguments.work = tables.work;
@@ -165,13 +160,8 @@ void CudaExecutable::fillBackward(BackwardArguments &arguments, const CudaBackwa
   arguments.dLse = toRowArgument(tensors.dLse);
   arguments.delta = {reinterpret_cast<float *>(bytes + layout.deltaOffset), p.qHeads * layout.rows, layout.rows};
   arguments.lseLog2 = {reinterpret_cast<float *>(bytes + layout.lseOffset), p.qHeads * layout.rows, layout.rows};
-  arguments.sink = p.sink;
   arguments.dSink = tensors.dSink;
-  arguments.batch = static_cast<int>(p.batch), arguments.qHeads = static_cast<int>(p.qHeads);
-  arguments.kvHeads = static_cast<int>(p.kvHeads);
-  arguments.qLen = static_cast<int>(p.qLen), arguments.kvLen = static_cast<int>(p.kvLen);
-  arguments.batchOffset = static_cast<int>(p.batchOffset), arguments.headOffset = static_cast<int>(p.headOffset);
-  arguments.scale = p.scale;
+  fillProblem(arguments);
   arguments.querySums.turns = static_cast<int *>(workspace) + kNumCounters;
   arguments.querySums.sums = reinterpret_cast<float *>(bytes + layout.sumsOffset);
   if (const KernelTables *kvTables = tablesOf(KernelRole::BackwardKV)) {

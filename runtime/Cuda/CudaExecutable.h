@@ -79,17 +79,41 @@ private:
     int64_t capacityInBytes = 0;
   };
   struct HostTables;
+  struct HostKernelTables;
   enum class Upload { First, Again };
 
   explicit CudaExecutable(std::shared_ptr<const CudaProgram> program) : program_(std::move(program)) {}
   Status checkProblem(const AttentionProblem &problem) const;
+  void keep(const AttentionProblem &problem);
+  void packCaptures(const AttentionProblem &problem);
+  std::string captureName(int slot) const;
+
+  // Of CudaExecutableTables.cpp, in the order of an upload.
   Status upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind);
+  StatusOr<HostTables> hostTables(const AttentionProblem &problem, Upload kind) const;
+  Status addMask(HostKernelTables &kernel, size_t kernelIndex, const AttentionProblem &problem, Upload kind) const;
+  int64_t mostWordTiles(size_t kernelIndex, Upload kind) const;
   Status reserve(const HostTables &host);
   Status reserveWords(const HostTables &host);
+  Status replaceTables(const HostTables &host, Upload kind);
+  KernelTables tablesFor(size_t kernelIndex, const HostTables &host) const;
+  void setMask(KernelTables &tables, size_t kernelIndex, const HostTables &host) const;
+  int groupHeads(const KernelTables &tables, const HostKernelTables &kernel) const;
+  std::byte *array(size_t section) const;
+  Status copyTables(const HostTables &host, cuda::Stream stream);
   Status fillWords(cuda::Stream stream) const;
-  void setTables(KernelTables &tables, size_t kernelIndex, const HostTables &host) const;
-  void packCaptures(const AttentionProblem &problem);
+
   const KernelTables *tablesOf(KernelRole role) const;
+  /// What ForwardArguments and BackwardArguments say of the problem.
+  template <typename Arguments> void fillProblem(Arguments &arguments) const {
+    const AttentionProblem &p = problem_;
+    arguments.sink = p.sink;
+    arguments.batch = static_cast<int>(p.batch), arguments.qHeads = static_cast<int>(p.qHeads);
+    arguments.kvHeads = static_cast<int>(p.kvHeads);
+    arguments.qLen = static_cast<int>(p.qLen), arguments.kvLen = static_cast<int>(p.kvLen);
+    arguments.batchOffset = static_cast<int>(p.batchOffset), arguments.headOffset = static_cast<int>(p.headOffset);
+    arguments.scale = p.scale;
+  }
   Status launch(const LoadedKernel &kernel, unsigned gridX, unsigned gridY, unsigned gridZ, void *arguments, void *maps,
                 cuda::Stream stream) const;
   Status launchTiles(const KernelTables &tables, int64_t numItems, void *arguments, void *maps,
@@ -97,7 +121,6 @@ private:
   struct BackwardWorkspace;
   BackwardWorkspace backwardWorkspace() const;
   void fillBackward(BackwardArguments &arguments, const CudaBackwardTensors &tensors, void *workspace) const;
-  std::string captureName(int slot) const;
   int64_t captureElements(int slot) const;
   int64_t accumulatorElements() const;
   Status backwardCaptures(const BackwardArguments &backward, const CudaBackwardTensors &tensors,

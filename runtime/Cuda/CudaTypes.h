@@ -58,6 +58,9 @@ enum DeviceAttribute : int {
   kMaxSharedMemoryPerBlockOptin = 97,
 };
 
+/// Most blocks of a grid along y, and along z.
+inline constexpr int64_t kMostBlocksAlongY = 65535;
+
 enum FunctionAttribute : int { kMaxDynamicSharedSizeBytes = 8 };
 
 enum PointerAttribute : int { kPointerMemoryType = 2, kPointerDeviceOrdinal = 9 };

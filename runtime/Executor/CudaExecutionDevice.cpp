@@ -223,10 +223,9 @@ Status CudaExecutionDevice::launch(cuda::Function function, void *arguments, int
     return Status::ok();
   CurrentContext current(*device_);
   CPFLEX_RETURN_IF_ERROR(current.status());
-  constexpr int64_t kGroupLimit = 65535;
-  if (units > std::numeric_limits<int32_t>::max() || groups > kGroupLimit)
+  if (units > std::numeric_limits<int32_t>::max() || groups > cuda::kMostBlocksAlongY)
     return Status::unsupported(fmt::format("'{}' of {} units in {} (b, h); a GPU takes at most 2147483647 and {}", name,
-                                           units, groups, kGroupLimit));
+                                           units, groups, cuda::kMostBlocksAlongY));
   const CudaDriver &driver = device_->driver();
   void *parameters[] = {arguments};
   const unsigned blocks = unsigned(std::min(ceilDivide(units, int64_t(kThreads)), kMostBlocks));
