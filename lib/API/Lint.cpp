@@ -59,9 +59,9 @@ std::vector<Diagnostic> located(const Program &program, const std::vector<Lint> 
 
 // At the value of an entry point's mask, as the user wrote it.
 Diagnostic warningAtMask(const Program &program, const EntryPoint &entry, std::string message) {
-  mlir::ModuleOp module = program.state().importedModule();
-  auto predicate = module.lookupSymbol<mask::PredicateOp>(entry.name + ".mask");
-  mlir::Location loc = predicate ? predicate.getYieldedValue().getLoc() : module.getLoc();
+  auto predicate = program.state().declaration<mask::PredicateOp>(entry.name + ".mask");
+  mlir::Location loc =
+      predicate ? predicate.getYieldedValue().getLoc() : program.state().importedModule().getLoc();
   // A coordinate or constant has no place of its own.
   if (predicate && !loc->findInstanceOf<mlir::FileLineColRange>())
     loc = predicate.getLoc();
@@ -89,10 +89,22 @@ std::string messageOf(const LintQuestion &question) {
   return fmt::format("'{}'", question.text);
 }
 
+// A module of an entry point and its functions alone, to which questions can be added.
+mlir::OwningOpRef<mlir::ModuleOp> moduleOf(Program::State &state, mask::AttentionOp entry) {
+  mlir::OwningOpRef<mlir::ModuleOp> module = mlir::ModuleOp::create(entry.getLoc());
+  auto builder = mlir::OpBuilder::atBlockEnd(module->getBody());
+  builder.clone(*entry);
+  if (entry.getMask())
+    builder.clone(*state.declaration<mask::PredicateOp>(*entry.getMask()));
+  if (entry.getScore())
+    builder.clone(*state.declaration<mask::ScoreOp>(*entry.getScore()));
+  return module;
+}
+
 StatusOr<std::vector<AskedTape>> tapesToAsk(const Program &program, const EntryPoint &entry, const Binding &binding) {
   Program::State &state = program.state();
   std::lock_guard lock(state.mutex);
-  mlir::OwningOpRef<mlir::ModuleOp> module = state.importedModule().clone();
+  mlir::OwningOpRef<mlir::ModuleOp> module = moduleOf(state, state.declaration<mask::AttentionOp>(entry.name));
   const auto axisSize = [&](llvm::StringRef capture, unsigned axis) {
     return binding.bindings().captures[captureSlot(state.summary.signature, capture)].shape[axis];
   };
@@ -249,7 +261,7 @@ private:
       return built.status();
     const BlockMask &mask = built->mask;
     const TileCounts counts = countTiles(mask);
-    const std::string advice = reorderingAdvice(program_.state().importedModule(), entry_.name + ".mask");
+    const std::string advice = reorderingAdvice(program_.state().declaration<mask::PredicateOp>(entry_.name + ".mask"));
     const int64_t numTiles = counts.empty + counts.full + counts.partial;
     const bool isLong = numTiles > int64_t(mask.rowSets.size()); // one tile says nothing
     if (isLong && counts.partial == numTiles)
@@ -291,8 +303,7 @@ private:
 
   // The function that the entry point's mask is, or nothing where it combines several.
   std::string maskName() const {
-    mlir::ModuleOp module = program_.state().importedModule();
-    auto predicate = module.lookupSymbol<mask::PredicateOp>(entry_.name + ".mask");
+    auto predicate = program_.state().declaration<mask::PredicateOp>(entry_.name + ".mask");
     auto named = predicate ? llvm::dyn_cast<mlir::NameLoc>(predicate.getLoc()) : mlir::NameLoc();
     return named ? named.getName().str() : std::string();
   }
@@ -335,9 +346,9 @@ private:
 std::string sourceLine(const Program &program, const std::string &file, int line) {
   std::string text;
   constexpr std::string_view kStandardPrefix = "cpflex.std/";
-  if (file == program.state().path) {
-    text = program.state().text;
-  } else if (file.starts_with(kStandardPrefix)) {
+  if (file == program.state().source->path())
+    return std::string(program.state().source->line(line));
+  if (file.starts_with(kStandardPrefix)) {
     for (const EmbeddedFile &standard : standardLibrary())
       if (standard.name == std::string_view(file).substr(kStandardPrefix.size()))
         text = standard.text;

@@ -119,6 +119,7 @@ StatusOr<const EntryPoint *> Program::entry(const std::string &name) const {
 
 // The entry points of a simplified module; what is wrong, if anything is.
 static std::optional<std::string> fillEntries(mlir::ModuleOp module, ProgramSummary &summary) {
+  const mlir::SymbolTable symbols(module);
   for (auto attention : module.getOps<mask::AttentionOp>()) {
     EntryPoint entry;
     entry.name = attention.getSymName().str();
@@ -129,7 +130,7 @@ static std::optional<std::string> fillEntries(mlir::ModuleOp module, ProgramSumm
     if (attention.getSink())
       entry.sinkCapture = captureSlot(summary.signature, *attention.getSink());
     if (attention.getMask()) {
-      auto predicate = module.lookupSymbol<mask::PredicateOp>(*attention.getMask());
+      auto predicate = symbols.lookup<mask::PredicateOp>(*attention.getMask());
       if (!predicate)
         return fmt::format("entry point '{}' names no predicate", entry.name);
       mlir::FailureOr<TapeWithResiduals> tape = tapeWithResiduals(predicate, summary.signature);
@@ -154,6 +155,7 @@ std::optional<std::string> Program::State::makeModules(const ast::File &file, Di
   syntaxLints = diagnostics.lints();
   if (!imported || diagnostics.hasErrors())
     return std::nullopt;
+  importedSymbols.emplace(*imported);
   DiagnosticCollector collector(*ctx);
   simplified = transformed(*imported, addSimplification);
   if (simplified)
@@ -170,7 +172,7 @@ Status Program::State::needModules() {
     if (narrow)
       return;
     DiagnosticList diagnostics;
-    const ast::File file = parseFile(path, text, diagnostics);
+    const ast::File file = parseFile(source->path(), std::string(source->text()), diagnostics);
     const std::optional<std::string> problem = makeModules(file, diagnostics, /*texts=*/nullptr);
     if (!narrow)
       modulesStatus = Status::invalid(problem || diagnostics.all().empty() ? problem.value_or("")
@@ -203,11 +205,10 @@ CompileResult compileText(const std::string &path, const std::string &text, cons
   const auto begin = std::chrono::steady_clock::now();
   CompileResult result;
   auto state = std::make_unique<Program::State>();
-  state->path = path;
-  state->text = text;
   state->options = options;
   DiagnosticList diagnostics;
   ast::File file = parseFile(path, text, diagnostics);
+  state->source = file.source;
   state->astText = ast::print(file);
   state->files = findImportedFiles(file, options.includeDirs);
   state->options.cacheDir = options.cacheDir.value_or(KernelCache::defaultFolder());
@@ -367,7 +368,7 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
       warnUnlessOk(state, state.codeCache->store(key, entry.name, *object));
   }
   if (!state.programKey.empty()) {
-    warnUnlessOk(state, ProgramCache(*state.options.cacheDir).store(state.programKey, state.path, state.summary));
+    warnUnlessOk(state, ProgramCache(*state.options.cacheDir).store(state.programKey, state.source->path(), state.summary));
     state.programKey.clear();
   }
   functions->residualKey = residualKeyOf(entry.tape, entry.residuals);

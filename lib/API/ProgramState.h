@@ -5,11 +5,13 @@
 #include "lib/API/HostCodeCache.h"
 #include "lib/API/ProgramCache.h"
 #include "lib/API/cpflex.h"
+#include "lib/Frontend/Source.h"
 #include "runtime/contract/NarrowCode.h"
 
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/MLIRContext.h"
 #include "mlir/IR/OwningOpRef.h"
+#include "mlir/IR/SymbolTable.h"
 
 #include <mutex>
 #include <tuple>
@@ -27,6 +29,11 @@ struct Program::State {
     (void)needModules();
     return *imported;
   }
+  /// What importedModule() declares under a name; null where that is no such operation.
+  template <typename Op> Op declaration(llvm::StringRef name) {
+    (void)needModules();
+    return importedSymbols->lookup<Op>(name);
+  }
 
   /// The variant of the code that these bindings may run: ints in 32 bits, or in 64.
   mlir::ModuleOp codeModule(const Bindings &bindings) {
@@ -39,7 +46,7 @@ struct Program::State {
 
   /// Held by whoever uses the context, its modules or `hostFunctions`.
   mutable std::mutex mutex;
-  std::string path, text;              ///< the main file
+  SourceRef source;                    ///< the main file
   CompileOptions options;
   ImportedFiles files;                 ///< as they were when the program was compiled
   std::string astText;
@@ -49,6 +56,7 @@ struct Program::State {
   Status modulesStatus;
   std::unique_ptr<mlir::MLIRContext> ctx; ///< null until modules are made, as they are
   mlir::OwningOpRef<mlir::ModuleOp> imported, simplified, differentiated, narrow;
+  std::optional<mlir::SymbolTable> importedSymbols;       ///< of `imported`
   mlir::OwningOpRef<mlir::ModuleOp> hostNarrow, hostWide; ///< see hostModule
   std::vector<Diagnostic> syntaxLints;                    ///< found while importing
 

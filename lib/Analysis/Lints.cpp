@@ -112,8 +112,7 @@ std::vector<Lint> lintsWithoutBinding(ModuleOp module) {
   return lints;
 }
 
-std::string reorderingAdvice(ModuleOp module, StringRef predicate) {
-  auto function = module.lookupSymbol<mask::PredicateOp>(predicate);
+std::string reorderingAdvice(mask::PredicateOp function) {
   if (!function)
     return {};
   CoordinateDependence dependence(function);

@@ -1,6 +1,8 @@
 // What in the `mask` dialect form of a program is probably a mistake, whatever is bound: for `cpflexc check`.
 #pragma once
 
+#include "dialect/Mask/MaskDialect.h"
+
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/Location.h"
 
@@ -24,7 +26,7 @@ std::vector<Lint> maskingScoresOf(mlir::ModuleOp module);
 std::vector<Lint> lintsWithoutBinding(mlir::ModuleOp module);
 
 /// Advice on a mask of which every tile is partial: an order of tokens that is known to make tiles full or empty; empty
-/// when none is known.
-std::string reorderingAdvice(mlir::ModuleOp module, llvm::StringRef predicate);
+/// when none is known, or the mask is null.
+std::string reorderingAdvice(mask::PredicateOp function);
 
 } // namespace cpflex
