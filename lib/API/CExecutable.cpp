@@ -169,6 +169,10 @@ int64_t cpflex_executable_workspace_bytes(const cpflex_executable *executable, c
                                                                           : Executable::Pass::Forward);
 }
 
+int64_t cpflex_executable_device_bytes(const cpflex_executable *executable) {
+  return executable ? executable->executable->deviceMemoryInBytes() : 0;
+}
+
 cpflex_error *cpflex_forward(const cpflex_executable *executable, const cpflex_forward_tensors *tensors,
                              void *workspace, int64_t workspace_bytes, void *stream) {
   return guarded([&]() -> Status {

@@ -114,6 +114,13 @@ int64_t CudaCalls::workspaceInBytes(Executable::Pass pass) const {
                                                                          : CudaExecutable::Pass::Backward);
 }
 
+int64_t CudaCalls::sizeInBytes() const {
+  int64_t size = executable_->sizeInBytes();
+  for (const CudaBuffer &memory : kept_)
+    size += memory.sizeInBytes();
+  return size;
+}
+
 Status CudaCalls::forward(const ForwardCallTensors &tensors, void *workspace, void *stream) const {
   if (tensors.rowMax.data)
     return Status::unsupported("'rowMax' is given on cuda; expected null, since only the cpu computes it");

@@ -20,6 +20,7 @@ public:
                                                    ElementType type, const LoadOptions &options, int deviceIndex);
 
   int64_t workspaceInBytes(Executable::Pass pass) const;
+  int64_t sizeInBytes() const;
   Status forward(const ForwardCallTensors &tensors, void *workspace, void *stream) const;
   Status backward(const BackwardCallTensors &tensors, void *workspace, void *stream) const;
 

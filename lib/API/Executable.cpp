@@ -200,6 +200,8 @@ int64_t Executable::workspaceInBytes(Pass pass) const {
   return pass == Pass::Forward ? state_->forwardInBytes : state_->backwardInBytes;
 }
 
+int64_t Executable::deviceMemoryInBytes() const { return state_->cuda ? state_->cuda->sizeInBytes() : 0; }
+
 StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Program> program, const EntryPoint &entry,
                                                        std::shared_ptr<const Binding> binding,
                                                        std::shared_ptr<const BlockMask> mask,

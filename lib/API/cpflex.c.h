@@ -440,6 +440,10 @@ CPFLEX_EXPORT void cpflex_executable_free(cpflex_executable *executable);
  * a multiple of 256. Contents need no preparation and mean nothing afterwards. */
 CPFLEX_EXPORT int64_t cpflex_executable_workspace_bytes(const cpflex_executable *executable, cpflex_pass pass);
 
+/** Bytes of CUDA memory that an executable holds until it is freed: tables of the mask, decided tiles and captures that
+ * were copied there. 0 on the CPU. */
+CPFLEX_EXPORT int64_t cpflex_executable_device_bytes(const cpflex_executable *executable);
+
 /** Tensors of a forward call, indexed [b, h, s, d] whatever their order in memory; rank 4, lse and row_max rank 3
  * [b, h, s]. On the device of the executable. Data of optional ones may be NULL. */
 typedef struct cpflex_forward_tensors {

@@ -292,6 +292,9 @@ public:
   /// Bytes of scratch memory that a pass needs on the executable's device: host memory of any alignment, or CUDA memory at
   /// a multiple of 256. Contents need no preparation.
   int64_t workspaceInBytes(Pass pass) const;
+  /// Bytes of device memory that it holds as long as it lives: tables of the mask, decided tiles and the captures that
+  /// were copied there. 0 on the CPU.
+  int64_t deviceMemoryInBytes() const;
 
   /// Computes attention. `workspace` is used by one call at a time; null on the CPU: allocated for the call. On CUDA the
   /// work is queued on `stream` and nothing waits; on the CPU `stream` is null. InvalidArgument for wrong shapes, types,

@@ -203,6 +203,7 @@ FUNCTIONS = {
     "load": ("error", [pointer, text, pointer, ctypes.POINTER(LoadOptions), out]),
     "executable_free": (None, [pointer]),
     "executable_workspace_bytes": (i64, [pointer, i32]),
+    "executable_device_bytes": (i64, [pointer]),
     "forward": ("error", [pointer, ctypes.POINTER(ForwardTensors), pointer, i64, pointer]),
     "backward": ("error", [pointer, ctypes.POINTER(BackwardTensors), pointer, i64, pointer]),
     "layout_create": ("error", [text, i64, i32, array, out]),

@@ -52,6 +52,8 @@ public:
   enum class Pass { Forward, Backward };
   /// Bytes of device memory, at a multiple of 256, that a call needs; contents need no preparation.
   int64_t workspaceInBytes(Pass pass) const;
+  /// Bytes of device memory that it holds until it goes: tables and decided tiles, with room for masks to come.
+  int64_t sizeInBytes() const;
 
   /// Launches. InvalidArgument when a tensor is misaligned, has the wrong type or strides, lies on another device or
   /// overlaps another; Unavailable with the driver's reason when a launch fails.

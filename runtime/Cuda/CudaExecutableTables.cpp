@@ -164,6 +164,13 @@ Status CudaExecutable::reserveWords(const HostTables &host) {
   return Status::ok();
 }
 
+int64_t CudaExecutable::sizeInBytes() const {
+  int64_t size = memory_.sizeInBytes();
+  for (const Words &words : words_)
+    size += words.memory.sizeInBytes();
+  return size;
+}
+
 /// Decides the partial tiles of each kernel that does not do so itself, on `stream`, from what is uploaded and bound.
 Status CudaExecutable::fillWords(cuda::Stream stream) const {
   const CudaDevice &device = program_->device();

@@ -53,6 +53,7 @@ struct Bound {
 TEST(ExecutableC, ForwardAndBackwardAgreeWithDouble) {
   Bound bound;
   const Executable executable = load(bound.binding, loadOptions(bound.given), "main");
+  EXPECT_EQ(cpflex_executable_device_bytes(executable.get()), 0) << "a CPU";
   std::vector<char> workspace(size_t(cpflex_executable_workspace_bytes(executable.get(), CPFLEX_FORWARD)));
   const cpflex_forward_tensors forward = bound.given.forward();
   ASSERT_EQ(message(cpflex_forward(executable.get(), &forward, workspace.data(), int64_t(workspace.size()), nullptr)), "");

@@ -97,6 +97,7 @@ TEST_F(MisuseC, Null) {
             "'mask' is null; expected a value");
   cpflex_executable_free(nullptr);
   EXPECT_EQ(cpflex_executable_workspace_bytes(nullptr, CPFLEX_FORWARD), 0);
+  EXPECT_EQ(cpflex_executable_device_bytes(nullptr), 0);
 }
 
 TEST_F(MisuseC, ArgumentsHaveTheirNamesInC) {

@@ -12,8 +12,9 @@ CODES = {torch.bool: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int
          torch.uint32: 7, torch.uint64: 8, torch.float16: 9, torch.bfloat16: 10, torch.float32: 11}
 DEVICE_TYPES = {"cpu": 1, "cuda": 2}
 ARRAY = struct.Struct("<Qii4q4qii")  # cpflex_array
-# Of one call the oldest executables go; layers of a model often share a call. They keep the captured tensors alive.
-MAX_EXECUTABLES, MAX_CAPTURED_BYTES = 64, 1 << 30
+# Of one call the oldest executables go; layers of a model often share a call. They keep the captured tensors alive, and
+# on a GPU tables of their masks.
+MAX_EXECUTABLES, MAX_KEPT_BYTES = 64, 1 << 30
 
 
 def array_bytes(tensor):
@@ -56,7 +57,6 @@ class Executable:
         self.library = lib
         self.captures = captures  # the binding reads their memory
         self.ranks = {}  # that run it together with others, see _planned.py
-        self.captured_bytes = sum(tensor.numel() * tensor.element_size() for tensor in captures)
         self.versions = call.versions(captures)
         self.binding = bind(program, list(zip(call.array_names, captures)), call.scalars,
                             (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2]))
@@ -76,6 +76,8 @@ class Executable:
         if self.stream is not None:
             self.uploaded = torch.cuda.current_stream(q.device).record_event()
         self.mask = mask
+        self.kept_bytes = lib.executable_device_bytes(self.address) + sum(
+            tensor.numel() * tensor.element_size() for tensor in captures)
         self.workspace_bytes = [lib.executable_workspace_bytes(self.address, 0),
                                 lib.executable_workspace_bytes(self.address, 1) if needs_backward else 0]
 
@@ -139,7 +141,7 @@ class Call:
         found = self.executables[key] = Executable(self, q, k, v, captures, needs_backward)
         self.executables.move_to_end(key)
         while len(self.executables) > 1 and (len(self.executables) > MAX_EXECUTABLES or sum(
-                each.captured_bytes for each in self.executables.values()) > MAX_CAPTURED_BYTES):
+                each.kept_bytes for each in self.executables.values()) > MAX_KEPT_BYTES):
             self.executables.popitem(last=False)
         return found
 

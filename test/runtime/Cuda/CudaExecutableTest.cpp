@@ -213,6 +213,21 @@ TEST_F(CudaExecutableTest, KernelsDecideTilesWhereThereIsNoMemoryToDecideThemAhe
   EXPECT_TRUE((*executable)->update(problem, kStream)) << "and stay with it";
 }
 
+TEST_F(CudaExecutableTest, DecidedTilesCountInItsSize) {
+  compile(test::causal());
+  BlockMask full = uniformMask(300, 200, TileClass::Full), partial = uniformMask(300, 200, TileClass::Partial);
+  auto sizeOf = [&](const BlockMask &mask) {
+    problem.mask = &mask;
+    auto executable = CudaExecutable::bind(program, problem, kStream);
+    return executable ? (*executable)->sizeInBytes() : -1;
+  };
+  // Two words of each of 256 threads and a byte of classes, of 3 x 2 tiles for each of 8 (b, h) and as many to come.
+  constexpr int64_t kWordsBytes = int64_t(2) * 3 * 2 * 8 * (2 * 256 * 4 + 1);
+  EXPECT_GT(sizeOf(full), 0);
+  EXPECT_GE(sizeOf(partial), kWordsBytes);
+  EXPECT_LT(sizeOf(partial) - kWordsBytes, int64_t(1) << 16) << "tables are small beside them";
+}
+
 TEST_F(CudaExecutableTest, PreferredTilesDivideThoseOfAllKernels) {
   auto preferred = [&](int headDim, CudaProgramOptions::Passes passes) {
     AttentionProblem wanted;
