@@ -11,16 +11,6 @@ TensorView toTensorView(const CallTensor &tensor) {
   return {tensor.data, tensor.type, {tensor.strides[0], tensor.strides[1], tensor.strides[2], tensor.strides[3]}};
 }
 
-StatusOr<void *> CudaCalls::upload(const CudaMachine &machine, const void *bytes, int64_t sizeInBytes,
-                                   cuda::Stream stream) {
-  StatusOr<CudaBuffer> memory = CudaBuffer::allocate(machine.device, sizeInBytes);
-  if (!memory)
-    return memory.status();
-  CPFLEX_RETURN_IF_ERROR(copyToDevice(*machine.device, memory->address(), bytes, sizeInBytes, stream));
-  kept_.push_back(std::move(*memory));
-  return kept_.back().data();
-}
-
 Status CudaCalls::addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine,
                               int deviceIndex, cuda::Stream stream) {
   const std::vector<CaptureDeclaration> &declarations = program.signature().captures;
@@ -35,21 +25,10 @@ Status CudaCalls::addCaptures(const Program &program, const Binding &binding, co
       captures_.push_back(view);
       continue;
     }
-    int64_t low = 0, high = 0;
-    bool isEmpty = !view.data;
-    for (int axis = 0; axis < view.rank; ++axis) {
-      isEmpty |= view.shape[axis] == 0;
-      (view.strides[axis] < 0 ? low : high) += (view.shape[axis] - 1) * view.strides[axis];
-    }
-    if (!isEmpty) {
-      const int64_t size = sizeInBytes(view.type);
-      StatusOr<void *> data =
-          upload(machine, static_cast<const char *>(view.data) + low * size, (high - low + 1) * size, stream);
-      if (!data)
-        return data.status();
-      view.data = static_cast<char *>(*data) - low * size;
-    }
-    captures_.push_back(view);
+    StatusOr<CaptureView> copy = copies_.add(machine.device, view, stream);
+    if (!copy)
+      return copy.status();
+    captures_.push_back(*copy);
   }
   return Status::ok();
 }
@@ -97,7 +76,7 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   onDevice.bindings = &bindings;
   if (problem.sink) {
     StatusOr<void *> sink =
-        calls->upload(*machine, problem.sink, binding.sizes().heads * int64_t(sizeof(float)), stream);
+        calls->copies_.add(machine->device, problem.sink, binding.sizes().heads * int64_t(sizeof(float)), stream);
     if (!sink)
       return sink.status();
     onDevice.sink = static_cast<const float *>(*sink);
@@ -114,12 +93,7 @@ int64_t CudaCalls::workspaceInBytes(Executable::Pass pass) const {
                                                                          : CudaExecutable::Pass::Backward);
 }
 
-int64_t CudaCalls::sizeInBytes() const {
-  int64_t size = executable_->sizeInBytes();
-  for (const CudaBuffer &memory : kept_)
-    size += memory.sizeInBytes();
-  return size;
-}
+int64_t CudaCalls::sizeInBytes() const { return executable_->sizeInBytes() + copies_.sizeInBytes(); }
 
 Status CudaCalls::forward(const ForwardCallTensors &tensors, void *workspace, void *stream) const {
   if (tensors.rowMax.data)

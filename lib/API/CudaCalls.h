@@ -4,6 +4,7 @@
 #include "lib/API/cpflex.h"
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaExecutable.h"
+#include "runtime/Cuda/DeviceCopies.h"
 
 namespace cpflex {
 
@@ -28,9 +29,8 @@ private:
   CudaCalls() = default;
   Status addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine, int deviceIndex,
                      cuda::Stream stream);
-  StatusOr<void *> upload(const CudaMachine &machine, const void *bytes, int64_t sizeInBytes, cuda::Stream stream);
 
-  std::vector<CudaBuffer> kept_;
+  DeviceCopies copies_;
   std::vector<CaptureView> captures_;
   std::shared_ptr<CudaExecutable> executable_;
 };

@@ -162,32 +162,20 @@ ExprRef Parser::parseExpression() {
   return expr;
 }
 
-ExprRef Parser::parseDisjunction() {
-  SourceRange begin = token().range;
-  ExprRef first = parseConjunction();
-  if (isRecovering_ || !isAtKeyword("or"))
-    return first;
-  ExprRef expr = makeExpr(ExprKind::Or, begin);
-  expr->opRange = token().range;
-  expr->operands.push_back(std::move(first));
-  while (!isRecovering_ && acceptKeyword("or")) {
-    expr->operands.push_back(parseConjunction());
-    checkTerms(expr->operands.size(), begin);
-  }
-  expr->range = rangeFrom(begin);
-  return expr;
-}
+ExprRef Parser::parseDisjunction() { return parseChain(ExprKind::Or, "or", &Parser::parseConjunction); }
 
-ExprRef Parser::parseConjunction() {
+ExprRef Parser::parseConjunction() { return parseChain(ExprKind::And, "and", &Parser::parseNegation); }
+
+ExprRef Parser::parseChain(ExprKind kind, std::string_view keyword, ExprRef (Parser::*parseTerm)()) {
   SourceRange begin = token().range;
-  ExprRef first = parseNegation();
-  if (isRecovering_ || !isAtKeyword("and"))
+  ExprRef first = (this->*parseTerm)();
+  if (isRecovering_ || !isAtKeyword(keyword))
     return first;
-  ExprRef expr = makeExpr(ExprKind::And, begin);
+  ExprRef expr = makeExpr(kind, begin);
   expr->opRange = token().range;
   expr->operands.push_back(std::move(first));
-  while (!isRecovering_ && acceptKeyword("and")) {
-    expr->operands.push_back(parseNegation());
+  while (!isRecovering_ && acceptKeyword(keyword)) {
+    expr->operands.push_back((this->*parseTerm)());
     checkTerms(expr->operands.size(), begin);
   }
   expr->range = rangeFrom(begin);

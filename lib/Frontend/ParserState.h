@@ -54,6 +54,8 @@ private:
   ast::ExprRef parseExpression();
   ast::ExprRef parseDisjunction();
   ast::ExprRef parseConjunction();
+  /// Terms with `keyword` between them, or the one term that there is.
+  ast::ExprRef parseChain(ast::ExprKind kind, std::string_view keyword, ast::ExprRef (Parser::*parseTerm)());
   ast::ExprRef parseNegation();
   ast::ExprRef parseComparison();
   ast::ExprRef parseBinary(int minPrecedence);

@@ -2,6 +2,7 @@
 #include "runtime/Cuda/CudaAttention.h"
 
 #include "runtime/Cuda/CudaExecutable.h"
+#include "runtime/Cuda/DeviceCopies.h"
 
 #include <fmt/format.h>
 
@@ -73,35 +74,17 @@ public:
 
   /// Copies plain bytes to memory that lives as long as the run.
   StatusOr<void *> addBytes(const void *bytes, int64_t sizeInBytes) {
-    StatusOr<CudaBuffer> memory = CudaBuffer::allocate(machine_.device, sizeInBytes);
-    if (!memory)
-      return memory.status();
-    CPFLEX_RETURN_IF_ERROR(copyToDevice(*machine_.device, memory->address(), bytes, sizeInBytes, stream_.get()));
-    kept_.push_back(std::move(*memory));
-    return kept_.back().data();
+    return copies_.add(machine_.device, bytes, sizeInBytes, stream_.get());
   }
 
   /// The captures with their arrays on the GPU.
   StatusOr<std::vector<CaptureView>> addCaptures(const Bindings *bindings, int numCaptures) {
     std::vector<CaptureView> captures;
     for (int i = 0; i < numCaptures; ++i) {
-      CaptureView view = bindings->captures[i];
-      int64_t below = 0, above = 1; // offsets of the outermost elements, in elements
-      bool isEmpty = !view.data;
-      for (int axis = 0; axis < view.rank; ++axis) {
-        isEmpty = isEmpty || view.shape[axis] == 0;
-        int64_t reach = (view.shape[axis] - 1) * view.strides[axis];
-        (reach < 0 ? below : above) += reach;
-      }
-      if (!isEmpty) {
-        int64_t element = sizeInBytes(view.type);
-        StatusOr<void *> data =
-            addBytes(static_cast<const std::byte *>(view.data) + below * element, (above - below) * element);
-        if (!data)
-          return data.status();
-        view.data = static_cast<std::byte *>(*data) - below * element;
-      }
-      captures.push_back(view);
+      StatusOr<CaptureView> copy = copies_.add(machine_.device, bindings->captures[i], stream_.get());
+      if (!copy)
+        return copy.status();
+      captures.push_back(*copy);
     }
     return captures;
   }
@@ -109,7 +92,7 @@ public:
 private:
   const CudaMachine &machine_;
   CudaStream stream_;
-  std::vector<CudaBuffer> kept_;
+  DeviceCopies copies_;
 };
 
 double millisecondsSince(std::chrono::steady_clock::time_point begin) {

@@ -137,20 +137,11 @@ CudaExecutionDevice::~CudaExecutionDevice() {
     (void)driver.memPoolDestroy(pool_);
 }
 
-StatusOr<void *> CudaExecutionDevice::keep(const void *bytes, int64_t sizeInBytes) {
-  StatusOr<CudaBuffer> memory = CudaBuffer::allocate(device_, sizeInBytes);
-  if (!memory)
-    return memory.status();
-  CPFLEX_RETURN_IF_ERROR(copyToDevice(*device_, memory->address(), bytes, sizeInBytes, compute_));
-  kept_.push_back(std::move(*memory));
-  return kept_.back().data();
-}
-
 Status CudaExecutionDevice::addCaptures(const CudaCall &call) {
   functions_ = call.functions;
   programs_ = call.programs;
   if (call.sink) {
-    StatusOr<void *> sink = keep(call.sink, call.numSinks * int64_t(sizeof(float)));
+    StatusOr<void *> sink = copies_.add(device_, call.sink, call.numSinks * int64_t(sizeof(float)), compute_);
     if (!sink)
       return sink.status();
     sink_ = static_cast<const float *>(*sink);
@@ -158,23 +149,10 @@ Status CudaExecutionDevice::addCaptures(const CudaCall &call) {
   if (!call.bindings)
     return Status::ok();
   for (int i = 0; i < functions_.numCaptures; ++i) {
-    CaptureView view = call.bindings->captures[i];
-    int64_t below = 0, above = 1; // offsets of the outermost elements, in elements
-    bool isEmpty = !view.data;
-    for (int axis = 0; axis < view.rank; ++axis) {
-      isEmpty = isEmpty || view.shape[axis] == 0;
-      const int64_t reach = (view.shape[axis] - 1) * view.strides[axis];
-      (reach < 0 ? below : above) += reach;
-    }
-    if (!isEmpty) {
-      const int64_t element = sizeInBytes(view.type);
-      StatusOr<void *> memory =
-          keep(static_cast<const std::byte *>(view.data) + below * element, (above - below) * element);
-      if (!memory)
-        return memory.status();
-      view.data = static_cast<std::byte *>(*memory) - below * element;
-    }
-    captures_.push_back(view);
+    StatusOr<CaptureView> copy = copies_.add(device_, call.bindings->captures[i], compute_);
+    if (!copy)
+      return copy.status();
+    captures_.push_back(*copy);
   }
   bindings_ = *call.bindings;
   bindings_.captures = captures_.data();

@@ -4,6 +4,7 @@
 
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaExecutable.h"
+#include "runtime/Cuda/DeviceCopies.h"
 #include "runtime/Executor/ExecutionDevice.h"
 #include "runtime/contract/DeviceFunctions.h"
 
@@ -92,7 +93,6 @@ private:
   explicit CudaExecutionDevice(const CudaMachine &machine) : machine_(machine), device_(machine.device) {}
   Status open(const CudaCall &call, const std::vector<int> &peers);
   Status addCaptures(const CudaCall &call);
-  StatusOr<void *> keep(const void *bytes, int64_t sizeInBytes);
   enum class Purpose : uint8_t { Whole, Partial, Gradients, GradientsOfCapturesToo };
   StatusOr<CudaExecutable *> bound(PreparedCompute &compute, ElementType element, Purpose purpose);
   Status launch(cuda::Function function, void *arguments, int64_t units, int64_t groups, DeviceQueue queue,
@@ -113,7 +113,7 @@ private:
   std::vector<CudaEvent> marks_;
   Status status_;
   DeviceFunctions functions_;
-  std::vector<CudaBuffer> kept_;
+  DeviceCopies copies_;
   std::vector<CaptureView> captures_;
   Bindings bindings_;
   bool hasBindings_ = false;

@@ -144,6 +144,16 @@ void returnKeyGradients(const Schedule &schedule, TransferTable &transfers) {
   }
 }
 
+/// The schedule of these computes and transfers of keys; in backward the gradients of keys go back to their owners.
+Schedule completed(Schedule schedule, ComputeTable &computes, TransferTable &transfers) {
+  schedule.computes = computes.take(schedule);
+  if (schedule.pass == Pass::Backward)
+    returnKeyGradients(schedule, transfers);
+  schedule.transfers = transfers.take();
+  finish(schedule);
+  return schedule;
+}
+
 } // namespace
 
 std::vector<OwnedRows> joined(const std::vector<OwnedRows> &rows) {
@@ -275,12 +285,7 @@ Schedule directSchedule(const PlanRequest &request, const std::vector<GroupNeeds
                           {owner, group.group.batch, kvHeads, {0, schedule.kvLayout.shardSize(owner)}});
     }
   }
-  schedule.computes = computes.take(schedule);
-  if (schedule.pass == Pass::Backward)
-    returnKeyGradients(schedule, transfers);
-  schedule.transfers = transfers.take();
-  finish(schedule);
-  return schedule;
+  return completed(std::move(schedule), computes, transfers);
 }
 
 Schedule ringSchedule(const PlanRequest &, const std::vector<GroupNeeds> &needs, Schedule schedule) {
@@ -306,12 +311,7 @@ Schedule ringSchedule(const PlanRequest &, const std::vector<GroupNeeds> &needs,
       }
     }
   }
-  schedule.computes = computes.take(schedule);
-  if (schedule.pass == Pass::Backward)
-    returnKeyGradients(schedule, transfers);
-  schedule.transfers = transfers.take();
-  finish(schedule);
-  return schedule;
+  return completed(std::move(schedule), computes, transfers);
 }
 
 Schedule ulyssesSchedule(const PlanRequest &, const std::vector<GroupNeeds> &needs, Schedule schedule) {
