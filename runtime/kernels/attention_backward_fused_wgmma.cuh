@@ -350,12 +350,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       uint32 dO = dODescriptor + slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(factors,
-                                                             kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             q + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          factors, kDescriptor, q);
       if constexpr (kOverlapsSteps) {
         productWait<1>(); // product 6 of the last step
         pinRegisters(dK);
@@ -365,12 +361,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       rest.dOFull[slot].wait(ring.parity);
       pinRegisters(gradients);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(gradients,
-                                                             vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          gradients, vDescriptor, dO);
 
       // 2. P and the gradient factors; the mask is decided while the products run.
       Columns columns(arguments.qPositions, message.tile, arguments.qLen);
@@ -393,11 +385,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       // 3. dV += P^T dO
       pinRegisters(dV);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        VProduct::template fromRegisters<Major::MN>(dV, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-                                                    weights[4 * step + 3], dO + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<VProduct>(dV, weights, dO);
       productWait<1>();
       pinRegisters(gradients);
 
@@ -418,12 +406,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       issueQueryProduct(dQ);
 
       // 6. dK += dS^T Q
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1],
-                                                    operands[4 * step + 2], operands[4 * step + 3],
-                                                    q + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<KProduct>(dK, operands, q);
       productWait<1>(); // products 3 and 5
       pinRegisters(dV);
       pinRegisters(dQ);

@@ -85,20 +85,12 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(factors,
-                                                             kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             q + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          factors, kDescriptor, q);
       rest.dOFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(gradients,
-                                                             vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          gradients, vDescriptor, dO);
 
       if constexpr (kOverlapsSteps) {
         productWait<2>(); // product 5 of the last step
@@ -122,11 +114,7 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       // 3. dV += P^T dO
       pinRegisters(dV);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        VProduct::template fromRegisters<Major::MN>(dV, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-                                                    weights[4 * step + 3], dO + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<VProduct>(dV, weights, dO);
       productWait<1>();
       pinRegisters(gradients);
       if (!hasTile)
@@ -141,12 +129,7 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       // 5. dK += dS^T Q
       pinRegisters(dK);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1],
-                                                    operands[4 * step + 2], operands[4 * step + 3],
-                                                    q + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<KProduct>(dK, operands, q);
       if constexpr (kOverlapsSteps) {
         productWait<1>(); // product 3
       } else {

@@ -63,12 +63,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(factors,
-                                                             kDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             q + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          factors, kDescriptor, q);
       productWait<1>(); // the last step's product
       pinRegisters(dV);
       if (previousSlot >= 0)
@@ -92,11 +88,7 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       rest.dOFull[ring.slot].wait(ring.parity);
       pinRegisters(dV);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        VProduct::template fromRegisters<Major::MN>(dV, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-                                                    weights[4 * step + 3], dO + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<VProduct>(dV, weights, dO);
 
       rest.exchangeEmpty[exchange.slot].wait(exchange.parity ^ 1);
       float4 *out = reinterpret_cast<float4 *>(shared.exchange(exchange.slot)) + threadIdx.x % kWarpgroupSize;
@@ -165,12 +157,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(gradients);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(gradients,
-                                                             vDescriptor + panelStep<Shared::kKVPanelBytes>(step),
-                                                             dO + panelStep<Shared::kQPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
+          gradients, vDescriptor, dO);
       productWait<1>(); // the last step's product
       pinRegisters(dK);
       if (previousSlot >= 0)
@@ -204,12 +192,7 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       rest.qFull[ring.slot].wait(ring.parity);
       pinRegisters(dK);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileQ / 16; ++step)
-        KProduct::template fromRegisters<Major::MN>(dK, operands[4 * step], operands[4 * step + 1],
-                                                    operands[4 * step + 2], operands[4 * step + 3],
-                                                    q + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<KProduct>(dK, operands, q);
       previousSlot = ring.slot;
       ring.advance();
     }

@@ -161,20 +161,12 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       uint32 v = vDescriptor + ring.slot * descriptorStep(Shared::kVBytes);
       pinRegisters(factors);
       productFence();
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(factors,
-                                                             qDescriptor + panelStep<Shared::kQPanelBytes>(step),
-                                                             k + panelStep<Shared::kKVPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(
+          factors, qDescriptor, k);
       rest.vFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
-#pragma unroll
-      for (int step = 0; step < ceilDivide(Config::kVHeadDim, 16); ++step)
-        TileProduct::template fromShared<Major::K, Major::K>(gradients,
-                                                             dODescriptor + panelStep<Shared::kQPanelBytes>(step),
-                                                             v + panelStep<Shared::kKVPanelBytes>(step), step != 0);
-      productCommit();
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(
+          gradients, dODescriptor, v);
 
       // 2. Gradient factors; the mask is decided while the products run.
       Columns columns(arguments.kvPositions, message.tile, arguments.kvLen);
@@ -202,12 +194,7 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       // 4. dQ += dS K
       pinRegisters(dQ);
       productFence();
-#pragma unroll
-      for (int step = 0; step < kTileKV / 16; ++step)
-        QProduct::template fromRegisters<Major::MN>(dQ, operands[4 * step], operands[4 * step + 1],
-                                                    operands[4 * step + 2], operands[4 * step + 3],
-                                                    k + step * descriptorStep(16 * 128), 1);
-      productCommit();
+      issueSumProduct<QProduct>(dQ, operands, k);
       productWait<0>();
       pinRegisters(dQ);
       rest.kEmpty[ring.slot].arriveAsWarp();

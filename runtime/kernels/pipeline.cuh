@@ -104,4 +104,24 @@ template <int kPanelBytes> constexpr __host__ __device__ uint32 panelStep(int st
   return step / 4 * descriptorStep(kPanelBytes) + step % 4 * descriptorStep(32);
 }
 
+/// D = A B^T over kDepth columns, with both operands in panels of 64 columns; one group of products.
+template <class Product, int kDepth, int kPanelBytesOfA, int kPanelBytesOfB, int kCount>
+__device__ __forceinline__ void issueTileProduct(float (&d)[kCount], uint32 a, uint32 b) {
+#pragma unroll
+  for (int step = 0; step < ceilDivide(kDepth, 16); ++step)
+    Product::template fromShared<Major::K, Major::K>(d, a + panelStep<kPanelBytesOfA>(step),
+                                                     b + panelStep<kPanelBytesOfB>(step), step != 0);
+  productCommit();
+}
+
+/// D += A B with A in registers and the rows of B in a panel's order; one group of products.
+template <class Product, int kRegisters, int kCount>
+__device__ __forceinline__ void issueSumProduct(float (&d)[kCount], const uint32 (&a)[kRegisters], uint32 b) {
+#pragma unroll
+  for (int step = 0; step < kRegisters / 4; ++step)
+    Product::template fromRegisters<Major::MN>(d, a[4 * step], a[4 * step + 1], a[4 * step + 2], a[4 * step + 3],
+                                               b + step * descriptorStep(16 * 128), 1);
+  productCommit();
+}
+
 } // namespace cpflex::kernels
