@@ -7,9 +7,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numbers>
 
 namespace cpflex {
@@ -119,21 +121,29 @@ Status readTensors(Options &options, const TensorFiles &files, AttentionCall &ca
   return agree(options.vHeadDim, call.v.shape[3], "v-head-dim");
 }
 
+// What a call writes: NaN in every element until then, so that nothing it leaves out passes for a 0.
+Array outputArray(ElementType type, const std::vector<int64_t> &shape) {
+  constexpr char kBitsOfNan = char(0xff);
+  Array array = emptyArray(type, shape);
+  std::fill(array.bytes.begin(), array.bytes.end(), kBitsOfNan);
+  return array;
+}
+
 void allocateGradients(AttentionCall &call) {
-  call.dQ = emptyArray(call.type, call.q.shape);
-  call.dK = emptyArray(call.type, call.k.shape);
-  call.dV = emptyArray(call.type, call.v.shape);
+  call.dQ = outputArray(call.type, call.q.shape);
+  call.dK = outputArray(call.type, call.k.shape);
+  call.dV = outputArray(call.type, call.v.shape);
   const auto &captures = call.loaded.program->signature().captures;
   call.captureGradients.resize(captures.size());
   call.captureGradientPointers.assign(captures.size(), nullptr);
   for (size_t slot = 0; slot < captures.size(); ++slot) {
     if (!captures[slot].needsGradient || int(slot) == call.loaded.entry->sinkCapture)
       continue;
-    call.captureGradients[slot] = emptyArray(ElementType::F32, call.binding->shape(int(slot)));
+    call.captureGradients[slot] = outputArray(ElementType::F32, call.binding->shape(int(slot)));
     call.captureGradientPointers[slot] = reinterpret_cast<float *>(call.captureGradients[slot].bytes.data());
   }
   if (call.problem.sink)
-    call.sinkGradient.assign(call.problem.qHeads, 0);
+    call.sinkGradient.assign(call.problem.qHeads, std::numeric_limits<float>::quiet_NaN());
 }
 
 // What prepareTensors allocates at most, apart from the gradients of captures.
@@ -167,8 +177,8 @@ Status prepareTensors(const Options &options, const TensorFiles &files, Attentio
   CPFLEX_RETURN_IF_ERROR(checkShape(call.q, qShape, "q"));
   CPFLEX_RETURN_IF_ERROR(checkShape(call.k, kShape, "k"));
   CPFLEX_RETURN_IF_ERROR(checkShape(call.v, vShape, "v"));
-  call.out = emptyArray(call.type, outShape);
-  call.lse = emptyArray(ElementType::F32, {problem.batch, problem.qHeads, problem.qLen});
+  call.out = outputArray(call.type, outShape);
+  call.lse = outputArray(ElementType::F32, {problem.batch, problem.qHeads, problem.qLen});
   if (call.isBackward) {
     if (files.dOut.empty()) {
       call.dOut = emptyArray(call.type, outShape);

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdlib>
 #include <cstring>
 
 namespace cpflex {
@@ -149,15 +148,8 @@ int explain(const ExplainCommandOptions &options) {
 StatusOr<std::string> targetOf(const ExplainCommandOptions &options) {
   if (options.device == "cpu")
     return options.target;
-  const size_t index = options.device.size() > 5 ? std::atoi(options.device.c_str() + 5) : 0;
-  const CudaDeviceList list = listCudaDevices();
-  if (list.devices.empty())
-    return Status::unavailable(fmt::format("no GPU: {}; expected --target where there is none", list.whyNone));
-  if (index >= list.devices.size())
-    return Status::invalid(fmt::format("--device is '{}'; expected cuda:0 to cuda:{}", options.device, list.devices.size() - 1));
-  if (const std::string &why = list.devices[index].whyNotUsable; !why.empty())
-    return Status::unsupported(why);
-  return fmt::format("sm_{}", list.devices[index].computeCapability);
+  StatusOr<int> capability = computeCapability(options);
+  return capability ? StatusOr<std::string>(fmt::format("sm_{}", *capability)) : capability.status();
 }
 
 // One kernel: what the table of tiles says, what the compiler made of it, and what the architecture allows.

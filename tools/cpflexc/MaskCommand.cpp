@@ -1,5 +1,6 @@
 // `cpflexc mask`: the exact block mask of a program over bound arrays, drawn, counted, compared or written.
-#include "tools/cpflexc/Options.h"
+#include "tools/cpflexc/AttentionCall.h"
+#include "tools/cpflexc/ProgramKernels.h"
 
 #include "runtime/BlockMask/BlockMaskPicture.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
@@ -16,7 +17,7 @@ namespace cpflex {
 namespace {
 
 struct MaskCommandOptions : Options {
-  std::string tile = "128x128", format = "text", rows, columns, other;
+  std::string tile, format = "text", rows, columns, other;
   bool isCounted = false;
 };
 
@@ -30,25 +31,44 @@ bool parsePair(const std::string &text, char separator, int64_t &first, int64_t 
   return secondError == std::errc() && stop == end;
 }
 
+// The tile of --tile; where there is none, that of the kernels of the GPU which --device names, or 128 x 128.
+StatusOr<MaskTile> tileOf(const MaskCommandOptions &options, const EntryPoint &entry) {
+  MaskTile tile;
+  int index = 0;
+  StatusOr<int> capability = isCuda(options, index) ? computeCapability(options) : StatusOr<int>(0);
+  if (!capability)
+    return capability.status();
+  if (parsePair(options.tile, 'x', tile.q, tile.kv) || *capability == 0)
+    return tile;
+  DeviceFunctions functions;
+  functions.hasMask = entry.hasMask;
+  return preferredMaskTile(functions, kernelOptions(options), *capability);
+}
+
 struct BuiltMask {
   LoadedProgram loaded;
   std::shared_ptr<const Binding> binding;
+  MaskTile tile;
   BlockMaskResult result;
   BuildTimes times;
 };
 
-int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BuiltMask &built) {
+int build(const MaskCommandOptions &options, BuiltMask &built) {
   if (int code = loadProgram(options, built.loaded))
     return code;
   StatusOr<BindRequest> request = readBindRequest(options);
   if (!request)
     return reportFailure(request.status());
+  StatusOr<MaskTile> tile = tileOf(options, *built.loaded.entry);
+  if (!tile)
+    return reportFailure(tile.status());
+  built.tile = *tile;
   const auto begin = std::chrono::steady_clock::now();
   StatusOr<std::shared_ptr<Binding>> binding = bindProgram(*request, *built.loaded.program);
   if (!binding)
     return reportFailure(binding.status());
   built.binding = *binding;
-  auto result = buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tileQ, tileKV, threadCount(options));
+  auto result = buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tile->q, tile->kv, threadCount(options));
   built.times.buildMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   built.times.compileMs = built.loaded.compileMs;
   if (!result)
@@ -58,7 +78,7 @@ int build(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, Buil
 }
 
 // The mask of --diff: that of another program, or index lists of FlexAttention.
-int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, BlockMask &other) {
+int loadOther(const MaskCommandOptions &options, MaskTile tile, BlockMask &other) {
   // What is wrong with a file that the user names is an input that is wrong.
   const auto fault = [&](const Status &status) {
     return reportFailure(Status::invalid(fmt::format("'{}': {}", options.other, status.message())));
@@ -78,8 +98,9 @@ int loadOther(const MaskCommandOptions &options, int64_t tileQ, int64_t tileKV, 
   }
   MaskCommandOptions otherOptions = options;
   otherOptions.file = options.other;
+  otherOptions.tile = fmt::format("{}x{}", tile.q, tile.kv);
   BuiltMask built;
-  if (int code = build(otherOptions, tileQ, tileKV, built))
+  if (int code = build(otherOptions, built))
     return code;
   other = std::move(built.result.mask);
   return kDone;
@@ -91,14 +112,13 @@ int mask(const MaskCommandOptions &options) {
   std::vector<NamedFile> inputs = inputFiles(options);
   inputs.push_back({"--diff", options.other});
   refuseSharedFiles(inputs, {{"-o", options.output}});
-  int64_t tileQ = 0, tileKV = 0;
   PictureOptions picture;
-  parsePair(options.tile, 'x', tileQ, tileKV);
   parsePair(options.rows, ':', picture.rows.begin, picture.rows.end);
   parsePair(options.columns, ':', picture.columns.begin, picture.columns.end);
   BuiltMask built;
-  if (int code = build(options, tileQ, tileKV, built))
+  if (int code = build(options, built))
     return code;
+  const auto [tileQ, tileKV] = built.tile;
   picture.title = built.loaded.entry->name;
   picture.heads = PictureHeads::Distinct;
   const BlockMask &blockMask = built.result.mask;
@@ -111,7 +131,7 @@ int mask(const MaskCommandOptions &options) {
   }
   if (!options.other.empty()) {
     BlockMask other;
-    if (int code = loadOther(options, tileQ, tileKV, other))
+    if (int code = loadOther(options, built.tile, other))
       return code;
     const auto draw = options.format == "svg"   ? drawDifferenceSvg
                       : options.format == "png" ? drawDifferencePng
@@ -167,7 +187,7 @@ void addMaskCommand(CLI::App &app, int &exitCode) {
       return std::string();
     };
   };
-  command->add_option("--tile", options->tile, "QxKV [128x128]")->check([](const std::string &text) {
+  command->add_option("--tile", options->tile, "QxKV [128x128, that of its kernels on cuda]")->check([](const std::string &text) {
     int64_t q = 0, kv = 0;
     if (!parsePair(text, 'x', q, kv) || q < 1 || kv < 1)
       throw CommandLineFault(fmt::format("--tile is '{}'; expected QxKV, two whole numbers of at least 1", text));

@@ -1,6 +1,7 @@
 // From options to the sources of a program's kernels.
 #include "tools/cpflexc/ProgramKernels.h"
 
+#include "tools/cpflexc/AttentionCall.h"
 #include "tools/cpflexc/CommandLine.h"
 
 #include <fmt/format.h>
@@ -34,6 +35,16 @@ StatusOr<DeviceFunctions> boundFunctions(const Options &options, const LoadedPro
 
 } // namespace
 
+CudaProgramOptions kernelOptions(const Options &options) {
+  CudaProgramOptions chosen;
+  chosen.element = options.dtype == "f32"   ? ElementType::F32
+                   : options.dtype == "f16" ? ElementType::F16
+                                            : ElementType::BF16;
+  chosen.headDim = options.headDim >= 0 ? int(std::min(options.headDim, kAnyTooLarge)) : 64;
+  chosen.vHeadDim = options.vHeadDim >= 0 ? int(std::min(options.vHeadDim, kAnyTooLarge)) : chosen.headDim;
+  return chosen;
+}
+
 StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProgram &loaded, const std::string &target,
                                         CudaProgramOptions::Passes passes, KernelBinding binding) {
   ProgramKernels kernels;
@@ -43,11 +54,7 @@ StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProg
   kernels.functions = std::move(*functions);
   kernels.computeCapability = std::atoi((target.empty() ? kDefaultTarget : target.c_str()) + 3);
   CudaProgramOptions &chosen = kernels.options;
-  chosen.element = options.dtype == "f32"   ? ElementType::F32
-                   : options.dtype == "f16" ? ElementType::F16
-                                            : ElementType::BF16;
-  chosen.headDim = options.headDim >= 0 ? int(std::min(options.headDim, kAnyTooLarge)) : 64;
-  chosen.vHeadDim = options.vHeadDim >= 0 ? int(std::min(options.vHeadDim, kAnyTooLarge)) : chosen.headDim;
+  chosen = kernelOptions(options);
   chosen.normalization =
       loaded.entry->hasSoftmax ? AttentionProblem::Normalization::Softmax : AttentionProblem::Normalization::None;
   chosen.passes = passes;
@@ -58,6 +65,20 @@ StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProg
     return sources.status();
   kernels.sources = std::move(*sources);
   return kernels;
+}
+
+StatusOr<int> computeCapability(const Options &options) {
+  int index = 0;
+  isCuda(options, index);
+  const CudaDeviceList list = listCudaDevices();
+  if (list.devices.empty())
+    return Status::unavailable("no GPU: " + list.whyNone);
+  if (index >= int(list.devices.size()))
+    return Status::invalid(
+        fmt::format("--device is '{}'; expected cuda:0 to cuda:{}", options.device, list.devices.size() - 1));
+  const CudaDeviceDescription &device = list.devices[index];
+  return device.whyNotUsable.empty() ? StatusOr<int>(device.computeCapability)
+                                     : Status::unsupported(device.whyNotUsable);
 }
 
 std::string checkTarget(const std::string &text) {

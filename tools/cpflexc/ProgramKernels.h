@@ -29,9 +29,15 @@ enum class KernelBinding {
   Optional, ///< where arrays or lengths are missing, ints are those of lengths and params up to 2^30
 };
 
+/// The element type and head sizes that the options ask for.
+CudaProgramOptions kernelOptions(const Options &options);
+
 /// The sources of the kernels that `target` (`sm_NN`; empty: kDefaultTarget) runs, with those of backward where asked for.
 StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProgram &loaded, const std::string &target,
                                         CudaProgramOptions::Passes passes, KernelBinding binding);
+
+/// That of the GPU which --device names; Unavailable where the machine has none, Unsupported where it is too old.
+StatusOr<int> computeCapability(const Options &options);
 
 /// The check of --target: `cpu`, or an architecture that kernels exist for.
 std::string checkTarget(const std::string &text);

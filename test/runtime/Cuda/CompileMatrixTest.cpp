@@ -1,13 +1,13 @@
 // The table of tiles compiled for its architectures, and what the compiler says of the result: no spills but
-// those that are allowed for, no local memory, no serialised wgmma. Needs NVRTC, no GPU. A short selection runs always,
-// every row where CPFLEX_FULL is set.
+// those that are allowed for, no local arrays, no serialised wgmma. Needs NVRTC, no GPU. A short selection runs always,
+// every row where CPFLEX_FULL is set. CatalogueKernels does the same with a functor of the catalogue.
 #include "runtime/Cuda/CompileKernel.h"
 #include "runtime/Cuda/CudaProgram.h"
 #include "runtime/Cuda/KernelAssembly.h"
+#include "test/runtime/Cuda/CompileReport.h"
 #include "test/runtime/Cuda/TestFunctors.h"
 
 #include <fmt/format.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -42,17 +42,9 @@ DeviceFunctions functorNamed(const std::string &name) {
 /// captures has pointers and strides to keep beside the accumulators, and the large one a score function on top.
 int spillsOfFunctor(const std::string &name) { return name == "document_causal" ? 256 : name == "large" ? 2048 : 0; }
 
-std::vector<Row> matrix() {
-  std::vector<std::pair<int, int>> heads = {{128, 128}};
-  std::vector<std::string> functors = {"document_causal"};
-  std::vector<std::pair<KernelFamily, int>> targets = {{KernelFamily::Wgmma, 90}, {KernelFamily::MmaSync, 80}};
-  if (std::getenv("CPFLEX_FULL")) {
-    targets.push_back({KernelFamily::MmaSync, 86});
-    targets.push_back({KernelFamily::MmaSync, 90});
-    heads = {{64, 64}, {64, 128}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
-    functors = {"causal", "document_causal", "soft_cap", "large"};
-  }
-  std::vector<Row> rows;
+/// The rows of all roles that walk tiles.
+void addRows(std::vector<Row> &rows, const std::vector<test::MatrixTarget> &targets,
+             const std::vector<std::pair<int, int>> &heads, const std::vector<std::string> &functors) {
   for (auto [family, capability] : targets)
     for (KernelRole role : {KernelRole::Forward, KernelRole::BackwardKV, KernelRole::BackwardQ})
       for (auto [headDim, vHeadDim] : heads)
@@ -62,6 +54,16 @@ std::vector<Row> matrix() {
           if (!isOfAnother)
             rows.push_back({role, family, capability, headDim, vHeadDim, functor});
         }
+}
+
+std::vector<Row> matrix() {
+  std::vector<Row> rows;
+  if (std::getenv("CPFLEX_FULL")) {
+    addRows(rows, test::targetsWithRows(), test::allHeads(), {"causal", "document_causal", "soft_cap", "large"});
+    addRows(rows, test::furtherTargets(), test::allHeads(), {"document_causal"});
+  } else {
+    addRows(rows, {{KernelFamily::Wgmma, 90}, {KernelFamily::MmaSync, 80}}, {{128, 128}}, {"document_causal"});
+  }
   for (KernelRole role : {KernelRole::BackwardDelta, KernelRole::BackwardSink})
     rows.push_back({role, KernelFamily::MmaSync, 80, 128, 128, "causal"});
   return rows;
@@ -81,14 +83,34 @@ TEST_P(CompileMatrixTest, StaysWithinItsRow) {
   spec.hasMask = functions.hasMask, spec.scoreForm = functions.scoreForm;
   StatusOr<KernelSource> source = assembleKernel(spec, row.computeCapability, functions);
   ASSERT_TRUE(source) << source.status().message();
-  StatusOr<KernelImage> image = compileKernel(*source, **nvrtc);
+  test::expectWithinRow(*source, **nvrtc, spillsOfFunctor(row.functor));
+}
+
+/// What expectWithinRow() takes for local arrays and for products is there where the source has some.
+TEST(MachineCode, SeesLocalArraysAndProducts) {
+  StatusOr<std::shared_ptr<const Nvrtc>> nvrtc = Nvrtc::load();
+  if (!nvrtc)
+    GTEST_SKIP() << nvrtc.status().message();
+  KernelSource source;
+  source.functionName = "k", source.architecture = "sm_80", source.key = "0123456789abcdef0123";
+  source.text = "extern \"C\" __global__ void k(int *out) {\n"
+                "  int a[64]; for (int i = 0; i < 64; ++i) a[out[i] & 63] = i; out[0] = a[out[70] & 63];\n}\n";
+  StatusOr<KernelImage> image = compileKernel(source, **nvrtc);
   ASSERT_TRUE(image) << image.status().message();
-  EXPECT_THAT(image->warnings, testing::Each(testing::Not(testing::HasSubstr("C75")))) << "wgmma was serialised";
-  int allowed = source->tiles.spillLimit + spillsOfFunctor(row.functor);
-  EXPECT_LE(image->spillBytes, allowed);
-  if (allowed == 0)
-    EXPECT_EQ(image->stackBytes, 0);
-  RecordProperty("registers", image->registers);
+  const test::MachineCode array = test::machineCode(image->cubin, "k");
+  EXPECT_EQ(image->spillBytes, 0);
+  EXPECT_GT(array.localBytes, 0);
+  EXPECT_EQ(array.numWarpProducts, 0);
+  source.text = "extern \"C\" __global__ void k(float *out, unsigned a, unsigned b) {\n"
+                "  asm volatile(\"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4}, {%5}, \"\n"
+                "               \"{%0, %1, %2, %3};\" : \"+f\"(out[0]), \"+f\"(out[1]), \"+f\"(out[2]), \"+f\"(out[3])\n"
+                "               : \"r\"(a), \"r\"(b));\n}\n";
+  image = compileKernel(source, **nvrtc);
+  ASSERT_TRUE(image) << image.status().message();
+  const test::MachineCode product = test::machineCode(image->cubin, "k");
+  EXPECT_EQ(product.numWarpProducts, 1);
+  EXPECT_EQ(product.numWarpgroupProducts, 0);
+  EXPECT_EQ(product.localBytes, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, CompileMatrixTest, testing::ValuesIn(matrix()),
