@@ -32,7 +32,7 @@ bool parsePair(const std::string &text, char separator, int64_t &first, int64_t 
 }
 
 // The tile of --tile; where there is none, that of the kernels of the GPU which --device names, or 128 x 128.
-StatusOr<MaskTile> tileOf(const MaskCommandOptions &options, const EntryPoint &entry) {
+StatusOr<MaskTile> tileOf(const MaskCommandOptions &options) {
   MaskTile tile;
   int index = 0;
   StatusOr<int> capability = isCuda(options, index) ? computeCapability(options) : StatusOr<int>(0);
@@ -40,9 +40,7 @@ StatusOr<MaskTile> tileOf(const MaskCommandOptions &options, const EntryPoint &e
     return capability.status();
   if (parsePair(options.tile, 'x', tile.q, tile.kv) || *capability == 0)
     return tile;
-  DeviceFunctions functions;
-  functions.hasMask = entry.hasMask;
-  return preferredMaskTile(functions, kernelOptions(options), *capability);
+  return preferredMaskTile(kernelOptions(options), *capability);
 }
 
 struct BuiltMask {
@@ -59,7 +57,7 @@ int build(const MaskCommandOptions &options, BuiltMask &built) {
   StatusOr<BindRequest> request = readBindRequest(options);
   if (!request)
     return reportFailure(request.status());
-  StatusOr<MaskTile> tile = tileOf(options, *built.loaded.entry);
+  StatusOr<MaskTile> tile = tileOf(options);
   if (!tile)
     return reportFailure(tile.status());
   built.tile = *tile;
