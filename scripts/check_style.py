@@ -16,7 +16,6 @@ LONG_FILES = {
     "lib/CodeGen/Host/ExpressionEmitter.cpp": "one case for each operation of the dialect",
     "runtime/BlockMask/TapeProgram.cpp": "one verification of one instruction set",
     "test/runtime/Cuda/CudaExecutableTest.cpp": "every refusal of one binding, around one fixture",
-    "test/runtime/Host/HostBackwardTest.cpp": "every kind of gradient around one fixture",
     "test/oracle/cpf_oracle.py": "an interpreter of the whole language that shares nothing with the compiler",
     "bench/gpu/attention.py": "runs on a GPU machine as one file",
 }

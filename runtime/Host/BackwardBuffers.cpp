@@ -32,6 +32,9 @@ BackwardBuffers::BackwardBuffers(const AttentionProblem &problem, const HostBack
     *block = cursor.take<float>(kBlockFloats);
   mask = cursor.take<uint8_t>(kBlockSize * kBlockSize);
   allowed = cursor.take<uint8_t>(kBlockSize * kBlockSize);
+  const int64_t numKVTiles = ceilDivide(problem.kvLen, kBlockSize);
+  classes = cursor.take<TileClass>(numKVTiles);
+  coverage = cursor.take<int32_t>(numKVTiles);
 }
 
 void CaptureLane::flush(const std::vector<int64_t> &sizes) const {
@@ -56,10 +59,13 @@ BackwardLayout::BackwardLayout(const AttentionProblem &problem, const HostBackwa
   queryGradientStride = ceilDivide(problem.headDim, kColumnPadding) * kColumnPadding;
   if (tensors.dQ.data)
     queryGradients = cursor.take<float>(numSlots * batch * qHeads * qLen * queryGradientStride);
+  const auto takeRows = [&] {
+    return TensorView{cursor.take<float>(batch * qHeads * qLen), ElementType::F32, {qHeads * qLen, qLen, 1, 1}};
+  };
   if (!rowTerm.data)
-    rowTerm = {cursor.take<float>(batch * qHeads * qLen), ElementType::F32, {qHeads * qLen, qLen, 1, 1}};
-  classes = cursor.take<TileClass>(numKVTiles);
-  coverage = cursor.take<int32_t>(numKVTiles);
+    rowTerm = takeRows();
+  if (problem.normalization == AttentionProblem::Normalization::Softmax)
+    weightScale = takeRows();
 
   int64_t captureBytes = 0;
   for (int capture = 0; capture < tensors.numCaptures && tensors.captureGradients; ++capture) {

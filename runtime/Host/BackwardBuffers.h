@@ -19,6 +19,8 @@ struct BackwardBuffers {
   float *qPairs, *dOutPairs;            ///< q and dOut in pairs of bf16 (see RowProduct)
   float *incoming, *weights, *gradients; ///< one score tile each: before the score function, after softmax, dS
   uint8_t *mask, *allowed;
+  TileClass *classes; ///< scratch of one element per tile of keys, like coverage
+  int32_t *coverage;
 };
 
 /// Copies of the capture gradients that one unit at a time adds to. Where a gradient is small, what one pair of tiles adds
@@ -46,9 +48,8 @@ struct BackwardLayout {
   int64_t queryGradientStride;
   float *queryGradients = nullptr; ///< [slot][b][h][row][queryGradientStride], null when dQ is not asked for
   TensorView rowTerm;              ///< the caller's, or in the workspace
+  TensorView weightScale;          ///< f32 [b][h][row], see WeightScale.h; null data without softmax
   TileColumns columns;
-  TileClass *classes; ///< scratch for building the columns
-  int32_t *coverage;
   std::vector<int64_t> captureSizes; ///< elements of each gradient array, 0 when not asked for
   std::vector<CaptureLane> lanes;    ///< empty: no capture gradients
   std::vector<BackwardBuffers> threadBuffers;

@@ -86,14 +86,15 @@ struct HostBackwardTensors {
   float *sinkGradient = nullptr;            ///< null, or f32 per global query head; only this problem's heads are written
 };
 
-/// Computes gradients by recomputing the scores. f32 accumulation in a fixed order: the bits do not depend on threads.
+/// Computes gradients by recomputing the scores. f32 accumulation in a fixed order: the bits do not depend on threads. Where
+/// |lse| is 32 or more and the call sees all keys of the row, the rounding of lse is made up for (see WeightScale.h).
 /// Rows without keys give and receive zero. Errors name the argument.
 Status hostAttentionBackward(const AttentionProblem &problem, const HostBackwardTensors &tensors,
                              const HostAttentionOptions &options = {});
 
 /// Scratch bytes that hostAttentionBackward needs: f32 copies of dQ (at most 8, 1 when batch * kvHeads is 32 or more),
-/// copies of the capture gradients that are asked for (at most 16 and at most 256 MiB beyond the first), tile lists and
-/// buffers per thread; never qLen * kvLen elements. 0 for arguments that the call would reject.
+/// copies of the capture gradients that are asked for (at most 16 and at most 256 MiB beyond the first), two f32 per row, tile
+/// lists and buffers per thread; never qLen * kvLen elements. 0 for arguments that the call would reject.
 int64_t hostAttentionBackwardWorkspaceInBytes(const AttentionProblem &problem, const HostBackwardTensors &tensors,
                                               const HostAttentionOptions &options = {});
 

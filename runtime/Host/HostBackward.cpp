@@ -4,6 +4,7 @@
 // threads.
 #include "runtime/Host/BackwardBuffers.h"
 #include "runtime/Host/TileTensors.h"
+#include "runtime/Host/WeightScale.h"
 
 #include <cmath>
 #include <cstring>
@@ -153,7 +154,8 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
                         matrixOf(tensors_.dV, b, kvHead, keys.begin));
 }
 
-/// S = scale Q K^T, its score, and what forward made of it: exp(score - LSE), or the score itself without softmax.
+/// S = scale Q K^T, its score, and what forward made of it: weightScale exp(score - LSE), or the score itself without
+/// softmax.
 void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8_t *allowed,
                                     BackwardBuffers &buffers) const {
   scoreProduct_.multiply(scoreProduct_.isPaired() ? buffers.qPairs : buffers.q, buffers.kTransposed, buffers.weights,
@@ -172,6 +174,12 @@ void BackwardCall::scoresAndWeights(const Pair &pair, const uint8_t *mask, uint8
   for (int r = 0; r < pair.numRows(); ++r)
     lse[r] = floatAt(tensors_.lse, pair.b, pair.h, pair.area.q.begin + r);
   kernels_.probabilities(buffers.weights, pair.numRows(), pair.numKeys(), mask, lse, allowed);
+  for (int r = 0; r < pair.numRows(); ++r) {
+    const float scale = floatAt(layout_.weightScale, pair.b, pair.h, pair.area.q.begin + r);
+    float *row = buffers.weights + r * kBlockStride;
+    for (int c = 0; c < pair.numKeys() && scale != 1.0f; ++c)
+      row[c] *= scale;
+  }
 }
 
 /// dP = dOut V^T; dS = P (dP - rowTerm) with softmax, dP without; then through the score function.
@@ -277,7 +285,7 @@ void BackwardCall::sumQueryGradients(int64_t task) const {
                       tensors_.write == GradientWrite::Add, matrixOf(tensors_.dQ, b, h, rows.begin));
 }
 
-/// d loss / d sink = -sum over rows of exp(sink - LSE) rowTerm.
+/// d loss / d sink = -sum over rows of weightScale exp(sink - LSE) rowTerm.
 void BackwardCall::sumSinkGradient(int64_t h) const {
   const int64_t globalHead = h + problem_.headOffset;
   double sum = 0;
@@ -285,7 +293,8 @@ void BackwardCall::sumSinkGradient(int64_t h) const {
     for (int64_t row = 0; row < problem_.qLen; ++row) {
       const float lse = floatAt(tensors_.lse, b, h, row);
       if (problem_.sink[globalHead] != kNegativeInfinity && lse != kNegativeInfinity)
-        sum -= std::exp(double(problem_.sink[globalHead]) - lse) * floatAt(layout_.rowTerm, b, h, row);
+        sum -= std::exp(double(problem_.sink[globalHead]) - lse) * floatAt(layout_.weightScale, b, h, row) *
+               floatAt(layout_.rowTerm, b, h, row);
     }
   float &gradient = tensors_.sinkGradient[globalHead];
   gradient = float(sum) + (tensors_.write == GradientWrite::Add ? gradient : 0.0f);
@@ -402,14 +411,17 @@ Status hostAttentionBackward(const AttentionProblem &problem, const HostBackward
   BackwardLayout layout(problem, tensors, numThreadsOf(options), cursor);
   const HostKernels &kernels = *hostKernels(options.instructionSet);
   const TileClasses classes(problem);
-  layout.columns.build(classes, layout.classes, layout.coverage);
+  layout.columns.build(classes, layout.threadBuffers.front().classes, layout.threadBuffers.front().coverage);
   const int64_t numUnits = problem.batch * problem.kvHeads * layout.numSlots;
   const int64_t numQTasks = problem.batch * problem.qHeads * classes.numQTiles();
   CallThreads threads(options, std::max(numUnits, numQTasks));
 
-  // 1. rowTerm = dot(dOut, out) - dLse, unless the caller has it.
-  if (problem.normalization == AttentionProblem::Normalization::Softmax && !tensors.rowTerm.data)
+  // 1. rowTerm = dot(dOut, out) - dLse, unless the caller has it; what the rounding of LSE does to the weights.
+  const bool isSoftmax = problem.normalization == AttentionProblem::Normalization::Softmax;
+  if (isSoftmax && !tensors.rowTerm.data)
     computeRowTerm(problem, tensors.out, tensors.dOut, tensors.dLse, layout.rowTerm, kernels, threads.get());
+  if (isSoftmax)
+    computeWeightScale(problem, tensors, kernels, classes, layout, threads.get());
   // 2. dK, dV, the copies of dQ and of the captures' gradients. Units of one lane run one after the other.
   const BackwardCall call(problem, tensors, kernels, classes, layout);
   clearCaptureCopies(layout);

@@ -256,7 +256,7 @@ void ForwardCall::finish(const RowState &row, ForwardBuffers &buffers) const {
       const float sink = problem_.sink ? problem_.sink[row.h + problem_.headOffset] : kNegativeInfinity;
       const SoftmaxEnd end = endSoftmax(largest, sum, sink);
       buffers.rowScale[r] = end.outScale;
-      lse = end.lse;
+      lse = float(end.lse);
     } else {
       buffers.rowScale[r] = 1.0f;
     }

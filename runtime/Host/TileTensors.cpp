@@ -81,7 +81,7 @@ SoftmaxEnd endSoftmax(float largest, float sum, float sink) {
   const double total = keys + (sink == kNegativeInfinity ? 0.0 : std::exp(double(sink) - shared));
   if (largest == kNegativeInfinity && sum == 0.0f)
     return {0.0f, sink};
-  return {float((keys / double(sum)) / total), float(shared + std::log(total))};
+  return {float((keys / double(sum)) / total), shared + std::log(total)};
 }
 
 CheckedTensor tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],

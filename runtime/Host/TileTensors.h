@@ -56,7 +56,7 @@ void addAllowedProducts(const Product &product, const uint8_t *allowed);
 /// How the running state of a row ends.
 struct SoftmaxEnd {
   float outScale; ///< what the running output is multiplied by
-  float lse;
+  double lse;     ///< as exact as the sum; what is stored is rounded to f32
 };
 
 /// largest + log(sum + exp(sink - largest)); without keys and sink: scale 0 and lse -inf.
