@@ -116,11 +116,17 @@ Status run(int64_t length, int32_t worldSize, Rotation rotation, const std::vect
   call.tape = &tape;
   call.bindings = &bindings;
   cudaCall.bindings = &bindings;
+  std::vector<std::shared_ptr<const CudaPort>> ports;
   std::vector<std::unique_ptr<CudaExecutionDevice>> devices;
   for (int32_t rank = 0; rank < worldSize; ++rank) {
-    auto device = CudaExecutionDevice::create(machines[size_t(rank) % machines.size()], cudaCall);
+    const CudaMachine &machine = machines[size_t(rank) % machines.size()];
+    auto port = CudaPort::open(machine.device);
+    if (!port)
+      return port.status();
+    auto device = CudaExecutionDevice::create(machine, cudaCall, *port);
     if (!device)
       return device.status();
+    ports.push_back(*port);
     devices.push_back(std::move(*device));
   }
   std::vector<PreparedComputes> prepared(static_cast<size_t>(worldSize));
@@ -133,7 +139,7 @@ Status run(int64_t length, int32_t worldSize, Rotation rotation, const std::vect
     for (int32_t rank = 0; rank < worldSize; ++rank)
       threads.emplace_back([&, rank] {
         CudaExecutionDevice &device = *devices[size_t(rank)];
-        CudaThreadsCommunicator communicator(hub, rank, device.device(), device.stream(DeviceQueue::Transfer));
+        CudaThreadsCommunicator communicator(hub, rank, ports[size_t(rank)]);
         ExecutorOptions options;
         options.device = &device;
         options.prepared = &prepared[size_t(rank)];

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 using namespace cpflex;
 
@@ -90,6 +91,8 @@ CommunicatorCallbacks callbacksOf(const cpflex_transport &transport) {
     };
   return callbacks;
 }
+
+double deadlineOrDefault(double seconds) { return seconds == 0 ? RankOptions().deadlineSeconds : seconds; }
 
 template <typename Result> Status giveCommunicator(Result made, cpflex_communicator **out) {
   if (made)
@@ -227,6 +230,49 @@ cpflex_error *cpflex_communicator_of_mpi(const char *plugin, cpflex_communicator
   });
 }
 
+cpflex_error *cpflex_nccl_id(void *id) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(id, "id"));
+    StatusOr<NcclId> made = newNcclId();
+    if (made)
+      std::memcpy(id, made->data(), made->size());
+    return made.status();
+  });
+}
+
+cpflex_error *cpflex_communicator_of_nccl(const void *id, int32_t rank, int32_t world_size, int32_t gpu,
+                                          double deadline_seconds, cpflex_communicator **communicator) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(id, "id"));
+    CPFLEX_RETURN_IF_ERROR(required(communicator, "communicator"));
+    NcclId group;
+    static_assert(sizeof(group) == CPFLEX_NCCL_ID_BYTES);
+    std::memcpy(group.data(), id, group.size());
+    return giveCommunicator(openNcclCommunicator(group, rank, world_size, gpu, deadlineOrDefault(deadline_seconds)), communicator);
+  });
+}
+
+cpflex_error *cpflex_communicator_of_nccl_comm(void *nccl_comm, int32_t gpu, double deadline_seconds,
+                                               cpflex_communicator **communicator) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(nccl_comm, "nccl_comm"));
+    CPFLEX_RETURN_IF_ERROR(required(communicator, "communicator"));
+    return giveCommunicator(adoptNcclCommunicator(nccl_comm, gpu, deadlineOrDefault(deadline_seconds)), communicator);
+  });
+}
+
+cpflex_error *cpflex_communicators_of_cuda_threads(int32_t world_size, const int32_t *gpus, size_t num_gpus,
+                                                   cpflex_communicator **communicators) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(gpus, "gpus"));
+    CPFLEX_RETURN_IF_ERROR(required(communicators, "communicators"));
+    auto made = openCudaThreads(world_size, std::vector<int32_t>(gpus, gpus + num_gpus));
+    for (size_t rank = 0; made && rank < made->size(); ++rank)
+      communicators[rank] = new cpflex_communicator{(*made)[rank]};
+    return made.status();
+  });
+}
+
 cpflex_error *cpflex_communicator_of_transport(const cpflex_transport *transport, cpflex_communicator **communicator) {
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(required(transport, "transport"));
@@ -255,8 +301,9 @@ cpflex_error *cpflex_rank_load(const cpflex_plan *plan, const cpflex_communicato
     for (auto [pointer, name] : arguments)
       CPFLEX_RETURN_IF_ERROR(required(pointer, name));
     RankOptions given{.numThreads = options ? options->num_threads : 0};
-    if (options && options->deadline_seconds != 0)
-      given.deadlineSeconds = options->deadline_seconds;
+    given.deadlineSeconds = deadlineOrDefault(options ? options->deadline_seconds : 0);
+    if (options && options->has_times)
+      given.times = RankOptions::Times::Always;
     auto loaded = RankExecutable::load(plan->plan, communicator->communicator, given);
     if (loaded)
       *rank = new cpflex_rank{*loaded};
@@ -265,23 +312,23 @@ cpflex_error *cpflex_rank_load(const cpflex_plan *plan, const cpflex_communicato
 }
 void cpflex_rank_free(cpflex_rank *rank) { delete rank; }
 
-cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards) {
+cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards, void *stream) {
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(required(rank, "rank"));
     CPFLEX_RETURN_IF_ERROR(required(shards, "shards"));
     ForwardCallTensors call;
     CPFLEX_RETURN_IF_ERROR(cpflex::fromC(*shards, call));
-    return inC(rank->rank->forward(call));
+    return inC(rank->rank->forward(call, stream));
   });
 }
 
-cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards) {
+cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards, void *stream) {
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(required(rank, "rank"));
     CPFLEX_RETURN_IF_ERROR(required(shards, "shards"));
     BackwardCallTensors call;
     CPFLEX_RETURN_IF_ERROR(cpflex::fromC(*shards, call));
-    return inC(rank->rank->backward(call));
+    return inC(rank->rank->backward(call, stream));
   });
 }
 

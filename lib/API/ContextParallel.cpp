@@ -1,7 +1,7 @@
 // Plans a call for a group of ranks and runs one of them; see cpflex.h.
+#include "lib/API/CudaRankDevice.h"
 #include "lib/API/ExecutableState.h"
 #include "lib/API/TensorChecks.h"
-#include "runtime/Comm/MpiCommunicator.h"
 #include "runtime/Executor/Executor.h"
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/TileTensors.h"
@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 namespace cpflex {
 
@@ -25,6 +26,8 @@ struct RankExecutable::State {
   std::shared_ptr<Communicator> communicator;
   RankOptions options;
   AttentionProblem shardProblem; ///< the sizes of this rank's shards
+  DeviceId device;
+  std::unique_ptr<CudaExecutionDevice> cuda; ///< null on the CPU
   PreparedComputes prepared;
   std::unique_ptr<HostThreads> threads;
   RunReport report;                                 ///< counters and peak
@@ -108,7 +111,9 @@ Status checkShards(const RankExecutable::State &rank, std::initializer_list<Shar
                                        executable.version));
   std::vector<CheckedTensor> checked;
   for (const ShardArgument &argument : arguments) {
-    CPFLEX_RETURN_IF_ERROR(checkTensor({argument.name, argument.tensor, argument.shape}, executable.device));
+    CPFLEX_RETURN_IF_ERROR(checkTensor({argument.name, argument.tensor, argument.shape}, rank.device));
+    if (rank.cuda)
+      CPFLEX_RETURN_IF_ERROR(checkRows({argument.name, argument.tensor, argument.shape}));
     if (argument.types != Types::F32)
       CPFLEX_RETURN_IF_ERROR(checkType(argument.name, argument.tensor, executable.type));
     checked.push_back(tensorArgument(argument.name, toTensorView(argument.tensor), argument.shape, argument.types,
@@ -120,10 +125,24 @@ Status checkShards(const RankExecutable::State &rank, std::initializer_list<Shar
 ExecutorOptions executorOptionsOf(RankExecutable::State &rank, RunReport &report) {
   ExecutorOptions options;
   options.deadlineSeconds = rank.options.deadlineSeconds;
+  options.device = rank.cuda.get();
+  if (rank.cuda && rank.options.times == RankOptions::Times::WhereFree)
+    options.completion = ExecutorOptions::Completion::LinedUp;
   options.attention.threads = rank.threads.get();
   options.prepared = &rank.prepared;
   options.report = &report;
   return options;
+}
+
+/// Runs a pass between the work that the caller has queued in `stream` and what follows there.
+Status runInStream(RankExecutable::State &rank, void *stream, const std::function<Status()> &pass) {
+  if (!rank.cuda)
+    return stream ? Status::invalid("'stream' is given for a rank on the cpu; expected null") : pass();
+  const auto callers = static_cast<cuda::Stream>(stream);
+  CPFLEX_RETURN_IF_ERROR(rank.cuda->startAfter(callers));
+  const Status status = pass();
+  const Status finished = rank.cuda->finishBefore(callers);
+  return status ? finished : status;
 }
 
 } // namespace
@@ -166,13 +185,6 @@ ContextParallelPlan::create(std::shared_ptr<const Executable> executable, const 
   return std::make_shared<const ContextParallelPlan>(std::move(state));
 }
 
-StatusOr<std::shared_ptr<Communicator>> openMpiCommunicator(const std::string &path) {
-  StatusOr<std::unique_ptr<MpiCommunicator>> communicator = MpiCommunicator::open(path);
-  if (!communicator)
-    return communicator.status();
-  return std::shared_ptr<Communicator>(std::move(*communicator));
-}
-
 RankExecutable::RankExecutable(std::unique_ptr<State> state) : state_(std::move(state)) {}
 RankExecutable::~RankExecutable() = default;
 
@@ -185,9 +197,13 @@ StatusOr<std::shared_ptr<RankExecutable>> RankExecutable::load(std::shared_ptr<c
   if (communicator->worldSize() != schedule.worldSize)
     return Status::invalid(fmt::format("the plan is for {} ranks and the communicator has {}; expected as many",
                                        schedule.worldSize, communicator->worldSize()));
-  const Executable::State &loaded = plan->state().executable->state();
-  if (loaded.device.type == DeviceType::Cuda)
-    return Status::unsupported("the plan's executable is on CUDA; expected one on the cpu for a rank of this interface");
+  const std::shared_ptr<const Executable> &executable = plan->state().executable;
+  const Executable::State &loaded = executable->state();
+  const CudaCommunicator *onGpu = communicator->asCuda();
+  if (loaded.device.type == DeviceType::Cuda && !onGpu)
+    return Status::invalid(fmt::format("the plan's executable is on CUDA and the communicator '{}' has its messages in host "
+                                       "memory; expected an executable on the cpu, or a communicator between GPUs",
+                                       communicator->transport()));
   if (!(options.deadlineSeconds > 0))
     return Status::invalid(fmt::format("deadline of {} seconds; expected a number above 0", options.deadlineSeconds));
   CPFLEX_RETURN_IF_ERROR(checkOptions({.numThreads = options.numThreads}));
@@ -200,11 +216,20 @@ StatusOr<std::shared_ptr<RankExecutable>> RankExecutable::load(std::shared_ptr<c
   state->shardProblem = loaded.problem;
   state->shardProblem.qLen = schedule.qLayout.shardSize(rank);
   state->shardProblem.kvLen = schedule.kvLayout.shardSize(rank);
-  state->threads = std::make_unique<HostThreads>(resolvedNumThreads(options.numThreads));
+  if (onGpu) {
+    StatusOr<std::unique_ptr<CudaExecutionDevice>> device = openRankDevice(*executable, onGpu->port());
+    if (!device)
+      return device.status();
+    state->cuda = std::move(*device);
+    state->device = {DeviceType::Cuda, state->cuda->device()->description().index};
+  } else {
+    state->device = {DeviceType::Cpu, 0};
+    state->threads = std::make_unique<HostThreads>(resolvedNumThreads(options.numThreads));
+  }
   return std::make_shared<RankExecutable>(std::move(state));
 }
 
-Status RankExecutable::forward(const ForwardCallTensors &shards) {
+Status RankExecutable::forward(const ForwardCallTensors &shards, void *stream) {
   State &rank = *state_;
   const AttentionShapes shapes(rank.shardProblem);
   using enum ShardArgument::Need;
@@ -217,15 +242,17 @@ Status RankExecutable::forward(const ForwardCallTensors &shards) {
              {"out", shards.out, shapes.out, Types::LikeFirst, Role::Output},
              {"lse", shards.lse, shapes.row, Types::F32, Role::Output, Optional}}));
   RunReport report;
-  const Status status = runForward(rank.plan->forward(), rank.plan->state().call,
-                                   {toTensorView(shards.q), toTensorView(shards.k), toTensorView(shards.v),
-                                    toTensorView(shards.out), toTensorView(shards.lse)},
-                                   *rank.communicator, executorOptionsOf(rank, report));
+  const Status status = runInStream(rank, stream, [&] {
+    return runForward(rank.plan->forward(), rank.plan->state().call,
+                      {toTensorView(shards.q), toTensorView(shards.k), toTensorView(shards.v), toTensorView(shards.out),
+                       toTensorView(shards.lse)},
+                      *rank.communicator, executorOptionsOf(rank, report));
+  });
   rank.forwardEvents = added(rank.report, std::move(report));
   return status;
 }
 
-Status RankExecutable::backward(const BackwardCallTensors &shards) {
+Status RankExecutable::backward(const BackwardCallTensors &shards, void *stream) {
   State &rank = *state_;
   const Schedule *schedule = rank.plan->backward();
   if (!schedule)
@@ -261,8 +288,9 @@ Status RankExecutable::backward(const BackwardCallTensors &shards) {
   }
   tensors.sinkGradient = shards.sinkGradient;
   RunReport report;
-  const Status status = runBackward(*schedule, rank.plan->state().call, tensors, *rank.communicator,
-                                    executorOptionsOf(rank, report));
+  const Status status = runInStream(rank, stream, [&] {
+    return runBackward(*schedule, rank.plan->state().call, tensors, *rank.communicator, executorOptionsOf(rank, report));
+  });
   rank.backwardEvents = added(rank.report, std::move(report));
   return status;
 }

@@ -11,21 +11,31 @@ TensorView toTensorView(const CallTensor &tensor) {
   return {tensor.data, tensor.type, {tensor.strides[0], tensor.strides[1], tensor.strides[2], tensor.strides[3]}};
 }
 
+std::vector<CaptureView> capturesOnDevice(const Program &program, const Binding &binding, int deviceIndex) {
+  const std::vector<CaptureDeclaration> &declarations = program.signature().captures;
+  std::vector<CaptureView> views(declarations.size());
+  for (size_t slot = 0; slot < declarations.size(); ++slot) {
+    const ArrayView &source = binding.source(int(slot));
+    if (source.device != DeviceId{DeviceType::Cuda, deviceIndex} || source.type != declarations[slot].type)
+      continue;
+    // Axes that the binding broadcasts have another size there.
+    CaptureView &view = views[slot] = binding.bindings().captures[slot];
+    view.data = source.data;
+    for (int axis = 0; axis < view.rank; ++axis)
+      view.strides[axis] = view.shape[axis] == source.shape[axis] ? source.strides[axis] : 0;
+  }
+  return views;
+}
+
 Status CudaCalls::addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine,
                               int deviceIndex, cuda::Stream stream) {
-  const std::vector<CaptureDeclaration> &declarations = program.signature().captures;
-  for (size_t slot = 0; slot < declarations.size(); ++slot) {
-    CaptureView view = binding.bindings().captures[slot];
-    const ArrayView &source = binding.source(int(slot));
-    if (source.device == DeviceId{DeviceType::Cuda, deviceIndex} && source.type == declarations[slot].type) {
-      // Read in place. Axes that the binding broadcasts have another size there.
-      view.data = source.data;
-      for (int axis = 0; axis < view.rank; ++axis)
-        view.strides[axis] = view.shape[axis] == source.shape[axis] ? source.strides[axis] : 0;
+  for (const CaptureView &view : capturesOnDevice(program, binding, deviceIndex)) {
+    if (view.data) {
       captures_.push_back(view);
       continue;
     }
-    StatusOr<CaptureView> copy = copies_.add(machine.device, view, stream);
+    StatusOr<CaptureView> copy =
+        copies_.add(machine.device, binding.bindings().captures[captures_.size()], stream);
     if (!copy)
       return copy.status();
     captures_.push_back(*copy);

@@ -35,6 +35,9 @@ private:
   std::shared_ptr<CudaExecutable> executable_;
 };
 
+/// The captures that lie in a GPU's memory as the program declares them, one per slot; the others have null data.
+std::vector<CaptureView> capturesOnDevice(const Program &program, const Binding &binding, int deviceIndex);
+
 /// A tensor as the runtime takes it.
 TensorView toTensorView(const CallTensor &tensor);
 

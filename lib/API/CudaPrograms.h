@@ -4,6 +4,7 @@
 #include "lib/API/cpflex.h"
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaProgram.h"
+#include "runtime/Executor/CudaExecutionDevice.h"
 
 #include <map>
 #include <mutex>
@@ -22,6 +23,9 @@ public:
   StatusOr<std::shared_ptr<const CudaProgram>> program(const CudaMachine &machine, const DeviceFunctions &functions,
                                                        const CudaProgramOptions &options, const Log &log);
 
+  /// Those of context-parallel ranks on a GPU for a functor of this text.
+  std::shared_ptr<RankPrograms> rankPrograms(int deviceIndex, const std::string &text);
+
 private:
   /// Device, functor and everything of the options that decides the kernels.
   using Key = std::tuple<int, std::string, ElementType, int, int, AttentionProblem::Normalization, PositionMode,
@@ -29,6 +33,7 @@ private:
   std::mutex mutex_;
   std::map<int, CudaMachine> machines_;
   std::map<Key, std::shared_ptr<const CudaProgram>> programs_;
+  std::map<std::pair<int, std::string>, std::shared_ptr<RankPrograms>> rankPrograms_; ///< by GPU and functor
 };
 
 } // namespace cpflex

@@ -28,6 +28,13 @@ Status checkTensor(const NamedTensor &argument, DeviceId device) {
   return Status::ok();
 }
 
+Status checkRows(const NamedTensor &argument) {
+  if (argument.tensor.data && argument.shape[3] > 1 && argument.tensor.strides[3] != 1)
+    return Status::invalid(fmt::format("'{}' has last stride {}; expected 1 on a GPU", argument.name,
+                                       argument.tensor.strides[3]));
+  return Status::ok();
+}
+
 Status checkType(const char *name, const CallTensor &tensor, ElementType type) {
   if (tensor.data && tensor.type != type)
     return Status::invalid(fmt::format("'{}' has element type {}; expected {}, the type that the executable was loaded for",

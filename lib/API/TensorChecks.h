@@ -16,6 +16,9 @@ struct NamedTensor {
 /// InvalidArgument unless a tensor that is given has its shape, lies on the device and at a multiple of its element size.
 Status checkTensor(const NamedTensor &argument, DeviceId device);
 
+/// InvalidArgument unless the elements of each row of a tensor that is given lie side by side, as kernels read them.
+Status checkRows(const NamedTensor &argument);
+
 /// InvalidArgument unless a tensor that is given has the type that the executable was loaded for.
 Status checkType(const char *name, const CallTensor &tensor, ElementType type);
 

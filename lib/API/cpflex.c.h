@@ -582,6 +582,23 @@ CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_threads(const cpflex_thread_g
  * program or this library. MPI is finalised when the communicator is freed. */
 CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_mpi(const char *plugin, cpflex_communicator **communicator);
 
+enum { CPFLEX_NCCL_ID_BYTES = 128 };
+/** Writes the name of a group of GPUs to be, CPFLEX_NCCL_ID_BYTES bytes: one rank makes it, the caller brings it to all. */
+CPFLEX_EXPORT cpflex_error *cpflex_nccl_id(void *id);
+/** This rank's end of a group of GPUs, one GPU each, in one process or many. Waits until all ranks have joined, at most
+ * `deadline_seconds` (0: 60); the same limit holds for NCCL to take each step's messages. UNAVAILABLE without NCCL or the
+ * GPU with the index `gpu`. */
+CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_nccl(const void *id, int32_t rank, int32_t world_size, int32_t gpu,
+                                                        double deadline_seconds, cpflex_communicator **communicator);
+/** The same over the caller's own ncclComm_t, of the NCCL library that this process has loaded. It stays the caller's, and
+ * lives longer than the communicator, unless an error aborts it. */
+CPFLEX_EXPORT cpflex_error *cpflex_communicator_of_nccl_comm(void *nccl_comm, int32_t gpu, double deadline_seconds,
+                                                             cpflex_communicator **communicator);
+/** Ranks on GPUs as threads of this process: writes `world_size` communicators, rank r on gpus[r % num_gpus]; ranks may
+ * share a GPU. Copy engines carry the messages. */
+CPFLEX_EXPORT cpflex_error *cpflex_communicators_of_cuda_threads(int32_t world_size, const int32_t *gpus, size_t num_gpus,
+                                                                 cpflex_communicator **communicators);
+
 /** Bytes for `peer`, or room for exactly that many bytes from it. */
 typedef struct cpflex_message {
   int32_t peer, is_send;
@@ -610,22 +627,28 @@ CPFLEX_EXPORT int32_t cpflex_communicator_world_size(const cpflex_communicator *
 CPFLEX_EXPORT void cpflex_communicator_abort(cpflex_communicator *communicator, const char *reason);
 CPFLEX_EXPORT void cpflex_communicator_free(cpflex_communicator *communicator);
 
-/** One rank of a plan, ready to run on the CPU. Used by one thread at a time. */
+/** One rank of a plan, ready to run where its communicator has its messages: on the CPU, or on a GPU in bf16 or f16. Used
+ * by one thread at a time. */
 typedef struct cpflex_rank cpflex_rank;
 /** How a rank runs; all 0 is a good choice. */
 typedef struct cpflex_rank_options {
   double deadline_seconds; /**< for each step's messages; 0: 60 */
-  int32_t num_threads;     /**< 0: one per hardware thread; results do not depend on it */
+  int32_t num_threads;     /**< on the CPU; 0: one per hardware thread; results do not depend on it */
+  int32_t has_times;       /**< 1: passes on a GPU wait for their end and note times for the trace, as those on the CPU do */
 } cpflex_rank_options;
-/** `options` may be NULL. UNSUPPORTED for an executable on CUDA. */
+/** `options` may be NULL. The plan's executable may be one on the CPU also for ranks on GPUs: planning needs none.
+ * INVALID_ARGUMENT for f32 on a GPU, and for an executable on CUDA when the communicator has its messages in host memory. */
 CPFLEX_EXPORT cpflex_error *cpflex_rank_load(const cpflex_plan *plan, const cpflex_communicator *communicator,
                                              const cpflex_rank_options *options, cpflex_rank **rank);
 CPFLEX_EXPORT void cpflex_rank_free(cpflex_rank *rank);
 /** As cpflex_forward and cpflex_backward over the shards of the rank, whose rows are those of the layouts in their order.
  * All ranks call together. `row_max` is not computed; d_q, d_k and d_v are. Gradients of captures and sinks are sums over
- * all ranks, in rank order, on every rank. No wait outlasts the deadline; an error names rank, step and peer. */
-CPFLEX_EXPORT cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards);
-CPFLEX_EXPORT cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards);
+ * all ranks, in rank order, on every rank, in host memory. No wait outlasts the deadline; an error names rank, step and
+ * peer. On a GPU the other tensors are in its memory; work waits for that of the caller's `stream` (a CUstream) so far, and
+ * what follows in `stream` waits for it. The call waits while messages travel, not for the end of its work. On the CPU
+ * `stream` is NULL. */
+CPFLEX_EXPORT cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards, void *stream);
+CPFLEX_EXPORT cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards, void *stream);
 
 /** What all calls of a rank sent and received so far. */
 typedef struct cpflex_traffic {
@@ -636,7 +659,8 @@ typedef struct cpflex_traffic {
 CPFLEX_EXPORT cpflex_traffic cpflex_rank_traffic(const cpflex_rank *rank, const char *purpose, int32_t peer);
 /** The most bytes held at once, counted as in cpflex_rank_numbers. */
 CPFLEX_EXPORT int64_t cpflex_rank_peak_bytes(const cpflex_rank *rank);
-/** Computes and transfers of the last passes of the ranks in this process, as a Chrome trace, which Perfetto opens. */
+/** Computes and transfers of the last passes of the ranks in this process, where times were noted, as a Chrome trace, which
+ * Perfetto opens. */
 CPFLEX_EXPORT cpflex_error *cpflex_ranks_trace(const cpflex_rank *const *ranks, size_t num_ranks, cpflex_buffer **json);
 
 #ifdef __cplusplus

@@ -22,6 +22,7 @@
 #include "runtime/contract/Status.h"
 #include "runtime/contract/Tape.h"
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <map>
@@ -319,8 +320,9 @@ private:
 
 // How ranks share one attention call. Every rank loads an Executable of the whole call, makes the same plan of it, and
 // computes its own shards: Executable::load -> ContextParallelPlan::create -> RankExecutable::load -> forward, backward.
-// shard, unshard and permutation (ShardArrays.h) apply the plan's layouts to arrays; a Communicator carries messages:
-// ThreadsCommunicator, MPI, or CallbackCommunicator over functions of the caller.
+// shard, unshard and permutation (ShardArrays.h) apply the plan's layouts to arrays; a Communicator carries messages, and
+// says where the rank computes. On the CPU: ThreadsCommunicator, MPI, or CallbackCommunicator over functions of the caller.
+// On GPUs: NCCL, or threads of one process.
 
 /// How ranks share a call. What is left out is chosen by the cost model.
 struct ContextParallelOptions {
@@ -366,17 +368,39 @@ private:
 /// MpiCommunicator.h. One per process; MPI is finalised with it.
 StatusOr<std::shared_ptr<Communicator>> openMpiCommunicator(const std::string &path = "");
 
+/// Names a group of ranks before it exists: made by one, brought to all by the caller.
+using NcclId = std::array<char, 128>;
+StatusOr<NcclId> newNcclId();
+
+/// This rank's end of a group of GPUs, one GPU each, in one process or many. Waits until all ranks have joined, at most
+/// `deadlineSeconds`; the same limit holds for NCCL to take each step's messages. Unavailable without NCCL or the GPU.
+StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, int32_t rank, int32_t worldSize, int32_t gpu,
+                                                             double deadlineSeconds = 60);
+
+/// The same over the caller's own ncclComm_t, of the NCCL library that this process has loaded. It stays the caller's, and
+/// lives longer than the communicator, unless an error aborts it.
+StatusOr<std::shared_ptr<Communicator>> adoptNcclCommunicator(void *ncclComm, int32_t gpu, double deadlineSeconds = 60);
+
+/// The communicators of ranks that are threads of this process, rank r on gpus[r % gpus.size()]; ranks may share a GPU.
+/// Copy engines carry the messages.
+StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize, const std::vector<int32_t> &gpus);
+
 /// How one rank runs.
 struct RankOptions {
   double deadlineSeconds = 60; ///< for each step's messages
-  int numThreads = 1;          ///< of the rank's calls; 0: one per hardware thread
+  int numThreads = 1;          ///< of the rank's calls on the CPU; 0: one per hardware thread
+  /// Whether passes on a GPU note for report() when they computed and exchanged; the host then waits for the end of each.
+  /// On the CPU they always do.
+  enum class Times : uint8_t { WhereFree, Always } times = Times::WhereFree;
 };
 
-/// One rank of a plan, ready to run on the CPU. Used by one thread at a time.
+/// One rank of a plan, ready to run where its communicator has its messages: on the CPU, or on a GPU in bf16 or f16. Used
+/// by one thread at a time.
 class RankExecutable {
 public:
-  /// Several may share a communicator when their calls come in the same order on every rank. InvalidArgument when the
-  /// plan is for another number of ranks; Unsupported for an executable on CUDA.
+  /// Several may share a communicator when their calls come in the same order on every rank. The plan's executable may be
+  /// one on the CPU also for ranks on GPUs: planning needs none. InvalidArgument when the plan is for another number of
+  /// ranks, for f32 on a GPU, and for an executable on CUDA when the communicator has its messages in host memory.
   static StatusOr<std::shared_ptr<RankExecutable>> load(std::shared_ptr<const ContextParallelPlan> plan,
                                                         std::shared_ptr<Communicator> communicator,
                                                         const RankOptions &options = {});
@@ -384,13 +408,16 @@ public:
 
   /// Computes the rank's shards: tensors as of Executable::forward, but with the rows that the layouts give to the rank, in
   /// their order. All ranks call it together. No wait outlasts the deadline; an error names rank, step and peer, the
-  /// communicator is of no more use after it, and its `abort` tells the others. `rowMax` is not computed.
-  Status forward(const ForwardCallTensors &shards);
-  /// Gradients of the rank's shards. Those of captures and sinks are sums over all ranks, in rank order, on every rank.
-  Status backward(const BackwardCallTensors &shards);
+  /// communicator is of no more use after it, and its `abort` tells the others. `rowMax` is not computed. On a GPU tensors
+  /// are in its memory; work waits for that of the caller's `stream` so far, and what follows in `stream` waits for it. The
+  /// call waits while messages travel, not for the end of its work.
+  Status forward(const ForwardCallTensors &shards, void *stream = nullptr);
+  /// Gradients of the rank's shards. Those of captures and sinks are sums over all ranks, in rank order, on every rank, in
+  /// arrays in host memory, and complete when the call returns.
+  Status backward(const BackwardCallTensors &shards, void *stream = nullptr);
 
   /// Messages and bytes by purpose and peer of all passes so far, the most memory held, and the spans of the last forward
-  /// and the last backward pass, which toTraceJson prints.
+  /// and the last backward pass where their times were noted, which toTraceJson prints.
   RunReport report() const;
 
   struct State;

@@ -134,7 +134,7 @@ class Transport(Struct):
 
 
 class RankOptions(Struct):
-    _fields_ = [("deadline_seconds", ctypes.c_double), ("num_threads", i32)]
+    _fields_ = [("deadline_seconds", ctypes.c_double), ("num_threads", i32), ("has_times", i32)]
 
 
 class Traffic(Struct):
@@ -224,6 +224,10 @@ FUNCTIONS = {
     "thread_group_free": (None, [pointer]),
     "communicator_of_threads": ("error", [pointer, i32, out]),
     "communicator_of_mpi": ("error", [text, out]),
+    "nccl_id": ("error", [pointer]),
+    "communicator_of_nccl": ("error", [pointer, i32, i32, i32, ctypes.c_double, out]),
+    "communicator_of_nccl_comm": ("error", [pointer, i32, ctypes.c_double, out]),
+    "communicators_of_cuda_threads": ("error", [i32, ctypes.POINTER(i32), size, out]),
     "communicator_of_transport": ("error", [ctypes.POINTER(Transport), out]),
     "communicator_rank": (i32, [pointer]),
     "communicator_world_size": (i32, [pointer]),
@@ -231,8 +235,8 @@ FUNCTIONS = {
     "communicator_free": (None, [pointer]),
     "rank_load": ("error", [pointer, pointer, ctypes.POINTER(RankOptions), out]),
     "rank_free": (None, [pointer]),
-    "rank_forward": ("error", [pointer, ctypes.POINTER(ForwardTensors)]),
-    "rank_backward": ("error", [pointer, ctypes.POINTER(BackwardTensors)]),
+    "rank_forward": ("error", [pointer, ctypes.POINTER(ForwardTensors), pointer]),
+    "rank_backward": ("error", [pointer, ctypes.POINTER(BackwardTensors), pointer]),
     "rank_traffic": (Traffic, [pointer, text, i32]),
     "rank_peak_bytes": (i64, [pointer]),
     "ranks_trace": ("error", [ctypes.POINTER(pointer), size, out]),

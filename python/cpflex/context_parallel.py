@@ -222,10 +222,10 @@ class Rank:
         self._run(lib.rank_backward, tensors)
         return gradients
 
-    def _run(self, run_pass, tensors):
-        """Runs a pass. Its error has what the transport raised as its cause; an interrupt stays one."""
+    def _run(self, run_pass, tensors, stream=None):
+        """Runs a pass, on a GPU between the work of the caller's stream. Its error has what the transport raised as its cause; an interrupt stays one."""
         try:
-            run_pass(self._handle.address, tensors)
+            run_pass(self._handle.address, tensors, stream)
         except Exception as error:
             raised = self.communicator.take_raised()
             if raised is None:

@@ -42,6 +42,8 @@ struct MessageGroup {
   std::vector<ReceiveOperation> receives;
 };
 
+class CudaCommunicator;
+
 /// One rank's end of a group of ranks. One thread uses it. No call waits beyond its deadline, and every error names this
 /// rank, the step and the peer.
 class Communicator {
@@ -51,6 +53,8 @@ public:
   virtual int32_t worldSize() const = 0;
   /// The word of the transport: `threads`, `mpi`, `nccl`.
   virtual std::string_view transport() const = 0;
+  /// This communicator where its messages lie in GPU memory; null where they lie in host memory.
+  virtual const CudaCommunicator *asCuda() const { return nullptr; }
 
   /// Starts the messages of a group and returns at once. Tickets are waited for in the order in which they were given.
   virtual StatusOr<int64_t> start(const MessageGroup &group) = 0;

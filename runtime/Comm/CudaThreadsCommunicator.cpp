@@ -24,12 +24,12 @@ StatusOr<int64_t> CudaThreadsCommunicator::start(const MessageGroup &group) {
     auto offer = std::make_shared<Offer>();
     offer->data = send.data;
     offer->sizeInBytes = send.sizeInBytes;
-    offer->device = device_;
-    StatusOr<CudaEvent> ready = CudaEvent::create(device_, CudaEvent::Timing::Off);
+    offer->port = port();
+    StatusOr<CudaEvent> ready = CudaEvent::create(port()->device(), CudaEvent::Timing::Off);
     if (!ready)
       return ready.status();
     offer->ready = std::move(*ready);
-    CPFLEX_RETURN_IF_ERROR(offer->ready.record(stream_));
+    CPFLEX_RETURN_IF_ERROR(offer->ready.record(port()->stream()));
     started.offers.push_back(offer);
     std::lock_guard lock(hub_.mutex_);
     hub_.mailboxes_[size_t(send.peer)].from[size_t(rank_)].push_back(std::move(offer));
@@ -67,7 +67,8 @@ CudaThreadsCommunicator::takeOffer(const MessageGroup &group, const ReceiveOpera
 
 Status CudaThreadsCommunicator::receiveAll(const Started &started, std::vector<std::shared_ptr<Offer>> &taken,
                                            Deadline deadline) {
-  const CudaDriver &driver = device_->driver();
+  const CudaDriver &driver = device().driver();
+  const cuda::Stream stream = port()->stream();
   for (const ReceiveOperation &receive : started.group.receives) {
     StatusOr<std::shared_ptr<Offer>> offer = takeOffer(started.group, receive, deadline);
     if (!offer)
@@ -75,17 +76,17 @@ Status CudaThreadsCommunicator::receiveAll(const Started &started, std::vector<s
     taken.push_back(*offer);
     if (receive.sizeInBytes == 0)
       continue;
-    CPFLEX_RETURN_IF_ERROR((*offer)->ready.delay(stream_));
-    CurrentContext current(*device_);
+    CPFLEX_RETURN_IF_ERROR((*offer)->ready.delay(stream));
+    CurrentContext current(device());
     CPFLEX_RETURN_IF_ERROR(current.status());
     const auto to = reinterpret_cast<cuda::DeviceAddress>(receive.data);
     const auto from = reinterpret_cast<cuda::DeviceAddress>((*offer)->data);
     const auto bytes = size_t(receive.sizeInBytes);
     CPFLEX_RETURN_IF_ERROR(
-        (*offer)->device == device_
-            ? driver.status(driver.memcpyDtoDAsync(to, from, bytes, stream_), "cuMemcpyDtoDAsync")
-            : driver.status(driver.memcpyPeerAsync(to, device_->context(), from, (*offer)->device->context(), bytes,
-                                                   stream_),
+        (*offer)->port->device() == port()->device()
+            ? driver.status(driver.memcpyDtoDAsync(to, from, bytes, stream), "cuMemcpyDtoDAsync")
+            : driver.status(driver.memcpyPeerAsync(to, device().context(), from, (*offer)->port->device()->context(),
+                                                   bytes, stream),
                             "cuMemcpyPeerAsync"));
   }
   return Status::ok();
@@ -152,9 +153,9 @@ Status CudaThreadsCommunicator::wait(int64_t ticket, Deadline deadline) {
   std::vector<std::shared_ptr<Offer>> taken;
   Status status = receiveAll(started, taken, deadline);
   auto copied = std::make_shared<CudaEvent>();
-  if (StatusOr<CudaEvent> event = CudaEvent::create(device_, CudaEvent::Timing::Off); event) {
+  if (StatusOr<CudaEvent> event = CudaEvent::create(port()->device(), CudaEvent::Timing::Off); event) {
     *copied = std::move(*event);
-    if (Status recorded = copied->record(stream_); status && !recorded)
+    if (Status recorded = copied->record(port()->stream()); status && !recorded)
       status = recorded;
   } else if (status) {
     status = event.status();

@@ -2,8 +2,7 @@
 // by copy engines between GPUs and inside one. No multiprocessor takes part.
 #pragma once
 
-#include "runtime/Comm/Communicator.h"
-#include "runtime/Cuda/CudaDevice.h"
+#include "runtime/Comm/CudaCommunicator.h"
 
 #include <condition_variable>
 #include <cstdint>
@@ -29,7 +28,7 @@ private:
   struct Offer {
     const void *data = nullptr;
     int64_t sizeInBytes = 0;
-    std::shared_ptr<const CudaDevice> device;
+    std::shared_ptr<const CudaPort> port; ///< the sender's, whose memory it is
     CudaEvent ready; ///< in the sender's stream: the bytes are there
     enum class State : uint8_t { Open, Taken, Copied, Withdrawn } state = State::Open;
     std::shared_ptr<CudaEvent> copied; ///< in the receiver's stream
@@ -43,13 +42,11 @@ private:
   Status abortReason_;             ///< not ok once a rank has given up
 };
 
-/// One thread's end. Messages lie in memory of `device` and are ready when the work so far in `stream` is done; received
-/// bytes are there when wait() returns.
-class CudaThreadsCommunicator : public Communicator {
+/// One thread's end.
+class CudaThreadsCommunicator : public CudaCommunicator {
 public:
-  CudaThreadsCommunicator(CudaThreadsHub &hub, int32_t rank, std::shared_ptr<const CudaDevice> device,
-                          cuda::Stream stream)
-      : hub_(hub), rank_(rank), device_(std::move(device)), stream_(stream) {}
+  CudaThreadsCommunicator(CudaThreadsHub &hub, int32_t rank, std::shared_ptr<const CudaPort> port)
+      : CudaCommunicator(std::move(port)), hub_(hub), rank_(rank) {}
   int32_t rank() const override { return rank_; }
   int32_t worldSize() const override { return hub_.worldSize(); }
   std::string_view transport() const override { return "threads"; }
@@ -73,8 +70,6 @@ private:
 
   CudaThreadsHub &hub_;
   int32_t rank_;
-  std::shared_ptr<const CudaDevice> device_;
-  cuda::Stream stream_;
   int64_t nextTicket_ = 0;
   std::deque<Started> started_;
 };

@@ -34,14 +34,13 @@ std::string peersOf(const MessageGroup &group) {
 } // namespace
 
 StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::join(std::shared_ptr<const NcclLibrary> library,
-                                                                   std::shared_ptr<const CudaDevice> device,
-                                                                   cuda::Stream stream, const NcclPlace &place,
-                                                                   double deadlineSeconds) {
+                                                                   std::shared_ptr<const CudaPort> port,
+                                                                   const NcclPlace &place, double deadlineSeconds) {
   std::unique_ptr<NcclCommunicator> communicator(
-      new NcclCommunicator(std::move(library), std::move(device), stream, deadlineSeconds));
+      new NcclCommunicator(std::move(library), std::move(port), deadlineSeconds));
   communicator->rank_ = place.rank;
   communicator->worldSize_ = place.worldSize;
-  CurrentContext current(*communicator->device_);
+  CurrentContext current(communicator->device());
   CPFLEX_RETURN_IF_ERROR(current.status());
   nccl::Config config;
   const nccl::Result result = communicator->library_->commInitRankConfig(&communicator->comm_, place.worldSize,
@@ -49,17 +48,16 @@ StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::join(std::shared_p
   CPFLEX_RETURN_IF_ERROR(communicator->library_->status(result, "ncclCommInitRankConfig"));
   CPFLEX_RETURN_IF_ERROR(communicator->settle(
       fmt::format("rank {} of {} joining the other ranks on GPU {}", place.rank, place.worldSize,
-                  communicator->device_->description().index),
+                  communicator->device().description().index),
       deadlineIn(deadlineSeconds)));
   return communicator;
 }
 
 StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::adopt(std::shared_ptr<const NcclLibrary> library,
-                                                                    std::shared_ptr<const CudaDevice> device,
-                                                                    cuda::Stream stream, nccl::Comm comm,
-                                                                    double deadlineSeconds) {
+                                                                    std::shared_ptr<const CudaPort> port,
+                                                                    nccl::Comm comm, double deadlineSeconds) {
   std::unique_ptr<NcclCommunicator> communicator(
-      new NcclCommunicator(std::move(library), std::move(device), stream, deadlineSeconds));
+      new NcclCommunicator(std::move(library), std::move(port), deadlineSeconds));
   communicator->ownership_ = Ownership::Callers;
   communicator->comm_ = comm;
   const NcclLibrary &functions = *communicator->library_;
@@ -71,7 +69,7 @@ StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::adopt(std::shared_
 NcclCommunicator::~NcclCommunicator() {
   if (!comm_ || ownership_ == Ownership::Callers)
     return;
-  CurrentContext current(*device_);
+  CurrentContext current(device());
   (void)library_->commFinalize(comm_);
   if (!settle("the end of the group", deadlineIn(deadlineSeconds_)))
     return;
@@ -81,7 +79,7 @@ NcclCommunicator::~NcclCommunicator() {
 void NcclCommunicator::abortNow() {
   if (!comm_)
     return;
-  CurrentContext current(*device_);
+  CurrentContext current(device());
   (void)library_->commAbort(comm_);
   comm_ = nullptr;
 }
@@ -116,11 +114,11 @@ Status NcclCommunicator::enqueue(const MessageGroup &group, const std::string &w
   Status status = Status::ok();
   for (const SendOperation &send : group.sends)
     if (status && send.sizeInBytes > 0)
-      status = check(library_->send(send.data, size_t(send.sizeInBytes), nccl::kUint8, send.peer, comm_, stream_));
+      status = check(library_->send(send.data, size_t(send.sizeInBytes), nccl::kUint8, send.peer, comm_, port()->stream()));
   for (const ReceiveOperation &receive : group.receives)
     if (status && receive.sizeInBytes > 0)
       status =
-          check(library_->receive(receive.data, size_t(receive.sizeInBytes), nccl::kUint8, receive.peer, comm_, stream_));
+          check(library_->receive(receive.data, size_t(receive.sizeInBytes), nccl::kUint8, receive.peer, comm_, port()->stream()));
   if (Status ended = check(library_->groupEnd()); status)
     status = ended;
   return status;
@@ -141,18 +139,18 @@ StatusOr<int64_t> NcclCommunicator::start(const MessageGroup &group) {
   if (!started.isEmpty) {
     if (!comm_)
       return Status::unavailable(fmt::format("{}: the NCCL group was aborted", where));
-    CurrentContext current(*device_);
+    CurrentContext current(device());
     CPFLEX_RETURN_IF_ERROR(current.status());
     if (Status status = enqueue(group, where); !status) {
       abortNow();
       return status;
     }
     CPFLEX_RETURN_IF_ERROR(settle(where, deadlineIn(deadlineSeconds_)));
-    StatusOr<CudaEvent> done = CudaEvent::create(device_, CudaEvent::Timing::Off);
+    StatusOr<CudaEvent> done = CudaEvent::create(port()->device(), CudaEvent::Timing::Off);
     if (!done)
       return done.status();
     started.done = std::move(*done);
-    CPFLEX_RETURN_IF_ERROR(started.done.record(stream_));
+    CPFLEX_RETURN_IF_ERROR(started.done.record(port()->stream()));
   }
   started_.push_back(std::move(started));
   return nextTicket_++;
@@ -170,7 +168,7 @@ Status NcclCommunicator::wait(int64_t ticket, Deadline deadline) {
       fmt::format("rank {} with {} in step {} ({})", rank_, started.peers, started.step, started.purpose);
   if (!comm_)
     return Status::unavailable(fmt::format("{}: the NCCL group was aborted", where));
-  CurrentContext current(*device_);
+  CurrentContext current(device());
   CPFLEX_RETURN_IF_ERROR(current.status());
   for (int poll = 0;; ++poll) {
     StatusOr<bool> isReached = started.done.isReached();

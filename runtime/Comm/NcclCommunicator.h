@@ -1,9 +1,8 @@
 // Ranks on GPUs of their own, in one process or many, through NCCL's grouped sends and receives.
 #pragma once
 
-#include "runtime/Comm/Communicator.h"
+#include "runtime/Comm/CudaCommunicator.h"
 #include "runtime/Comm/NcclLibrary.h"
-#include "runtime/Cuda/CudaDevice.h"
 
 #include <deque>
 #include <memory>
@@ -16,19 +15,17 @@ struct NcclPlace {
   int32_t rank = 0, worldSize = 1;
 };
 
-/// One GPU's end. Messages lie in memory of `device` and are sent when the work so far in `stream` is done; received bytes
-/// are there when wait() returns. After an error, or a deadline, the NCCL communicator is aborted, so that no kernel of it
-/// waits on.
-class NcclCommunicator : public Communicator {
+/// One GPU's end. After an error, or a deadline, the NCCL communicator is aborted, so that no kernel of it waits on.
+class NcclCommunicator : public CudaCommunicator {
 public:
   /// Joins the group and waits until all ranks have, at most `deadlineSeconds`; the same limit holds for each start().
   static StatusOr<std::unique_ptr<NcclCommunicator>> join(std::shared_ptr<const NcclLibrary> library,
-                                                          std::shared_ptr<const CudaDevice> device, cuda::Stream stream,
-                                                          const NcclPlace &place, double deadlineSeconds);
+                                                          std::shared_ptr<const CudaPort> port, const NcclPlace &place,
+                                                          double deadlineSeconds);
   /// Uses the caller's own ncclComm_t, which stays the caller's unless an error aborts it.
   static StatusOr<std::unique_ptr<NcclCommunicator>> adopt(std::shared_ptr<const NcclLibrary> library,
-                                                           std::shared_ptr<const CudaDevice> device, cuda::Stream stream,
-                                                           nccl::Comm comm, double deadlineSeconds);
+                                                           std::shared_ptr<const CudaPort> port, nccl::Comm comm,
+                                                           double deadlineSeconds);
   ~NcclCommunicator() override;
 
   int32_t rank() const override { return rank_; }
@@ -47,17 +44,15 @@ private:
     CudaEvent done; ///< recorded unless the group was empty
     bool isEmpty = false;
   };
-  NcclCommunicator(std::shared_ptr<const NcclLibrary> library, std::shared_ptr<const CudaDevice> device,
-                   cuda::Stream stream, double deadlineSeconds)
-      : library_(std::move(library)), device_(std::move(device)), stream_(stream), deadlineSeconds_(deadlineSeconds) {}
+  NcclCommunicator(std::shared_ptr<const NcclLibrary> library, std::shared_ptr<const CudaPort> port,
+                   double deadlineSeconds)
+      : CudaCommunicator(std::move(port)), library_(std::move(library)), deadlineSeconds_(deadlineSeconds) {}
   /// Waits until NCCL has nothing in progress. `where` tells who waits for what.
   Status settle(const std::string &where, Deadline deadline);
   Status enqueue(const MessageGroup &group, const std::string &where);
   void abortNow();
 
   std::shared_ptr<const NcclLibrary> library_;
-  std::shared_ptr<const CudaDevice> device_;
-  cuda::Stream stream_;
   double deadlineSeconds_;
   nccl::Comm comm_ = nullptr;
   enum class Ownership : uint8_t { Own, Callers } ownership_ = Ownership::Own;

@@ -75,41 +75,24 @@ struct BoundCompute {
 
 StatusOr<std::unique_ptr<CudaExecutionDevice>> CudaExecutionDevice::create(const CudaMachine &machine,
                                                                            const CudaCall &call,
-                                                                           const std::vector<int> &peers) {
-  std::unique_ptr<CudaExecutionDevice> device(new CudaExecutionDevice(machine));
-  CPFLEX_RETURN_IF_ERROR(device->open(call, peers));
+                                                                           std::shared_ptr<const CudaPort> port) {
+  std::unique_ptr<CudaExecutionDevice> device(new CudaExecutionDevice(machine, std::move(port)));
+  CPFLEX_RETURN_IF_ERROR(device->open(call));
   return device;
 }
 
-Status CudaExecutionDevice::open(const CudaCall &call, const std::vector<int> &peers) {
+Status CudaExecutionDevice::open(const CudaCall &call) {
   CurrentContext current(*device_);
   CPFLEX_RETURN_IF_ERROR(current.status());
   const CudaDriver &driver = device_->driver();
   CPFLEX_RETURN_IF_ERROR(driver.status(driver.streamCreate(&compute_, cuda::kStreamNonBlocking), "cuStreamCreate"));
-  // Transfers that need processors get them before attention does. Lower is more urgent; the driver clamps.
-  constexpr int kUrgent = -100;
-  CPFLEX_RETURN_IF_ERROR(driver.status(
-      driver.streamCreateWithPriority(&transfer_, cuda::kStreamNonBlocking, kUrgent), "cuStreamCreateWithPriority"));
-  cuda::MemoryPoolProperties properties;
-  properties.location.index = device_->description().index;
-  CPFLEX_RETURN_IF_ERROR(driver.status(driver.memPoolCreate(&pool_, &properties), "cuMemPoolCreate"));
-  uint64_t keepAll = ~uint64_t(0);
-  CPFLEX_RETURN_IF_ERROR(driver.status(
-      driver.memPoolSetAttribute(pool_, cuda::kMemoryPoolReleaseThreshold, &keepAll), "cuMemPoolSetAttribute"));
-  for (int peer : peers) {
-    if (peer == device_->description().index)
-      continue;
-    cuda::MemoryAccess access;
-    access.location.index = peer;
-    CPFLEX_RETURN_IF_ERROR(driver.status(driver.memPoolSetAccess(pool_, &access, 1), "cuMemPoolSetAccess"));
-  }
   StatusOr<CudaEvent> computed = CudaEvent::create(device_, CudaEvent::Timing::Off);
   StatusOr<CudaEvent> base = CudaEvent::create(device_, CudaEvent::Timing::On);
   if (!computed || !base)
     return computed ? base.status() : computed.status();
   computed_ = std::move(*computed);
   base_ = std::move(*base);
-  StatusOr<std::shared_ptr<const PartialRowKernels>> rows = PartialRowKernels::create(machine_);
+  StatusOr<std::shared_ptr<const PartialRowKernels>> rows = call.programs->rowKernels(machine_);
   if (!rows)
     return rows.status();
   rows_ = *rows;
@@ -128,13 +111,11 @@ CudaExecutionDevice::~CudaExecutionDevice() {
   const CudaDriver &driver = device_->driver();
   if (zeros_)
     release(zeros_);
-  for (cuda::Stream stream : {transfer_, compute_})
-    if (stream) {
-      (void)driver.streamSynchronize(stream);
-      (void)driver.streamDestroy(stream);
-    }
-  if (pool_)
-    (void)driver.memPoolDestroy(pool_);
+  (void)driver.streamSynchronize(transfer_);
+  if (compute_) {
+    (void)driver.streamSynchronize(compute_);
+    (void)driver.streamDestroy(compute_);
+  }
 }
 
 Status CudaExecutionDevice::addCaptures(const CudaCall &call) {
@@ -149,6 +130,10 @@ Status CudaExecutionDevice::addCaptures(const CudaCall &call) {
   if (!call.bindings)
     return Status::ok();
   for (int i = 0; i < functions_.numCaptures; ++i) {
+    if (size_t(i) < call.onDevice.size() && call.onDevice[size_t(i)].data) {
+      captures_.push_back(call.onDevice[size_t(i)]);
+      continue;
+    }
     StatusOr<CaptureView> copy = copies_.add(device_, call.bindings->captures[i], compute_);
     if (!copy)
       return copy.status();
@@ -277,6 +262,31 @@ Status CudaExecutionDevice::synchronize() {
   for (cuda::Stream stream : {compute_, transfer_})
     note(driver.status(driver.streamSynchronize(stream), "cuStreamSynchronize"));
   return status_;
+}
+
+Status CudaExecutionDevice::startAfter(cuda::Stream stream) {
+  CPFLEX_RETURN_IF_ERROR(status_);
+  CPFLEX_RETURN_IF_ERROR(computed_.record(stream));
+  CPFLEX_RETURN_IF_ERROR(computed_.delay(compute_));
+  return computed_.delay(transfer_);
+}
+
+Status CudaExecutionDevice::finishBefore(cuda::Stream stream) {
+  for (cuda::Stream own : {transfer_, compute_}) {
+    CPFLEX_RETURN_IF_ERROR(computed_.record(own));
+    CPFLEX_RETURN_IF_ERROR(computed_.delay(stream));
+  }
+  return status_;
+}
+
+StatusOr<std::shared_ptr<const PartialRowKernels>> RankPrograms::rowKernels(const CudaMachine &machine) {
+  std::lock_guard lock(mutex_);
+  if (rowKernels_)
+    return rowKernels_;
+  auto created = PartialRowKernels::create(machine);
+  if (created)
+    rowKernels_ = *created;
+  return created;
 }
 
 StatusOr<std::shared_ptr<const CudaProgram>> RankPrograms::get(const CudaMachine &machine,

@@ -2,6 +2,7 @@
 // in stream order.
 #pragma once
 
+#include "runtime/Comm/CudaCommunicator.h"
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaExecutable.h"
 #include "runtime/Cuda/DeviceCopies.h"
@@ -33,9 +34,11 @@ private:
   cuda::Module module_ = nullptr;
 };
 
-/// The programs of the ranks on one GPU for one functor, kept from call to call and shared by them.
+/// The kernels of the ranks on one GPU for one functor, kept from call to call and shared by them. Thread safe.
 class RankPrograms {
 public:
+  /// The kernels that move and merge rows, loaded at the first request.
+  StatusOr<std::shared_ptr<const PartialRowKernels>> rowKernels(const CudaMachine &machine);
   /// The program with these options, made at the first request. Warnings of its making are added to `warnings`.
   StatusOr<std::shared_ptr<const CudaProgram>> get(const CudaMachine &machine, const DeviceFunctions &functions,
                                                    const CudaProgramOptions &options,
@@ -43,6 +46,7 @@ public:
 
 private:
   std::mutex mutex_;
+  std::shared_ptr<const PartialRowKernels> rowKernels_;
   std::vector<std::pair<CudaProgramOptions, std::shared_ptr<const CudaProgram>>> programs_;
 };
 
@@ -50,22 +54,30 @@ private:
 struct CudaCall {
   DeviceFunctions functions;
   const Bindings *bindings = nullptr; ///< host memory; copied to the GPU when the device is made
+  /// One per capture, or empty: those with data lie in the GPU's memory and are read there instead.
+  std::vector<CaptureView> onDevice = {};
   const float *sink = nullptr;        ///< host memory, one logit per global query head, or null
   int64_t numSinks = 0;               ///< logits behind `sink`
   std::shared_ptr<RankPrograms> programs = std::make_shared<RankPrograms>();
 };
 
 /// One rank on one GPU; several ranks may share a GPU. Tensors are bf16 or f16 with the last stride 1 and rows at
-/// multiples of 16 bytes. Gradients of captures and sinks are brought to the host call by call, which waits.
+/// multiples of 16 bytes. Gradients of captures and sinks are brought to the host call by call, which waits. Transfers line
+/// up in the stream of a port, and memory comes from its pool.
 class CudaExecutionDevice : public ExecutionDevice {
 public:
-  /// Copies captures and sinks to the GPU; other ranks' GPUs may read this one's memory when `peers` names them.
+  /// Copies captures and sinks to the GPU. `port` is the one of the communicator that carries the rank's messages.
   static StatusOr<std::unique_ptr<CudaExecutionDevice>> create(const CudaMachine &machine, const CudaCall &call,
-                                                               const std::vector<int> &peers = {});
+                                                               std::shared_ptr<const CudaPort> port);
   ~CudaExecutionDevice() override;
 
   const std::shared_ptr<const CudaDevice> &device() const { return device_; }
   cuda::Stream stream(DeviceQueue queue) const { return queue == DeviceQueue::Compute ? compute_ : transfer_; }
+
+  /// All work from here on waits for the work so far in the caller's `stream`.
+  Status startAfter(cuda::Stream stream);
+  /// Work that follows in the caller's `stream` waits for all work so far.
+  Status finishBefore(cuda::Stream stream);
 
   Memory memory() const override { return Memory::Own; }
   void *allocate(int64_t sizeInBytes, Contents contents, DeviceQueue queue) override;
@@ -90,8 +102,10 @@ public:
   const std::vector<std::string> &warnings() const { return warnings_; }
 
 private:
-  explicit CudaExecutionDevice(const CudaMachine &machine) : machine_(machine), device_(machine.device) {}
-  Status open(const CudaCall &call, const std::vector<int> &peers);
+  CudaExecutionDevice(const CudaMachine &machine, std::shared_ptr<const CudaPort> port)
+      : machine_(machine), device_(machine.device), port_(std::move(port)), transfer_(port_->stream()),
+        pool_(port_->pool()) {}
+  Status open(const CudaCall &call);
   Status addCaptures(const CudaCall &call);
   enum class Purpose : uint8_t { Whole, Partial, Gradients, GradientsOfCapturesToo };
   StatusOr<CudaExecutable *> bound(PreparedCompute &compute, ElementType element, Purpose purpose);
@@ -105,9 +119,10 @@ private:
 
   CudaMachine machine_;
   std::shared_ptr<const CudaDevice> device_;
+  std::shared_ptr<const CudaPort> port_;
   std::shared_ptr<const PartialRowKernels> rows_;
-  cuda::Stream compute_ = nullptr, transfer_ = nullptr;
-  cuda::MemoryPool pool_ = nullptr;
+  cuda::Stream compute_ = nullptr, transfer_ = nullptr; ///< the latter is the port's
+  cuda::MemoryPool pool_ = nullptr;                     ///< the port's
   CudaEvent computed_, base_;
   double baseSeconds_ = 0;
   std::vector<CudaEvent> marks_;

@@ -57,8 +57,12 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
   // Memory that others may still copy from lives until all ranks are done.
   std::vector<std::unique_ptr<CudaExecutionDevice>> devices(static_cast<size_t>(worldSize));
   const auto runRank = [&](int32_t rank) -> Status {
+    const size_t machine = size_t(rank) % machines.size();
+    StatusOr<std::shared_ptr<const CudaPort>> port = CudaPort::open(machines[machine].device, peers);
+    if (!port)
+      return port.status();
     StatusOr<std::unique_ptr<CudaExecutionDevice>> device =
-        CudaExecutionDevice::create(machines[size_t(rank) % machines.size()], calls[size_t(rank) % machines.size()], peers);
+        CudaExecutionDevice::create(machines[machine], calls[machine], *port);
     if (!device)
       return device.status();
     devices[size_t(rank)] = std::move(*device);
@@ -69,13 +73,12 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
       return runContextParallelThread(forward, backward, call, tensors, communicator, withDevice);
     };
     if (transport == CudaTransport::Copies) {
-      CudaThreadsCommunicator communicator(hub, rank, mine.device(), mine.stream(DeviceQueue::Transfer));
+      CudaThreadsCommunicator communicator(hub, rank, *port);
       return runOn(mine, communicator, rankOptions, run);
     }
     NcclPlace own = place;
     own.rank = rank;
-    auto communicator = NcclCommunicator::join(library, mine.device(), mine.stream(DeviceQueue::Transfer), own,
-                                               options.deadlineSeconds);
+    auto communicator = NcclCommunicator::join(library, *port, own, options.deadlineSeconds);
     return communicator ? runOn(mine, **communicator, rankOptions, run) : communicator.status();
   };
   std::vector<std::thread> threads;
@@ -83,7 +86,7 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
     threads.emplace_back([&, rank] {
       statuses[size_t(rank)] = runRank(rank);
       if (!statuses[size_t(rank)])
-        CudaThreadsCommunicator(hub, rank, nullptr, nullptr).abort(statuses[size_t(rank)]);
+        CudaThreadsCommunicator(hub, rank, nullptr).abort(statuses[size_t(rank)]);
     });
   for (std::thread &thread : threads)
     thread.join();
@@ -97,11 +100,13 @@ Status runContextParallelCudaRank(const Schedule &forward, const Schedule *backw
   StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
   if (!library)
     return library.status();
-  StatusOr<std::unique_ptr<CudaExecutionDevice>> device = CudaExecutionDevice::create(machine, cudaCall);
+  StatusOr<std::shared_ptr<const CudaPort>> port = CudaPort::open(machine.device);
+  if (!port)
+    return port.status();
+  StatusOr<std::unique_ptr<CudaExecutionDevice>> device = CudaExecutionDevice::create(machine, cudaCall, *port);
   if (!device)
     return device.status();
-  auto communicator = NcclCommunicator::join(*library, (*device)->device(), (*device)->stream(DeviceQueue::Transfer),
-                                             place, options.deadlineSeconds);
+  auto communicator = NcclCommunicator::join(*library, *port, place, options.deadlineSeconds);
   if (!communicator)
     return communicator.status();
   return runOn(**device, **communicator, options, [&](Communicator &mine, const ExecutorOptions &withDevice) {

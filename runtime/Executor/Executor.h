@@ -59,6 +59,9 @@ struct ExecutorOptions {
   ExecutionDevice *device = nullptr;    ///< where the tensors lie and attention runs; null: the CPU
   PreparedComputes *prepared = nullptr; ///< kept from run to run when given
   RunReport *report = nullptr;          ///< filled when given
+  /// Whether a run returns when its work is done, or when all of it has lined up on the device; then the report has no
+  /// spans.
+  enum class Completion : uint8_t { Done, LinedUp } completion = Completion::Done;
 };
 
 /// Runs this rank's part of a forward schedule. The result is the same in every run of one schedule; with ascending keys

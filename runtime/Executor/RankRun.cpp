@@ -294,7 +294,7 @@ StatusOr<PreparedCompute *> RankRun::prepared(const Compute &compute, const Oper
 }
 
 void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t step, int64_t beginMark, int64_t bytes) {
-  if (!options_.report)
+  if (!hasSpans())
     return;
   const int64_t endMark =
       device_.mark(lane == TraceEvent::Lane::Compute ? DeviceQueue::Compute : DeviceQueue::Transfer);
@@ -302,7 +302,8 @@ void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t ste
 }
 
 Status RankRun::finish() {
-  CPFLEX_RETURN_IF_ERROR(device_.synchronize());
+  CPFLEX_RETURN_IF_ERROR(options_.completion == ExecutorOptions::Completion::Done ? device_.synchronize()
+                                                                                   : device_.status());
   if (!options_.report)
     return Status::ok();
   for (OpenSpan &span : spans_) {

@@ -62,15 +62,18 @@ public:
   StatusOr<PreparedCompute *> prepared(const Compute &compute, const Operand &q, const Operand &kv, const float *sink);
 
   /// The moment, and a record of a span for the report.
-  int64_t mark(DeviceQueue queue) { return options_.report ? device_.mark(queue) : 0; }
+  int64_t mark(DeviceQueue queue) { return hasSpans() ? device_.mark(queue) : 0; }
   void record(TraceEvent::Lane lane, const std::string &name, int32_t step, int64_t beginMark, int64_t bytes);
-  /// Waits for the device and writes spans, peak and identity to the report; call it last.
+  /// Waits for the device unless work may be lined up only, and writes spans, peak and identity to the report; call it
+  /// last.
   Status finish();
 
   /// Sums f32 values over ranks and counts the bytes.
   Status sum(float *values, int64_t count, const std::string &purpose);
 
 private:
+  bool hasSpans() const { return options_.report && options_.completion == ExecutorOptions::Completion::Done; }
+
   const Schedule &schedule_;
   const RankCall &call_;
   Communicator &communicator_;

@@ -84,7 +84,7 @@ Rank runRank(Bound &bound, const Plan &plan, const Communicator &communicator, s
                      v = shards.take(whole.v, s.kvHeads, s.vHeadDim), dOut = shards.take(whole.dOut, s.heads, s.vHeadDim),
                      dLse = shards.take(whole.dLse, s.heads, 1), out(dOut.size()), lse(dLse.size()), dQ(q.size()),
                      dK(k.size()), dV(v.size());
-  const cpflex_rank_options options{.deadline_seconds = 20, .num_threads = 1};
+  const cpflex_rank_options options{.deadline_seconds = 20, .num_threads = 1, .has_times = 0};
   cpflex_rank *loaded = nullptr;
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), communicator.get(), &options, &loaded)), "");
   Rank rank(loaded);
@@ -92,14 +92,14 @@ Rank runRank(Bound &bound, const Plan &plan, const Communicator &communicator, s
   forward.q = shards.array(q, s.heads, s.headDim), forward.k = shards.array(k, s.kvHeads, s.headDim);
   forward.v = shards.array(v, s.kvHeads, s.vHeadDim), forward.out = shards.array(out, s.heads, s.vHeadDim);
   forward.lse = shards.array(lse, s.heads, 1);
-  EXPECT_EQ(message(cpflex_rank_forward(rank.get(), &forward)), "");
+  EXPECT_EQ(message(cpflex_rank_forward(rank.get(), &forward, nullptr)), "");
   cpflex_backward_tensors backward{};
   backward.q = forward.q, backward.k = forward.k, backward.v = forward.v, backward.out = forward.out;
   backward.lse = forward.lse, backward.d_out = shards.array(dOut, s.heads, s.vHeadDim);
   backward.d_lse = shards.array(dLse, s.heads, 1), backward.d_q = shards.array(dQ, s.heads, s.headDim);
   backward.d_k = shards.array(dK, s.kvHeads, s.headDim), backward.d_v = shards.array(dV, s.kvHeads, s.vHeadDim);
   backward.sink_gradient = dSinks.data();
-  EXPECT_EQ(message(cpflex_rank_backward(rank.get(), &backward)), "");
+  EXPECT_EQ(message(cpflex_rank_backward(rank.get(), &backward, nullptr)), "");
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   shards.put(out, whole.out, s.heads, s.vHeadDim);
@@ -225,7 +225,7 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   cpflex_communicator_abort(communicators[0].get(), "nobody listens");
 
   // Alone, rank 1 hears nothing.
-  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1}, wrong{.deadline_seconds = 1, .num_threads = -1};
+  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1, .has_times = 0}, wrong{.deadline_seconds = 1, .num_threads = -1, .has_times = 0};
   cpflex_rank *loaded = nullptr;
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), communicators[1].get(), &wrong, &loaded)),
             "'num_threads' is -1; expected 0 to 4096");
@@ -238,7 +238,7 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   forward.k = dense(bound.given.k, {1, s.kvHeads, rows, s.headDim});
   forward.v = dense(bound.given.v, {1, s.kvHeads, rows, s.vHeadDim});
   forward.out = dense(bound.given.out, {1, s.heads, rows, s.vHeadDim});
-  const std::string late = message(cpflex_rank_forward(rank.get(), &forward));
+  const std::string late = message(cpflex_rank_forward(rank.get(), &forward, nullptr));
   EXPECT_NE(late.find("the caller's transport failed at rank 1 in step 0"), std::string::npos) << late;
   EXPECT_NE(late.find("the post is late"), std::string::npos) << late;
 }
@@ -304,6 +304,16 @@ TEST(ContextParallelC, RefusesWhatDoesNotFit) {
             "rank 0 of a transport of 0 ranks; expected a rank in [0, 0)");
   cpflex_rank *rank = nullptr;
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), nullptr, nullptr, &rank)), "'communicator' is null; expected a value");
+  EXPECT_EQ(message(cpflex_nccl_id(nullptr)), "'id' is null; expected a value");
+  const uint8_t id[CPFLEX_NCCL_ID_BYTES] = {};
+  EXPECT_EQ(message(cpflex_communicator_of_nccl(id, 3, 2, 0, 0, &communicator)), "rank 3 of 2; expected a rank in [0, 2)");
+  EXPECT_EQ(message(cpflex_communicator_of_nccl(id, 0, 2, 0, -1, &communicator)),
+            "deadline of -1 seconds; expected a number above 0");
+  EXPECT_EQ(message(cpflex_communicator_of_nccl_comm(nullptr, 0, 0, &communicator)), "'nccl_comm' is null; expected a value");
+  const int32_t gpus[] = {0};
+  cpflex_communicator *communicators[2] = {};
+  EXPECT_EQ(message(cpflex_communicators_of_cuda_threads(2, gpus, 0, communicators)),
+            "'gpus' is empty; expected the index of at least one GPU");
 }
 
 } // namespace

@@ -1,6 +1,8 @@
 // Plans and ranks of the C++ interface: shards of ranks against one device, transports of the caller, what a run leaves
 // behind, and refusals.
+#include "runtime/Comm/CudaThreadsCommunicator.h"
 #include "test/lib/API/RankGroup.h"
+#include "test/runtime/Cuda/FakeGpu.h"
 
 #include <cstdlib>
 #include <filesystem>
@@ -222,9 +224,42 @@ TEST(ContextParallel, RefusesWhatDoesNotFit) {
             "'lse' is given without softmax; expected null, since it is not defined then");
   EXPECT_EQ((*linear)->backward(mine.backward(given.numSlots())).message(),
             "the executable was loaded for forward only; expected one loaded for backward too");
+  int stream = 0;
+  EXPECT_EQ((*rank)->forward(mine.forward(), &stream).message(), "'stream' is given for a rank on the cpu; expected null");
   ASSERT_TRUE(given.binding->setVersion(1));
   EXPECT_EQ((*rank)->forward(mine.forward()).message(),
             "the binding has version 1 and the plan was made for version 0; plan again");
+}
+
+TEST(ContextParallel, RanksOnGpusRefuseWhatDoesNotFit) {
+  const auto messageOf = [](const auto &result) { return result.status().message(); };
+  EXPECT_EQ(messageOf(openNcclCommunicator({}, 2, 2, 0)), "rank 2 of 2; expected a rank in [0, 2)");
+  EXPECT_EQ(messageOf(openNcclCommunicator({}, 0, 1, 0, -1)), "deadline of -1 seconds; expected a number above 0");
+  EXPECT_EQ(messageOf(adoptNcclCommunicator(nullptr, 0)), "'ncclComm' is null; expected the caller's ncclComm_t");
+  EXPECT_EQ(messageOf(openCudaThreads(0, {0})), "a group of 0 threads; expected 1 to 4096");
+  EXPECT_EQ(messageOf(openCudaThreads(2, {})), "'gpus' is empty; expected the index of at least one GPU");
+  if (const CudaDeviceList list = listCudaDevices(); list.devices.empty()) {
+    EXPECT_EQ(openCudaThreads(2, {0}).status().code(), StatusCode::Unavailable);
+    EXPECT_EQ(openNcclCommunicator({}, 0, 2, 0).status().code(), StatusCode::Unavailable);
+  }
+
+  FakeGpu gpu;
+  cuda::DriverFunctions functions = *gpu.driver();
+  functions.streamCreateWithPriority = [](cuda::Stream *stream, unsigned, int) { return *stream = nullptr, cuda::kSuccess; };
+  functions.memPoolCreate = [](cuda::MemoryPool *pool, const cuda::MemoryPoolProperties *) {
+    return *pool = nullptr, cuda::kSuccess;
+  };
+  functions.memPoolSetAttribute = [](cuda::MemoryPool, cuda::MemoryPoolAttribute, void *) { return cuda::kSuccess; };
+  auto device = CudaDevice::open(CudaDriver::fromFunctions(functions, 13000), 0);
+  ASSERT_TRUE(device) << device.status().message();
+  auto port = CudaPort::open(*device);
+  ASSERT_TRUE(port) << port.status().message();
+  CudaThreadsHub hub(2);
+  RankGroupCase given(64);
+  ContextParallelOptions options;
+  options.worldSize = 2;
+  EXPECT_EQ(messageOf(RankExecutable::load(given.planned(options), std::make_shared<CudaThreadsCommunicator>(hub, 0, *port))),
+            "the plan's executable computes f32; expected bf16 or f16 for ranks on GPUs");
 }
 
 } // namespace

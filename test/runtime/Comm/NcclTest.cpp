@@ -12,7 +12,8 @@ namespace {
 /// What the library of this file answers, and what it was asked; one per test, on the test's thread.
 struct FakeNccl {
   nccl::Result init = nccl::kSuccess, send = nccl::kSuccess, groupEnd = nccl::kInProgress, state = nccl::kSuccess;
-  cuda::Result query = cuda::kSuccess;
+  cuda::Result query = cuda::kSuccess, pool = cuda::kSuccess;
+  std::vector<int> readers; ///< GPUs that may read a pool
   int numSends = 0, numReceives = 0, numAborts = 0, numDestroyed = 0;
   test::FakeGpu gpu;
 
@@ -53,13 +54,30 @@ struct FakeNccl {
     functions.eventCreate = [](cuda::Event *event, unsigned) { return *event = nullptr, cuda::kSuccess; };
     functions.eventRecord = [](cuda::Event, cuda::Stream) { return cuda::kSuccess; };
     functions.eventQuery = [](cuda::Event) { return current()->query; };
+    functions.streamCreateWithPriority = [](cuda::Stream *stream, unsigned, int priority) {
+      EXPECT_LT(priority, 0) << "messages come before attention";
+      return *stream = reinterpret_cast<cuda::Stream>(16), cuda::kSuccess;
+    };
+    functions.memPoolCreate = [](cuda::MemoryPool *pool, const cuda::MemoryPoolProperties *) {
+      return *pool = reinterpret_cast<cuda::MemoryPool>(24), current()->pool;
+    };
+    functions.memPoolSetAttribute = [](cuda::MemoryPool, cuda::MemoryPoolAttribute, void *) { return cuda::kSuccess; };
+    functions.memPoolSetAccess = [](cuda::MemoryPool, const cuda::MemoryAccess *access, size_t) {
+      return current()->readers.push_back(access->location.index), cuda::kSuccess;
+    };
+    functions.memPoolDestroy = [](cuda::MemoryPool) { return cuda::kSuccess; };
     auto device = CudaDevice::open(CudaDriver::fromFunctions(functions, 13000), 0);
     EXPECT_TRUE(device) << device.status().message();
     return *device;
   }
+  std::shared_ptr<const CudaPort> port() const {
+    auto port = CudaPort::open(device());
+    EXPECT_TRUE(port) << port.status().message();
+    return *port;
+  }
 
   StatusOr<std::unique_ptr<NcclCommunicator>> join() const {
-    return NcclCommunicator::join(library(), device(), nullptr, {{}, 1, 3}, 0.01);
+    return NcclCommunicator::join(library(), port(), {{}, 1, 3}, 0.01);
   }
 };
 
@@ -150,11 +168,20 @@ TEST(Nccl, FaultsNameRankStepAndPeers) {
   EXPECT_EQ(fake.numAborts, 4);
 }
 
+TEST(Nccl, APortIsReadByOtherGpusAndSaysWhatFailed) {
+  FakeNccl fake;
+  const auto device = fake.device();
+  ASSERT_TRUE(CudaPort::open(device, {0, 2, 1}));
+  EXPECT_EQ(fake.readers, (std::vector{2, 1}));
+  fake.pool = cuda::kOutOfMemory;
+  const std::string message = CudaPort::open(device).status().message();
+  EXPECT_NE(message.find("cuMemPoolCreate"), std::string::npos) << message;
+}
+
 TEST(Nccl, ACommunicatorOfTheCallerStaysTheCallers) {
   FakeNccl fake;
   {
-    auto communicator = NcclCommunicator::adopt(fake.library(), fake.device(), nullptr,
-                                                reinterpret_cast<nccl::Comm>(&fake), 1.0);
+    auto communicator = NcclCommunicator::adopt(fake.library(), fake.port(), reinterpret_cast<nccl::Comm>(&fake), 1.0);
     ASSERT_TRUE(communicator);
     EXPECT_EQ((*communicator)->rank(), 3);
     EXPECT_EQ((*communicator)->worldSize(), 4);

@@ -5,9 +5,13 @@
 #include "runtime/Comm/ThreadsCommunicator.h"
 #include "runtime/Cuda/CompileKernel.h"
 #include "runtime/Executor/CudaRanks.h"
+#include "runtime/Plan/ShardArrays.h"
 #include "test/runtime/Cuda/TestFunctors.h"
 
 #include <gtest/gtest.h>
+
+#include <mutex>
+#include <thread>
 
 using namespace cpflex;
 using namespace cpflex::test;
@@ -168,10 +172,12 @@ TEST(CudaRanks, PreparedComputesServeLaterRuns) {
   CudaCase each(MaskRule::Causal, gpuShape(1, 2, 2, 700, 64));
   PlanRequest request = each.request(1);
   Schedule forward = *planContextParallel(request);
-  auto device = CudaExecutionDevice::create(machines[0], each.cudaCall);
+  auto port = CudaPort::open(machines[0].device);
+  ASSERT_TRUE(port) << port.status().message();
+  auto device = CudaExecutionDevice::create(machines[0], each.cudaCall, *port);
   ASSERT_TRUE(device) << device.status().message();
   CudaThreadsHub hub(1);
-  CudaThreadsCommunicator communicator(hub, 0, (*device)->device(), (*device)->stream(DeviceQueue::Transfer));
+  CudaThreadsCommunicator communicator(hub, 0, *port);
   PreparedComputes prepared;
   ExecutorOptions options;
   options.device = device->get();
@@ -185,12 +191,155 @@ TEST(CudaRanks, PreparedComputesServeLaterRuns) {
   }
 }
 
+/// One rank's rows of a whole host tensor in GPU memory, brought there and back by work in a stream.
+struct DeviceShard {
+  DeviceShard(const CudaMachine &machine, TestTensor &whole, const Layout &layout, int32_t rank)
+      : device(machine.device), whole(whole), layout(layout), rank(rank),
+        host(whole.sizes[0], whole.sizes[1], layout.shardSize(rank), whole.sizes[3], whole.view.type) {
+    for (CudaBuffer *buffer : {&memory, &staged}) {
+      auto allocated = CudaBuffer::allocate(device, host.sizeInBytes());
+      EXPECT_TRUE(allocated) << allocated.status().message();
+      *buffer = std::move(*allocated);
+    }
+    view = host.viewOf(memory.data());
+    EXPECT_TRUE(shard(layout, rank, sequence(), whole.bytes.data(), host.bytes.data()));
+    EXPECT_TRUE(copyToDevice(*device, staged.address(), host.bytes.data(), host.sizeInBytes(), nullptr));
+    set(nullptr, 0xff);
+    CurrentContext current(*device);
+    EXPECT_EQ(device->driver().streamSynchronize(nullptr), cuda::kSuccess);
+  }
+  SequenceArrayShape sequence() const {
+    return {.batch = whole.sizes[0], .outer = whole.sizes[1], .inner = whole.sizes[3],
+            .elementSizeInBytes = sizeInBytes(whole.view.type)};
+  }
+  void set(cuda::Stream stream, uint8_t byte) {
+    CurrentContext current(*device);
+    EXPECT_EQ(device->driver().memsetD8Async(memory.address(), byte, size_t(host.sizeInBytes()), stream), cuda::kSuccess);
+  }
+  /// The values arrive when the work so far in the stream is done.
+  void bring(cuda::Stream stream) {
+    CurrentContext current(*device);
+    EXPECT_EQ(device->driver().memcpyDtoDAsync(memory.address(), staged.address(), size_t(host.sizeInBytes()), stream),
+              cuda::kSuccess);
+  }
+  void takeBack(cuda::Stream stream) {
+    EXPECT_TRUE(copyToHost(*device, host.bytes.data(), memory.address(), host.sizeInBytes(), stream));
+    EXPECT_TRUE(unshard(layout, rank, sequence(), host.bytes.data(), whole.bytes.data()));
+  }
+
+  /// Dense rows of the shard.
+  struct Rows {
+    Rows(int64_t batch, int64_t heads, int64_t rows, int64_t width, ElementType type)
+        : strides{heads * rows * width, rows * width, width, 1}, type(type),
+          bytes(size_t(batch * heads * rows * width * cpflex::sizeInBytes(type))) {}
+    int64_t sizeInBytes() const { return int64_t(bytes.size()); }
+    TensorView viewOf(void *data) const { return {data, type, {strides[0], strides[1], strides[2], strides[3]}}; }
+    int64_t strides[4];
+    ElementType type;
+    std::vector<uint8_t> bytes;
+  };
+  std::shared_ptr<const CudaDevice> device;
+  TestTensor &whole;
+  const Layout &layout;
+  int32_t rank;
+  Rows host;
+  CudaBuffer memory, staged;
+  TensorView view;
+};
+
+/// Two calls of one rank, as of two layers, between the work of a caller's slow stream; nothing else waits.
+Status runTwoLayers(CudaCase &each, const CudaMachine &machine, CudaCommunicator &communicator, const Schedule &forward) {
+  const int32_t rank = communicator.rank();
+  auto stream = CudaStream::create(machine.device);
+  auto slow = CudaBuffer::allocate(machine.device, int64_t(1) << 28);
+  if (!stream || !slow)
+    return stream ? slow.status() : stream.status();
+  for (int layer = 0; layer < 2; ++layer) {
+    auto device = CudaExecutionDevice::create(machine, each.cudaCall, communicator.port());
+    if (!device)
+      return device.status();
+    DeviceShard q(machine, each.q, forward.qLayout, rank), k(machine, each.k, forward.kvLayout, rank),
+        v(machine, each.v, forward.kvLayout, rank), out(machine, each.out, forward.qLayout, rank),
+        lse(machine, each.lse, forward.qLayout, rank);
+    RunReport report;
+    ExecutorOptions options;
+    options.device = device->get();
+    options.report = &report;
+    options.completion = ExecutorOptions::Completion::LinedUp;
+    {
+      CurrentContext current(*machine.device);
+      for (int repeat = 0; repeat < 64; ++repeat)
+        EXPECT_EQ(machine.device->driver().memsetD8Async(slow->address(), 0, size_t(slow->sizeInBytes()), stream->get()),
+                  cuda::kSuccess);
+    }
+    for (DeviceShard *input : {&q, &k, &v})
+      input->bring(stream->get());
+    CPFLEX_RETURN_IF_ERROR((*device)->startAfter(stream->get()));
+    CPFLEX_RETURN_IF_ERROR(runForward(forward, each.call, {q.view, k.view, v.view, out.view, lse.view}, communicator, options));
+    CPFLEX_RETURN_IF_ERROR((*device)->finishBefore(stream->get()));
+    EXPECT_TRUE(report.events.empty());
+    EXPECT_GT(report.received.size() + report.sent.size(), 0u);
+    static std::mutex mutex;
+    std::lock_guard lock(mutex);
+    out.takeBack(stream->get());
+    lse.takeBack(stream->get());
+  }
+  return Status::ok();
+}
+
+TEST(CudaRanks, LayersShareACommunicatorBetweenWorkOfTheCallersStream) {
+  CPFLEX_GPUS_OR_SKIP(machines);
+  CudaCase each(MaskRule::Causal, gpuShape(1, 4, 2, 1500, 64));
+  PlanRequest request = each.request(2);
+  request.layout = LayoutKind::HeadTail;
+  const Schedule forward = *planContextParallel(request);
+  auto library = NcclLibrary::load();
+  for (CudaTransport transport : {CudaTransport::Copies, CudaTransport::Nccl}) {
+    if (transport == CudaTransport::Nccl && (machines.size() < 2 || !library))
+      continue;
+    SCOPED_TRACE(transport == CudaTransport::Nccl ? "nccl" : "copies");
+    for (TestTensor *result : {&each.out, &each.lse})
+      std::fill(result->bytes.begin(), result->bytes.end(), uint8_t(0xcd));
+    CudaThreadsHub hub(2);
+    NcclPlace place{.id = {}, .rank = 0, .worldSize = 2};
+    if (transport == CudaTransport::Nccl)
+      place.id = *(*library)->newId();
+    const auto runRank = [&](int32_t rank) -> Status {
+      const CudaMachine &machine = machines[size_t(rank) % machines.size()];
+      auto port = CudaPort::open(machine.device, {machines[0].device->description().index,
+                                                  machines[1 % machines.size()].device->description().index});
+      if (!port)
+        return port.status();
+      if (transport == CudaTransport::Copies) {
+        CudaThreadsCommunicator communicator(hub, rank, *port);
+        Status status = runTwoLayers(each, machine, communicator, forward);
+        if (!status)
+          communicator.abort(status);
+        return status;
+      }
+      NcclPlace own = place;
+      own.rank = rank;
+      auto communicator = NcclCommunicator::join(*library, *port, own, 60.0);
+      return communicator ? runTwoLayers(each, machine, **communicator, forward) : communicator.status();
+    };
+    std::vector<Status> statuses(2);
+    std::vector<std::thread> threads;
+    for (int32_t rank = 0; rank < 2; ++rank)
+      threads.emplace_back([&, rank] { statuses[size_t(rank)] = runRank(rank); });
+    for (std::thread &thread : threads)
+      thread.join();
+    EXPECT_TRUE(firstFailure(statuses).isOk()) << firstFailure(statuses).message();
+    EXPECT_LE(relativeError(each.out.view, each.forward.out, each.out.sizes), toleranceOf(ElementType::BF16));
+    EXPECT_LE(relativeError(each.lse.view, each.forward.lse, each.lse.sizes), 2e-6);
+  }
+}
+
 TEST(CudaRanks, AMissingPeerIsAnErrorBeforeTheDeadline) {
   CPFLEX_GPUS_OR_SKIP(machines);
-  auto stream = CudaStream::create(machines[0].device);
-  ASSERT_TRUE(stream);
+  auto port = CudaPort::open(machines[0].device);
+  ASSERT_TRUE(port) << port.status().message();
   CudaThreadsHub hub(2);
-  CudaThreadsCommunicator communicator(hub, 0, machines[0].device, stream->get());
+  CudaThreadsCommunicator communicator(hub, 0, *port);
   auto memory = CudaBuffer::allocate(machines[0].device, 64);
   ASSERT_TRUE(memory);
   EXPECT_EQ(exchange(communicator, {2, "kv", {}, {{1, memory->data(), 64}}}, deadlineIn(0.01)).message(),
@@ -212,10 +361,10 @@ TEST(CudaRanks, OneRankSendsToItselfThroughNccl) {
   if (!library)
     GTEST_SKIP() << library.status().message();
   const CudaMachine &machine = machines[0];
-  auto stream = CudaStream::create(machine.device);
+  auto port = CudaPort::open(machine.device);
   auto id = (*library)->newId();
-  ASSERT_TRUE(stream && id) << id.status().message();
-  auto communicator = NcclCommunicator::join(*library, machine.device, stream->get(), {*id, 0, 1}, 60.0);
+  ASSERT_TRUE(port && id) << id.status().message();
+  auto communicator = NcclCommunicator::join(*library, *port, {*id, 0, 1}, 60.0);
   ASSERT_TRUE(communicator) << communicator.status().message();
   std::vector<int32_t> values(5000), back(5000);
   for (size_t i = 0; i < values.size(); ++i)
@@ -225,11 +374,11 @@ TEST(CudaRanks, OneRankSendsToItselfThroughNccl) {
   ASSERT_TRUE(from && to);
   for (int step = 0; step < 3; ++step) {
     values[0] = step;
-    ASSERT_TRUE(copyToDevice(*machine.device, from->address(), values.data(), bytes, stream->get()));
+    ASSERT_TRUE(copyToDevice(*machine.device, from->address(), values.data(), bytes, (*port)->stream()));
     Status status = exchange(**communicator, {step, "kv", {{0, from->data(), bytes}}, {{0, to->data(), bytes}}},
                              deadlineIn(30));
     ASSERT_TRUE(status.isOk()) << status.message();
-    ASSERT_TRUE(copyToHost(*machine.device, back.data(), to->address(), bytes, stream->get()));
+    ASSERT_TRUE(copyToHost(*machine.device, back.data(), to->address(), bytes, (*port)->stream()));
     EXPECT_EQ(back, values);
   }
   EXPECT_TRUE(exchange(**communicator, {3, "nothing", {}, {}}, deadlineIn(1)));
@@ -250,10 +399,10 @@ TEST(CudaRanks, NcclNamesThePeerThatDoesNotCome) {
   auto library = ncclOf(machines);
   if (!library)
     GTEST_SKIP() << library.status().message();
-  auto stream = CudaStream::create(machines[0].device);
+  auto port = CudaPort::open(machines[0].device);
   auto id = (*library)->newId();
-  ASSERT_TRUE(stream && id);
-  auto communicator = NcclCommunicator::join(*library, machines[0].device, stream->get(), {*id, 0, 2}, 2.0);
+  ASSERT_TRUE(port && id);
+  auto communicator = NcclCommunicator::join(*library, *port, {*id, 0, 2}, 2.0);
   ASSERT_FALSE(communicator);
   EXPECT_EQ(communicator.status().message(),
             "NCCL was not done with rank 0 of 2 joining the other ranks on GPU 0 before the deadline");
