@@ -1,10 +1,12 @@
-# How ranks exchange messages: threads of this process, MPI, or a transport written in Python.
+# How ranks exchange messages, and so where they compute: threads of this process, MPI or a transport written in Python on
+# the CPU; NCCL or threads that share GPUs on those.
 import ctypes
 
 from cpflex import _library
 from cpflex._program import _new, library
 
 TIMED_OUT, UNAVAILABLE = 5, 3  # of cpflex_code
+NCCL_ID_BYTES = 128
 
 
 class Communicator:
@@ -20,6 +22,19 @@ class Communicator:
     def mpi(cls, plugin=None):
         """This process of an MPI job (`mpirun -n 4 python ...`)."""
         return cls(_new(library().communicator_of_mpi, None if plugin is None else str(plugin).encode()))
+
+    @classmethod
+    def nccl(cls, group_id, rank, world_size, device=0, deadline_seconds=60):
+        """This rank of a group of GPUs, one each; `group_id` is what one of them got from `nccl_id()`. Waits until all ranks
+        have joined."""
+        if not isinstance(group_id, bytes) or len(group_id) != NCCL_ID_BYTES:
+            raise TypeError(f"group_id is {group_id!r:.40}; expected the {NCCL_ID_BYTES} bytes of nccl_id()")
+        return cls(_new(library().communicator_of_nccl, group_id, rank, world_size, device, deadline_seconds))
+
+    @classmethod
+    def over_nccl(cls, address, device=0, deadline_seconds=60):
+        """The same over the caller's own ncclComm_t, given by its address, which stays the caller's."""
+        return cls(_new(library().communicator_of_nccl_comm, address, device, deadline_seconds))
 
     @classmethod
     def over(cls, transport):
@@ -65,6 +80,21 @@ class _Bridge:
 
     def _wait(self, user_data, ticket, seconds, text, size):
         return self._call(self.transport.wait, (ticket, seconds), text, size)
+
+
+def nccl_id():
+    """The name of a group of GPUs to be, as bytes: made by one rank, brought to all by the caller."""
+    name = ctypes.create_string_buffer(NCCL_ID_BYTES)
+    library().nccl_id(name)
+    return name.raw
+
+
+def cuda_threads(world_size, devices=(0,)):
+    """The communicators of ranks that are threads of this process, on the GPUs `devices` in turn; ranks may share one."""
+    gpus = (ctypes.c_int32 * len(devices))(*devices)
+    addresses = (ctypes.c_void_p * max(world_size, 1))()
+    library().communicators_of_cuda_threads(world_size, gpus, len(devices), addresses)
+    return [Communicator(address) for address in addresses]
 
 
 def threads(world_size):

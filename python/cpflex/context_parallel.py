@@ -16,7 +16,7 @@ import ctypes
 import numpy
 
 from cpflex import _arrays, _library
-from cpflex._communicator import Communicator, threads
+from cpflex._communicator import Communicator, cuda_threads, nccl_id, threads
 from cpflex._program import Binding, _new, library
 
 
@@ -304,4 +304,4 @@ class Ranks:
         return lib.take_buffer(_new(lib.ranks_trace, addresses, len(self.ranks))).decode()
 
 
-__all__ = ["Communicator", "Layout", "Plan", "Rank", "Ranks", "threads"]
+__all__ = ["Communicator", "Layout", "Plan", "Rank", "Ranks", "cuda_threads", "nccl_id", "threads"]

@@ -182,6 +182,12 @@ class Ranks(unittest.TestCase):
                 (ValueError, "1 parts are given; expected 2", lambda: plan.layout.unshard([q], 2)),
                 (ValueError, "axis is 4; expected one of 4", lambda: plan.layout.shard(q, 0, 4)),
                 (RuntimeError, "the MPI plugin was not found", lambda: cp.Communicator.mpi("/nowhere.so")),
+                (ValueError, "a group of 0 threads; expected 1 to 4096", lambda: cp.cuda_threads(0)),
+                (ValueError, "'gpus' is empty; expected the index of at least one GPU", lambda: cp.cuda_threads(2, [])),
+                (TypeError, "group_id is 'name'; expected the 128 bytes of nccl_id()",
+                 lambda: cp.Communicator.nccl("name", 0, 2)),
+                (ValueError, "rank 2 of 2; expected a rank in [0, 2)", lambda: cp.Communicator.nccl(bytes(128), 2, 2)),
+                (ValueError, "'nccl_comm' is null; expected a value", lambda: cp.Communicator.over_nccl(None)),
         ]:
             with self.subTest(message), self.assertRaises(kind) as caught:
                 call()

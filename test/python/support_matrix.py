@@ -6,7 +6,8 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 DOCUMENT = HERE.parents[1] / "docs" / "pytorch.md"
-FILES = {"torch_flex.py": "CPU", "torch_gym.py": "CPU", "torch_ranks.py": "CPU", "torch_cuda.py": "CUDA"}
+FILES = {"torch_flex.py": "CPU", "torch_gym.py": "CPU", "torch_ranks.py": "CPU", "torch_cuda.py": "CUDA",
+         "torch_cuda_ranks.py": "CUDA"}
 
 
 def covered(path):

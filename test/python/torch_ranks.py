@@ -6,13 +6,14 @@ import tempfile
 import time
 import traceback
 import unittest
+import weakref
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from cpflex import torch as ours
-from cpflex.torch import _calls, _gathered, _planned, context_parallel as cp
+from cpflex import context_parallel as native, torch as ours
+from cpflex.torch import _calls, _planned, context_parallel as cp
 
 BATCH, HEADS, KV_HEADS, COLUMNS = 2, 4, 2, 16
 DOCUMENTS = [100, 7, 200, 64, 141]
@@ -138,12 +139,31 @@ def check_plans_go(rank, world_size):
         doc = torch.arange(length) // (1 + step)
         mask = ours.create_block_mask(lambda b, h, q, kv: doc[q] == doc[kv], None, None, length, length)
         cp.planned(part, part, part, layout, block_mask=mask)
-        _gathered.plan_of(layout, mask, rank, torch.device("cpu"))
-    gathered = len(_gathered._plans[layout])  # the newest 64 masks live on
-    assert gathered <= 64, f"{gathered} plans of gathered keys are kept; expected at most 64"
     gc.collect()
     plans = sum(isinstance(each, _planned.CallPlan) for each in gc.get_objects())
     assert plans <= _calls.MAX_EXECUTABLES, f"{plans} plans are alive; expected at most {_calls.MAX_EXECUTABLES}"
+
+
+def check_groups_of_the_caller(rank, world_size):
+    """A communicator stands for a group; what was made with a group goes with it."""
+    length = 64
+    layout = cp.Layout.head_tail(length, world_size)
+    whole = [torch.randn(1, 2, length, COLUMNS, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    mask = ours.create_block_mask(causal, None, None, length, length)
+    group = dist.new_group(list(range(world_size)))
+    for each in (group, native.Communicator.over(_planned.GroupTransport(group))):
+        parts = [cp.shard(tensor, 2, layout, each).requires_grad_() for tensor in whole]
+        out = cp.attention(*parts, layout, each, block_mask=mask)
+        out.sum().backward(retain_graph=True)
+        torch.testing.assert_close(cp.unshard(out.detach(), 2, layout), ours.flex_attention(*whole, block_mask=mask),
+                                   atol=1e-5, rtol=1e-5)
+    refuses(TypeError, "group is a 'Communicator'; expected a process group or a mesh, which gathers",
+            lambda: cp.unshard(out, 2, layout, each))
+    refuses(ValueError, "the layout is for 4 ranks, the group has 2", lambda: cp.shard(whole[0], 2, four, each))
+    known = weakref.ref(each)
+    del each
+    assert known() is None, "a communicator of the caller is kept by the calls that were made with it"
+    refuses(RuntimeError, "the process group of this call is destroyed", lambda: out.sum().backward())
 
 
 BROKEN = "broken"  # what a check gives that leaves the group unusable
@@ -203,7 +223,6 @@ def check_style_and_refusals(rank, world_size):
     torch.testing.assert_close(out, ours.flex_attention(*whole, block_mask=mask), atol=1e-5, rtol=1e-5)
 
     short = ours.create_block_mask(causal, None, None, 128, 128)
-    program = ours.program('attention("all")\n')
     listed = ours.create_block_mask(causal, None, None, 256, 256)
     listed.has_own_tiles = True
     q, k, v = parts
@@ -215,19 +234,11 @@ def check_style_and_refusals(rank, world_size):
     refuses(ValueError, "dimension 0 has 5 elements; rank", lambda: cp.unshard(torch.zeros(5), 0, layout))
     refuses(ValueError, "dimension 0 has 1 elements; expected 2 batch rows",
             lambda: cp.shard(torch.zeros(1, 256), 1, cp.Layout.per_document([[256], [256]], world_size)))
-    refuses(TypeError, "group is a 'int'", lambda: cp.shard(torch.zeros(256), 0, layout, 3))
+    refuses(TypeError, "group is a 'int'; expected a process group, a mesh or a Communicator",
+            lambda: cp.shard(torch.zeros(256), 0, layout, 3))
     refuses(TypeError, "the module is a 'Linear'; expected a FlexAttention",
             lambda: parallelize_module(torch.nn.Linear(1, 1), mesh, cp.ContextParallel(layout)))
     refuses(TypeError, "value is a 'int'; expected a tensor", lambda: cp.attention(q, k, 3, layout, mesh))
-    # On GPUs, where ranks gather keys.
-    gathered = _gathered.Plan(layout, mask, rank, torch.device("cpu"))
-    assert gathered.traffic.num_received() > 0
-    refuses(NotImplementedError, "score_mod is a program", lambda: gathered.score(program))
-    refuses(NotImplementedError, "block_mask is made from a program", lambda: _gathered.Plan(
-        layout, ours.create_block_mask(program, None, None, 256, 256), rank, torch.device("cpu")))
-    torch.testing.assert_close(
-        ours.flex_attention(q, *_gathered.GatherKeys.apply(k, v, gathered.traffic, mesh.get_group()),
-                            block_mask=gathered.block_mask), module(*parts, block_mask=mask), atol=1e-5, rtol=1e-5)
     refuses(NotImplementedError, "the tiles of block_mask are not those of its mask_mod",
             lambda: cp.attention(q, k, v, layout, mesh, block_mask=listed))
 
@@ -280,6 +291,10 @@ class Ranks(unittest.TestCase):
     def test_captures(self):
         """Covers: context parallelism with gradients of captured tensors and sinks, programs on several ranks."""
         self.run_ranks(2, check_captures)
+
+    def test_groups_of_the_caller(self):
+        """Covers: ranks over a communicator of the caller."""
+        self.run_ranks(2, check_groups_of_the_caller)
 
     def test_plans_go(self):
         self.run_ranks(2, check_plans_go)

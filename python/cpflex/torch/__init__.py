@@ -153,10 +153,7 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
     if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, BoundProgram):
         score_mod = block_mask.mask_mod
     score, captures = _translate.score_of(score_mod, scale)
-    for tensor in captures:
-        if tensor.device != q.device:
-            raise ValueError(f"a captured tensor of shape {tuple(tensor.shape)} is on {tensor.device} and query on "
-                             f"{q.device}; expected one device")
+    _check_captures(captures, q)
     if not _ops.is_plain(q, k, v):
         return _ops.attend(q, k, v, captures, score.index, block_mask, wants_row_max)
     needs_gradient = is_recording and any(tensor.requires_grad for tensor in (q, k, v, *captures))
@@ -168,6 +165,13 @@ def _eager(query, key, value, score_mod, block_mask, scale, enable_gqa, wants_ro
             _ready.clear()
         _ready[form] = (_reference(given_score, form), _reference(given_mask, form), ready)
     return ready(q, k, v)
+
+
+def _check_captures(captures, q):
+    for tensor in captures:
+        if tensor.device != q.device:
+            raise ValueError(f"a captured tensor of shape {tuple(tensor.shape)} is on {tensor.device} and query on "
+                             f"{q.device}; expected one device")
 
 
 def _reference(thing, form):

@@ -56,7 +56,7 @@ class Executable:
         lib = _program.library()
         self.library = lib
         self.captures = captures  # the binding reads their memory
-        self.ranks = {}  # that run it together with others, see _planned.py
+        self.plans, self.ranks = {}, {}  # by which it runs together with others, see _planned.py
         self.versions = call.versions(captures)
         self.binding = bind(program, list(zip(call.array_names, captures)), call.scalars,
                             (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2]))

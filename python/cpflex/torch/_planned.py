@@ -1,5 +1,5 @@
-# Shards on the CPU: every rank makes the same plan of the whole call and follows it, with messages through the process
-# group.
+# Shards: every rank makes the same plan of the whole call and follows it. Messages go through the process group on the CPU
+# and through NCCL on GPUs.
 import ctypes
 import datetime
 import time
@@ -50,14 +50,51 @@ class GroupTransport:
 
 _NOTHING = ctypes.c_uint8(0)
 
-_communicators = weakref.WeakKeyDictionary()  # by process group
+class Ends:
+    """This process's ends of one group, by device, and the ranks that use them. They go with the group."""
+
+    def __init__(self):
+        self.communicators, self.ranks = {}, weakref.WeakSet()
+
+    def __del__(self):
+        for rank in list(self.ranks):
+            rank.close()
 
 
-def communicator_of(group):
-    found = _communicators.get(group)
+_ends = weakref.WeakKeyDictionary()  # by process group, or communicator of the caller
+
+
+def ends_of(group):
+    found = _ends.get(group)
     if found is None:
-        found = _communicators[group] = _native.Communicator.over(GroupTransport(group))
+        found = _ends[group] = Ends()
     return found
+
+
+def communicator_of(group, device, deadline_seconds):
+    """What carries messages between the ranks of a group: on GPUs NCCL, of which the group brings the ranks together."""
+    if isinstance(group, _native.Communicator):
+        return group
+    known = ends_of(group).communicators
+    if device not in known:
+        known[device] = (_native.Communicator.over(GroupTransport(group)) if device.type == "cpu"
+                         else nccl_over(group, device, deadline_seconds))
+    return known[device]
+
+
+def nccl_over(group, device, deadline_seconds):
+    """An NCCL communicator of the ranks of a process group. All of them call it together."""
+    rank, made = dist.get_rank(group), [None, None]
+    if rank == 0:
+        try:
+            made[0] = _native.nccl_id()
+        except Exception as error:
+            made[1] = str(error)
+    with torch.cuda.device(device):
+        dist.broadcast_object_list(made, dist.get_global_rank(group, 0), group)
+    if made[1] is not None:
+        raise RuntimeError(f"rank 0 has no NCCL: {made[1]}")
+    return _native.Communicator.nccl(made[0], rank, dist.get_world_size(group), device.index, deadline_seconds)
 
 
 def native_layout(layout):
@@ -70,39 +107,76 @@ def native_layout(layout):
 class CallPlan(_native.Plan):
     """A plan of an executable that exists already."""
 
-    def __init__(self, executable, layout):
+    def __init__(self, executable, layout, is_exact):
         lib = _program.library()
         self.executable = executable
         options = _library.PlanOptions(world_size=layout.world_size, q_layout=layout._handle.address,
-                                       has_exact_needs=1)
+                                       has_exact_needs=int(is_exact))
         self._handle = _library.Handle(lib, _program._new(lib.plan_create, executable.address, options), lib.plan_free)
         self.world_size, self.layout, self.kv_layout = layout.world_size, layout, layout
 
 
 class CallRank(_native.Rank):
-    """A rank of such a plan, with what its calls need to know of the score."""
+    """A rank of such a plan, with what its calls need to know of the score. It lives no longer than its group."""
 
-    def __init__(self, plan, communicator, call, sources, deadline_seconds):
+    def __init__(self, plan, group, device, call, sources, deadline_seconds):
+        communicator = communicator_of(group, device, deadline_seconds)
         super().__init__(plan, communicator, deadline_seconds=deadline_seconds, threads=torch.get_num_threads())
         self.call, self.sources = call, sources
+        ends_of(group).ranks.add(self)
+
+    @property
+    def communicator(self):
+        return self._communicator()
+
+    @communicator.setter
+    def communicator(self, given):
+        self._communicator = weakref.ref(given)  # the group keeps it
+
+    def close(self):
+        self._handle = None
+
+    def _run(self, run_pass, tensors, stream=None):
+        if self._handle is None:
+            raise RuntimeError("the process group of this call is destroyed; its gradients need it")
+        super()._run(run_pass, tensors, stream)
 
 
-def rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds):
-    """This rank of the plan for tensors of these shapes, kept as long as the call's executable."""
+def call_of(q, k, v, layout, score_mod, block_mask, scale):
+    """(executable of the whole call, its Call, for each capture where it comes from). It is on the CPU, since planning
+    needs no GPU."""
     score, tensors = _translate.score_of(score_mod, scale)
     call, sources = score.call(block_mask, layout.length, layout.length)
     # Only shapes and types of the whole tensors are read.
-    whole = [x.new_empty(1).expand(*x.shape[:2], layout.length, x.shape[3]) for x in (q, k, v)]
-    executable = call.executable(*whole, _calls.all_captures(sources, tensors), True)
+    whole = [torch.empty(1, dtype=x.dtype).expand(*x.shape[:2], layout.length, x.shape[3]) for x in (q, k, v)]
+    return call.executable(*whole, _calls.all_captures(sources, tensors), True), call, sources
+
+
+def plan_of(executable, layout, device):
+    """The plan for a layout, kept as long as the call's executable."""
+    is_exact = device.type == "cpu"  # kernels of GPUs read whole tiles
+    key = (id(layout), is_exact)
+    found = executable.plans.get(key)
+    if found is None or found[0]() is not layout:
+        for gone in [each for each, (of, _) in executable.plans.items() if of() is None]:
+            del executable.plans[gone]
+        plan = CallPlan(executable, native_layout(layout), is_exact)
+        found = executable.plans[key] = (weakref.ref(layout), plan)
+    return found[1]
+
+
+def rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds):
+    """This rank of the plan for tensors of these shapes, kept as long as the call's executable and the group. Ranks on GPUs
+    call it together."""
+    executable, call, sources = call_of(q, k, v, layout, score_mod, block_mask, scale)
     # A rank keeps its executable, so only the executable may keep the rank.
     ranks = executable.ranks
-    key = (id(layout), id(group), deadline_seconds)
+    key = (id(layout), id(group), q.device, deadline_seconds)
     found = ranks.get(key)
     if found is None or found[0]() is not layout or found[1]() is not group:
-        for gone in [each for each, (layout_of, *_) in ranks.items() if layout_of() is None]:
+        for gone in [each for each, (*of, _) in ranks.items() if None in (of[0](), of[1]())]:
             del ranks[gone]
-        plan = CallPlan(executable, native_layout(layout))
-        rank = CallRank(plan, communicator_of(group), call, sources, deadline_seconds)
+        rank = CallRank(plan_of(executable, layout, q.device), group, q.device, call, sources, deadline_seconds)
         found = ranks[key] = (weakref.ref(layout), weakref.ref(group), rank)
     return found[2]
 
@@ -132,11 +206,11 @@ def per_document(lengths, world_size):
 def run_forward(rank, q, k, v):
     """(out, lse) of the rank's shards."""
     out = _calls.output_like(q, v.shape[3])
-    lse = torch.empty(q.shape[:3], dtype=torch.float32)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     given = [_calls.array_bytes(tensor) for tensor in (q, k, v, out)]
     given.append(_calls.array_bytes(lse) if rank.call.has_softmax else _calls.EMPTY_ARRAY)
     tensors = _library.ForwardTensors.from_buffer_copy(b"".join(given) + _calls.EMPTY_ARRAY)
-    rank._run(_program.library().rank_forward, tensors)
+    rank._run(_program.library().rank_forward, tensors, _calls.stream_of(q))
     return out, lse
 
 
@@ -148,9 +222,10 @@ def run_backward(rank, d_out, d_lse, q, k, v, out, lse, score, tensors):
     arrays += [_calls.array_bytes(tensor) for tensor in (d_q, d_k, d_v)]
     rest = bytes(ctypes.sizeof(_library.BackwardTensors) - len(arrays) * _calls.ARRAY.size)
     arguments = _library.BackwardTensors.from_buffer_copy(b"".join(arrays) + rest)
-    gradients = _calls.give_gradients(arguments, rank.call, rank.sources, score, tensors, q.device)
-    rank._run(_program.library().rank_backward, arguments)
-    return [d_q, d_k, d_v] + [gradient.to(tensors[place].dtype)
+    # The ranks sum them on the host.
+    gradients = _calls.give_gradients(arguments, rank.call, rank.sources, score, tensors, torch.device("cpu"))
+    rank._run(_program.library().rank_backward, arguments, _calls.stream_of(q))
+    return [d_q, d_k, d_v] + [gradient.to(tensors[place])
                               for place, gradient in zip(score.gradient_places, gradients)]
 
 
@@ -185,6 +260,13 @@ def attend(query, key, value, layout, group, score_mod, block_mask, scale, enabl
     seen = None if block_mask is None else types.SimpleNamespace(
         shape=(*block_mask.shape[:2], query.shape[2], key.shape[2]))
     q, k, v = _flex._prepared(query, key, value, seen, enable_gqa)
+    if q.device.type == "cuda":
+        if q.dtype == torch.float32:
+            raise TypeError("query has elements of type torch.float32 on a GPU; expected bfloat16 or float16")
+        if torch.cuda.is_current_stream_capturing():
+            raise NotImplementedError("attention over ranks exchanges messages from the host; expected a call outside of "
+                                      "the capture of a CUDA graph")
     score, tensors = _translate.score_of(score_mod, scale)
+    _flex._check_captures(tensors, q)
     rank = rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds)
     return PlannedAttention.apply(q, k, v, rank, score, *tensors)

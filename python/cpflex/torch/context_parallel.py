@@ -5,17 +5,18 @@
     out = attention(q, k, v, layout, group, score_mod=score_mod, block_mask=block_mask)     # block_mask is the global
     one
 
-Masks and scores, Python functions or `.cpf` programs, see global positions on every rank. On the CPU the ranks follow the
-plan of `planned`: keys travel step by step, only where the mask needs them, beside the compute of the step before. Gradients
-of keys are added in float32 in rank order; those of captured tensors and sinks are the sums over all ranks, on every rank. So
-results do not depend on timing.
+Masks and scores, Python functions or `.cpf` programs, see global positions on every rank. The ranks follow the plan of
+`planned`: keys travel step by step, only where the mask needs them, beside the compute of the step before; on GPUs over an
+NCCL communicator of the group. Gradients of keys are added in float32 in rank order; those of captured tensors and sinks are
+the sums over all ranks, on every rank. So results do not depend on timing.
 """
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from cpflex import torch as _flex
-from cpflex.torch import _gathered, _planned
+from cpflex.context_parallel import Communicator
+from cpflex.torch import _planned
 from cpflex.torch._block_mask import BlockMask
 
 
@@ -112,24 +113,27 @@ def _check_sizes(length, world_size):
 
 
 def _group_of(group):
-    """A process group for a group or a mesh of one dimension."""
+    """A process group for a group or a mesh of one dimension; a communicator stands for itself."""
     if isinstance(group, dist.DeviceMesh):
         if group.ndim != 1:
             raise ValueError(f"the mesh has {group.ndim} dimensions; expected one, as in mesh['cp']")
         return group.get_group()
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group is a '{type(group).__name__}'; expected a process group or a mesh")
+    if group is not None and not isinstance(group, (dist.ProcessGroup, Communicator)):
+        raise TypeError(f"group is a '{type(group).__name__}'; expected a process group, a mesh or a Communicator")
     return group if group is not None else dist.group.WORLD
 
 
 def _rank_in(layout, group):
     group = _group_of(group)
-    size = dist.get_world_size(group)
-    if size < 1 or dist.get_rank(group) < 0:
+    if isinstance(group, Communicator):
+        size, rank = group.world_size, group.rank
+    else:
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if size < 1 or rank < 0:
         raise ValueError("this process is not a member of the group")
     if size != layout.world_size:
         raise ValueError(f"the layout is for {layout.world_size} ranks, the group has {size}")
-    return group, dist.get_rank(group)
+    return group, rank
 
 
 def shard(tensor, dim, layout, group=None):
@@ -151,8 +155,10 @@ def _check_rows(tensor, dim, layout):
 
 
 def unshard(tensor, dim, layout, group=None):
-    """The whole tensor on every rank from the parts of all. Gradients are not passed on."""
+    """The whole tensor on every rank from the parts of all, over a process group. Gradients are not passed on."""
     group, rank = _rank_in(layout, group)
+    if isinstance(group, Communicator):
+        raise TypeError("group is a 'Communicator'; expected a process group or a mesh, which gathers")
     dim %= tensor.dim()
     if tensor.shape[dim] != layout.num_owned(rank):
         raise ValueError(f"dimension {dim} has {tensor.shape[dim]} elements; rank {rank} owns {layout.num_owned(rank)}")
@@ -177,9 +183,10 @@ def unshard(tensor, dim, layout, group=None):
 
 def attention(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None, enable_gqa=False,
               return_lse=False, deadline_seconds=60):
-    """`flex_attention` of shards [B, H, S of this rank, D] over a process group or a mesh of one dimension.
-    `block_mask` is that of the whole sequences, the same on every rank; queries and keys have one layout. On the
-    CPU no wait for another rank is longer than the deadline; on GPUs the process group has its own."""
+    """`flex_attention` of shards [B, H, S of this rank, D] over a process group or a mesh of one dimension, or over a
+    Communicator of the caller's own. `block_mask` is that of the whole sequences, the same on every rank; queries and keys
+    have one layout. No wait for another rank is longer than the deadline. On GPUs the first call over a group makes its
+    NCCL communicator, which goes with the group."""
     group, rank = _rank_in(layout, group)
     if block_mask is not None:
         block_mask = _flex._own(block_mask)
@@ -197,16 +204,9 @@ def attention(query, key, value, layout, group=None, *, score_mod=None, block_ma
     if block_mask is not None and block_mask.has_own_tiles:
         raise NotImplementedError("the tiles of block_mask are not those of its mask_mod; expected a mask that follows "
                                   "from its function")
-    if query.device.type == "cpu":
-        out, lse = _planned.attend(query, key, value, layout, group, score_mod, block_mask, scale, enable_gqa,
-                                   deadline_seconds)
-        return (out, lse) if return_lse else out
-    if layout.rows != 1:
-        raise NotImplementedError("the layout differs between batch rows; expected one for all rows on a GPU")
-    plan = _gathered.plan_of(layout, block_mask, rank, query.device)
-    key, value = _gathered.GatherKeys.apply(key, value, plan.traffic, group)
-    return _flex.flex_attention(query, key, value, score_mod=plan.score(score_mod), block_mask=plan.block_mask,
-                                scale=scale, enable_gqa=enable_gqa, return_lse=return_lse)
+    out, lse = _planned.attend(query, key, value, layout, group, score_mod, block_mask, scale, enable_gqa,
+                               deadline_seconds)
+    return (out, lse) if return_lse else out
 
 
 def planned(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None):
@@ -216,7 +216,8 @@ def planned(query, key, value, layout, group=None, *, score_mod=None, block_mask
     block_mask = None if block_mask is None else _flex._own(block_mask)
     if score_mod is None and block_mask is not None and isinstance(block_mask.mask_mod, _flex.BoundProgram):
         score_mod = block_mask.mask_mod
-    return _planned.rank_of(query, key, value, layout, group, score_mod, block_mask, scale, 60).plan
+    executable, _, _ = _planned.call_of(query, key, value, layout, score_mod, block_mask, scale)
+    return _planned.plan_of(executable, layout, query.device)
 
 
 class FlexAttention(torch.nn.Module):
