@@ -379,12 +379,15 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
 StatusOr<DeviceFunctions> Program::deviceFunctions(const EntryPoint &entry, const Bindings &bindings) const {
   State &state = *state_;
   std::lock_guard lock(state.mutex);
+  const std::pair key(entry.name, mayRunNarrowCode(state.summary.signature, bindings));
+  if (auto found = state.deviceFunctions.find(key); found != state.deviceFunctions.end())
+    return found->second;
   CPFLEX_RETURN_IF_ERROR(state.needModules());
   DiagnosticCollector collector(*state.ctx);
   mlir::FailureOr<DeviceFunctions> functions = emitCudaFunctors(state.codeModule(bindings), entry.name);
   if (mlir::failed(functions))
     return Status::invalid("device code cannot be printed: " + collector.text());
-  return *functions;
+  return state.deviceFunctions.emplace(key, std::move(*functions)).first->second;
 }
 
 } // namespace cpflex

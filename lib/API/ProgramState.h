@@ -44,7 +44,7 @@ struct Program::State {
   /// pass failed, which the context's handler has been told.
   mlir::ModuleOp hostModule(bool isNarrow);
 
-  /// Held by whoever uses the context, its modules or `hostFunctions`.
+  /// Held by whoever uses the context, its modules, `hostFunctions` or `deviceFunctions`.
   mutable std::mutex mutex;
   SourceRef source;                    ///< the main file
   CompileOptions options;
@@ -62,6 +62,8 @@ struct Program::State {
 
   /// By entry point, whether ints are narrow, and passes.
   std::map<std::tuple<std::string, bool, CallPasses>, HostFunctions> hostFunctions;
+  /// By entry point and whether ints are narrow.
+  std::map<std::pair<std::string, bool>, DeviceFunctions> deviceFunctions;
   std::optional<HostCodeCache> codeCache;
   std::string programKey; ///< of the summary; empty when it is kept already, or not to be kept
   bool hasWarnedOfCache = false;

@@ -147,16 +147,23 @@ StatusOr<CudaProgramOptions> programOptions(const CudaMachine &machine, const De
 } // namespace
 
 StatusOr<CudaMachine> CudaMachine::open(int deviceIndex) {
+  CudaMachine machine;
+  auto begin = std::chrono::steady_clock::now();
   StatusOr<std::shared_ptr<const CudaDriver>> driver = CudaDriver::load();
   if (!driver)
     return driver.status();
   StatusOr<std::shared_ptr<const CudaDevice>> device = CudaDevice::open(*driver, deviceIndex);
   if (!device)
     return device.status();
+  machine.device = *device;
+  machine.contextMs = millisecondsSince(begin);
+  begin = std::chrono::steady_clock::now();
   StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
   if (!toolchain)
     return toolchain.status();
-  return CudaMachine{.device = *device, .toolchain = *toolchain};
+  machine.toolchain = *toolchain;
+  machine.nvrtcLoadMs = millisecondsSince(begin);
+  return machine;
 }
 
 StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const DeviceFunctions &functions,
@@ -172,9 +179,7 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (!program)
     return program.status();
   report.compileMs = millisecondsSince(begin);
-  report.warnings = (*program)->warnings();
-  for (const LoadedKernel &kernel : (*program)->kernels())
-    report.kernels.push_back(kernel.compiled().image);
+  report.program = *program;
 
   StatusOr<CudaStream> stream = CudaStream::create(machine.device);
   if (!stream)

@@ -18,6 +18,8 @@ namespace cpflex {
 struct CudaMachine {
   std::shared_ptr<const CudaDevice> device;
   KernelToolchain toolchain;
+  double contextMs = 0;   ///< what loading the driver and opening the GPU took
+  double nvrtcLoadMs = 0; ///< what finding and loading NVRTC took
 
   /// The GPU with this index, NVRTC and the default cache.
   static StatusOr<CudaMachine> open(int deviceIndex);
@@ -35,8 +37,7 @@ struct HostAttentionArrays {
 
 /// What a run on the GPU says besides its results.
 struct CudaRunReport {
-  std::vector<KernelImage> kernels; ///< without machine code
-  std::vector<std::string> warnings;
+  std::shared_ptr<const CudaProgram> program;
   double compileMs = 0;                     ///< from functor to loaded kernels, cache included
   std::vector<float> forwardMs, backwardMs; ///< one per repetition, from events on the GPU
   std::vector<float> forwardCallUs;         ///< what each of these forward calls took on the host

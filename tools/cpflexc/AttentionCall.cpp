@@ -1,7 +1,6 @@
 // How options and files become tensors, an AttentionProblem and a mask.
 #include "tools/cpflexc/AttentionCall.h"
 
-#include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Host/HalfPrecision.h"
 #include "runtime/contract/HostMemory.h"
 
@@ -218,14 +217,22 @@ std::optional<KernelFamily> kernelFamily(const Options &options) {
   return options.kernels == "wgmma" ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
 
-// The tiles of the block mask: on one GPU those that its kernels prefer. Plans of ranks are cut in tiles of 128.
-static StatusOr<MaskTile> maskTile(const Options &options, const AttentionCall &call, const LoadOptions &load) {
+// Opens the GPU of a call that one GPU makes.
+static Status openMachine(const Options &options, AttentionCall &call) {
   int index = 0;
   if (!isCuda(options, index) || options.ranks > 1 || options.transport != "threads")
-    return MaskTile{};
+    return Status::ok();
   StatusOr<CudaMachine> machine = CudaMachine::open(index);
   if (!machine)
     return machine.status();
+  call.machine = std::move(*machine);
+  return Status::ok();
+}
+
+// The tiles of the block mask: on one GPU those that its kernels prefer. Plans of ranks are cut in tiles of 128.
+static MaskTile maskTile(const Options &options, const AttentionCall &call, const LoadOptions &load) {
+  if (!call.machine)
+    return {};
   AttentionProblem problem;
   problem.headDim = load.headDim;
   problem.vHeadDim = load.vHeadDim >= 0 ? load.vHeadDim : load.headDim;
@@ -233,7 +240,7 @@ static StatusOr<MaskTile> maskTile(const Options &options, const AttentionCall &
   kernels.family = kernelFamily(options);
   if (call.isBackward)
     kernels.passes = CudaProgramOptions::Passes::ForwardAndBackward;
-  return preferredMaskTile(kernels, machine->device->description().computeCapability);
+  return preferredMaskTile(kernels, call.machine->device->description().computeCapability);
 }
 
 int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &call) {
@@ -258,12 +265,12 @@ int prepareCall(const Options &given, const TensorFiles &files, AttentionCall &c
   load.vHeadDim = options.vHeadDim;
   load.passes = call.isBackward ? CallPasses::ForwardAndBackward : CallPasses::Forward;
   load.numThreads = threadCount(options);
-  StatusOr<MaskTile> tile = maskTile(options, call, load);
-  if (!tile)
-    return reportFailure(tile.status());
+  if (Status status = openMachine(options, call); !status)
+    return reportFailure(status);
+  const MaskTile tile = maskTile(options, call, load);
   const auto begin = std::chrono::steady_clock::now();
   auto mask =
-      buildBlockMask(*call.loaded.program, *call.loaded.entry, *call.binding, tile->q, tile->kv, threadCount(options));
+      buildBlockMask(*call.loaded.program, *call.loaded.entry, *call.binding, tile.q, tile.kv, threadCount(options));
   call.maskMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   if (!mask)
     return reportFailure(mask.status());

@@ -3,6 +3,7 @@
 
 #include "tools/cpflexc/Options.h"
 
+#include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Executor/ContextParallelRun.h"
 #include "runtime/Host/ReferenceAttention.h"
 #include "runtime/Plan/Planner.h"
@@ -25,6 +26,7 @@ struct AttentionCall {
   LoadedProgram loaded;
   std::shared_ptr<const Binding> binding;
   std::shared_ptr<const Executable> executable; ///< on the CPU
+  std::optional<CudaMachine> machine;           ///< where one GPU makes the call, that and its compiler
   AttentionProblem problem;                     ///< that of `executable`
   ElementType type = ElementType::F32;
   bool isBackward = false;

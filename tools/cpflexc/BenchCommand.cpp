@@ -1,12 +1,9 @@
 // `cpflexc bench`: the median time of repeated runs, as one JSON object.
+#include "tools/cpflexc/GpuBench.h"
 #include "tools/cpflexc/RankBench.h"
-
-#include "runtime/Cuda/CudaAttention.h"
+#include "tools/cpflexc/Timing.h"
 
 #include <nlohmann/json.hpp>
-
-#include <algorithm>
-#include <chrono>
 
 namespace cpflex {
 
@@ -17,11 +14,6 @@ struct BenchCommandOptions : Options {
 };
 
 constexpr int kRepetitions = 7;
-
-template <typename T> double median(std::vector<T> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0 : double(values[values.size() / 2]);
-}
 
 int bench(const BenchCommandOptions &options) {
   AttentionCall call;
@@ -42,36 +34,18 @@ int bench(const BenchCommandOptions &options) {
       return reportFailure(status);
     return writeOutput(options, json.dump() + "\n");
   }
-  int index = 0;
-  if (isCuda(options, index)) {
-    StatusOr<CudaMachine> machine = CudaMachine::open(index);
-    if (!machine)
-      return reportFailure(machine.status());
-    auto functions = call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
-    if (!functions)
-      return reportFailure(functions.status());
-    HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
-                               .dO = call.dOutView, .dLse = {}, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
-    StatusOr<CudaRunReport> report =
-        runAttentionCuda(*machine, *functions, call.problem, arrays,
-                         {.warmups = 2, .timed = kRepetitions, .family = kernelFamily(options)});
-    if (!report)
-      return reportFailure(report.status());
-    json["kernel_compile_ms"] = report->compileMs;
-    json["update_ms"] = report->updateMs;
-    json["forward_call_us"] = median(report->forwardCallUs);
-    json["forward_ms"] = median(report->forwardMs);
-    if (options.isBackward)
-      json["backward_ms"] = median(report->backwardMs);
+  if (call.machine) {
+    if (int code = benchGpu(options, call, kRepetitions, json))
+      return code;
     return writeOutput(options, json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   }
   std::vector<double> times;
   for (int i = 0; i <= kRepetitions; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = Clock::now();
     if (Status status = runOnHost(call, options); !status)
       return reportFailure(status);
     if (i > 0) // the first run warms up
-      times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+      times.push_back(millisecondsSince(begin));
   }
   json[options.isBackward ? "forward_and_backward_ms" : "forward_ms"] = median(times);
   return writeOutput(options, json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");

@@ -1,8 +1,6 @@
 // `cpflexc run`: attention over arrays or random values, on the CPU, a group of ranks or a GPU, with a check against double.
 #include "tools/cpflexc/RankGroup.h"
 
-#include "runtime/Cuda/CudaAttention.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -21,10 +19,7 @@ struct RunCommandOptions : Options {
   bool isChecked = false, isBackwardAsked = false;
 };
 
-Status runOnGpu(const RunCommandOptions &options, AttentionCall &call, int index) {
-  StatusOr<CudaMachine> machine = CudaMachine::open(index);
-  if (!machine)
-    return machine.status();
+Status runOnGpu(const RunCommandOptions &options, AttentionCall &call) {
   StatusOr<DeviceFunctions> functions = call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
   if (!functions)
     return functions.status();
@@ -33,10 +28,10 @@ Status runOnGpu(const RunCommandOptions &options, AttentionCall &call, int index
   arrays.dSink = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
   if (!options.captureGradients.empty() || options.isChecked)
     arrays.dCaptures = call.captureGradientPointers;
-  StatusOr<CudaRunReport> report = runAttentionCuda(*machine, *functions, call.problem, arrays, {.family = kernelFamily(options)});
+  StatusOr<CudaRunReport> report = runAttentionCuda(*call.machine, *functions, call.problem, arrays, {.family = kernelFamily(options)});
   if (!report)
     return report.status();
-  for (const std::string &warning : report->warnings)
+  for (const std::string &warning : report->program->warnings())
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
   return Status::ok();
 }
@@ -150,7 +145,7 @@ int run(RunCommandOptions &options) {
   const auto begin = std::chrono::steady_clock::now();
   bool isWriter = true;
   Status status = isGrouped ? runRanks(options, options.trace, call, isWriter)
-                  : onGpu   ? runOnGpu(options, call, index)
+                  : onGpu   ? runOnGpu(options, call)
                             : runOnHost(call, options);
   if (!status)
     return reportFailure(status);

@@ -89,6 +89,27 @@ TEST(Program, HostFunctionsEvaluateTheMask) {
       EXPECT_EQ(out[q * 16 + kv], kv <= q);
 }
 
+TEST(Program, DeviceFunctionsAreKeptByEntryPointAndWidthOfInts) {
+  auto program = programOf(std::string(kTwoMasks) + "W: param[int] = 64\n@mask\ndef window(b, h, q, kv):\n"
+                                                    "    return q - kv < W\n");
+  auto bindingOf = [&](const std::string &width) {
+    auto binding = Binding::create(*program, {.params = {{"W", width}}, .sizes = {.qLen = 128}});
+    EXPECT_TRUE(binding.isOk()) << binding.status().message();
+    return *binding;
+  };
+  const auto narrow = bindingOf("64"), wide = bindingOf("5000000000");
+  auto textOf = [&](const char *name, const Binding &binding) {
+    auto functions = program->deviceFunctions(**program->entry(name), binding.bindings());
+    EXPECT_TRUE(functions.isOk()) << functions.status().message();
+    return functions->text;
+  };
+  const std::string window = textOf("window", *narrow), wideWindow = textOf("window", *wide);
+  EXPECT_NE(window, wideWindow);
+  EXPECT_NE(window, textOf("causal", *narrow));
+  EXPECT_EQ(window, textOf("window", *narrow));
+  EXPECT_EQ(wideWindow, textOf("window", *wide));
+}
+
 TEST(Program, EveryStageHasText) {
   auto program = programOf("@score\ndef cap(s, b, h, q, kv):\n    return 50.0 * tanh(s / 50.0)\n"
                            "@mask\ndef causal(b, h, q, kv):\n    return kv <= q\n"
