@@ -55,5 +55,10 @@ if subprocess.run([torch_python, "-c", finds_torch]).returncode == 0:
     config.available_features.add("torch")
 if shutil.which("mpirun"):
     config.available_features.add("mpi")
-if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
-    config.available_features.add("gpu")
+if shutil.which("nvidia-smi"):
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")] if listed.returncode == 0 else []
+    if gpus:
+        config.available_features.add("gpu")
+    if len(gpus) >= 2:
+        config.available_features.add("two-gpus")

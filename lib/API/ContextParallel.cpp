@@ -122,6 +122,14 @@ Status checkShards(const RankExecutable::State &rank, std::initializer_list<Shar
   return checkTensors(checked);
 }
 
+/// A tensor in the type of the call. One without rows may have no memory, and its type is not read then.
+TensorView shardView(const RankExecutable::State &rank, const CallTensor &shard) {
+  TensorView view = toTensorView(shard);
+  if (!view.data)
+    view.type = rank.plan->state().executable->state().type;
+  return view;
+}
+
 ExecutorOptions executorOptionsOf(RankExecutable::State &rank, RunReport &report) {
   ExecutorOptions options;
   options.deadlineSeconds = rank.options.deadlineSeconds;
@@ -244,8 +252,8 @@ Status RankExecutable::forward(const ForwardCallTensors &shards, void *stream) {
   RunReport report;
   const Status status = runInStream(rank, stream, [&] {
     return runForward(rank.plan->forward(), rank.plan->state().call,
-                      {toTensorView(shards.q), toTensorView(shards.k), toTensorView(shards.v), toTensorView(shards.out),
-                       toTensorView(shards.lse)},
+                      {shardView(rank, shards.q), shardView(rank, shards.k), shardView(rank, shards.v),
+                       shardView(rank, shards.out), toTensorView(shards.lse)},
                       *rank.communicator, executorOptionsOf(rank, report));
   });
   rank.forwardEvents = added(rank.report, std::move(report));
@@ -272,16 +280,16 @@ Status RankExecutable::backward(const BackwardCallTensors &shards, void *stream)
              {"dV", shards.dV, shapes.v, Types::LikeFirst, Role::Output}}));
   CPFLEX_RETURN_IF_ERROR(checkCaptureGradients(*rank.plan->state().executable->state().program, shards));
   RankBackwardTensors tensors;
-  tensors.q = toTensorView(shards.q);
-  tensors.k = toTensorView(shards.k);
-  tensors.v = toTensorView(shards.v);
-  tensors.out = toTensorView(shards.out);
+  tensors.q = shardView(rank, shards.q);
+  tensors.k = shardView(rank, shards.k);
+  tensors.v = shardView(rank, shards.v);
+  tensors.out = shardView(rank, shards.out);
   tensors.lse = toTensorView(shards.lse);
-  tensors.dOut = toTensorView(shards.dOut);
+  tensors.dOut = shardView(rank, shards.dOut);
   tensors.dLse = toTensorView(shards.dLse);
-  tensors.dQ = toTensorView(shards.dQ);
-  tensors.dK = toTensorView(shards.dK);
-  tensors.dV = toTensorView(shards.dV);
+  tensors.dQ = shardView(rank, shards.dQ);
+  tensors.dK = shardView(rank, shards.dK);
+  tensors.dV = shardView(rank, shards.dV);
   if (!shards.captureGradients.empty()) {
     tensors.captureGradients = shards.captureGradients.data();
     tensors.numCaptures = int(shards.captureGradients.size());

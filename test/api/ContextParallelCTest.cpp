@@ -243,6 +243,44 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   EXPECT_NE(late.find("the post is late"), std::string::npos) << late;
 }
 
+TEST(ContextParallelC, ARankWithoutTokensNeedsNoMemory) {
+  Bound bound;
+  cpflex_load_options load{};
+  load.dtype = CPFLEX_BF16;
+  load.head_dim = bound.given.sizes.headDim;
+  load.v_head_dim = bound.given.sizes.vHeadDim;
+  load.num_threads = 1;
+  load.has_backward = 1;
+  cpflex_executable *loaded = nullptr;
+  ASSERT_EQ(message(cpflex_load(bound.binding.get(), nullptr, nullptr, &load, &loaded)), "");
+  const Executable executable(loaded);
+  std::vector<int64_t> positions(kLength);
+  for (int64_t i = 0; i < kLength; ++i)
+    positions[size_t(i)] = i;
+  const int64_t sizes[] = {kLength, 0};
+  const cpflex_array owned = dense(positions, {kLength});
+  cpflex_layout *layout = nullptr;
+  ASSERT_EQ(message(cpflex_layout_from_permutation(&owned, sizes, 2, &layout)), "");
+  const Layout own(layout);
+  cpflex_plan_options options{};
+  options.world_size = 2;
+  options.q_layout = own.get();
+  const Plan plan = planned(executable, options);
+  cpflex_thread_group *made = nullptr;
+  ASSERT_EQ(message(cpflex_thread_group_create(2, &made)), "");
+  const ThreadGroup group(made);
+  cpflex_communicator *communicator = nullptr;
+  ASSERT_EQ(message(cpflex_communicator_of_threads(group.get(), 1, &communicator)), "");
+  const Communicator second(communicator);
+  cpflex_rank *made_rank = nullptr;
+  ASSERT_EQ(message(cpflex_rank_load(plan.get(), second.get(), nullptr, &made_rank)), "");
+  const Rank rank(made_rank);
+  const cpflex_forward_tensors forward{};
+  EXPECT_EQ(message(cpflex_rank_forward(rank.get(), &forward, nullptr)), "");
+  const cpflex_backward_tensors backward{};
+  EXPECT_EQ(message(cpflex_rank_backward(rank.get(), &backward, nullptr)), "");
+}
+
 TEST(ContextParallelC, APlanIsTold) {
   Bound bound;
   cpflex_plan_options options{};

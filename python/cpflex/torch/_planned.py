@@ -2,6 +2,7 @@
 # and through NCCL on GPUs.
 import ctypes
 import datetime
+import itertools
 import time
 import types
 import weakref
@@ -116,13 +117,18 @@ class CallPlan(_native.Plan):
         self.world_size, self.layout, self.kv_layout = layout.world_size, layout, layout
 
 
+_numbers = itertools.count()
+_ranks = weakref.WeakValueDictionary()  # by the number by which operators name them
+
+
 class CallRank(_native.Rank):
     """A rank of such a plan, with what its calls need to know of the score. It lives no longer than its group."""
 
     def __init__(self, plan, group, device, call, sources, deadline_seconds):
         communicator = communicator_of(group, device, deadline_seconds)
         super().__init__(plan, communicator, deadline_seconds=deadline_seconds, threads=torch.get_num_threads())
-        self.call, self.sources = call, sources
+        self.call, self.sources, self.number = call, sources, next(_numbers)
+        _ranks[self.number] = self
         ends_of(group).ranks.add(self)
 
     @property
@@ -229,8 +235,51 @@ def run_backward(rank, d_out, d_lse, q, k, v, out, lse, score, tensors):
                               for place, gradient in zip(score.gradient_places, gradients)]
 
 
+@torch.library.custom_op("cpflex::rank_attention", mutates_args=())
+def rank_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, captures: list[torch.Tensor], rank: int,
+                   score: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return run_forward(_ranks[rank], q, k, v)
+
+
+@rank_attention.register_fake
+def rank_attention_fake(q, k, v, captures, rank, score):
+    return _calls.output_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("cpflex::rank_attention_backward", mutates_args=())
+def rank_attention_backward(d_out: torch.Tensor, d_lse: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                            out: torch.Tensor, lse: torch.Tensor, captures: list[torch.Tensor], rank: int,
+                            score: int) -> list[torch.Tensor]:
+    return run_backward(_ranks[rank], d_out, d_lse, q, k, v, out, lse, _translate.scores[score], captures)
+
+
+@rank_attention_backward.register_fake
+def rank_attention_backward_fake(d_out, d_lse, q, k, v, out, lse, captures, rank, score):
+    return [torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)] + [
+        torch.empty_like(captures[place]) for place in _translate.scores[score].gradient_places]
+
+
+def save(ctx, inputs, output):
+    q, k, v, captures, ctx.rank, ctx.score = inputs
+    ctx.save_for_backward(q, k, v, *output, *captures)
+
+
+def differentiate(ctx, d_out, d_lse):
+    q, k, v, out, lse, *captures = ctx.saved_tensors
+    d_out = torch.zeros_like(out) if d_out is None else _ops.dense(d_out)
+    d_lse = torch.zeros_like(lse) if d_lse is None else _ops.dense(d_lse)
+    d_q, d_k, d_v, *found = rank_attention_backward(d_out, d_lse, q, k, v, out, lse, captures, ctx.rank, ctx.score)
+    gradients = [None] * len(captures)
+    for place, gradient in zip(_translate.scores[ctx.score].gradient_places, found):
+        gradients[place] = gradient
+    return d_q, d_k, d_v, gradients, None, None
+
+
+rank_attention.register_autograd(differentiate, setup_context=save)
+
+
 class PlannedAttention(torch.autograd.Function):
-    """Both passes of one rank."""
+    """Both passes of one rank, without the dispatcher for plain tensors."""
 
     @staticmethod
     def forward(ctx, q, k, v, rank, score, *tensors):
@@ -269,4 +318,6 @@ def attend(query, key, value, layout, group, score_mod, block_mask, scale, enabl
     score, tensors = _translate.score_of(score_mod, scale)
     _flex._check_captures(tensors, q)
     rank = rank_of(q, k, v, layout, group, score_mod, block_mask, scale, deadline_seconds)
+    if not _ops.is_plain(q, k, v):
+        return rank_attention(q, k, v, tensors, rank.number, score.index)
     return PlannedAttention.apply(q, k, v, rank, score, *tensors)
