@@ -38,7 +38,8 @@ def tile_config(role, family, d, dv):
         if role == "forward":
             kv = 128 if widest <= 128 or (d <= 192 and dv <= 128) else 112 if widest <= 192 else 80
             q = 192 if widest <= 64 else 128
-            return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
+            output = panel_bytes(q, dv) if widest <= 128 else 0
+            return Tiles(q, kv, 2, 2 * q + 128, panel_bytes(q, d) + output + rest + 2 * (panel_bytes(kv, d) + panel_bytes(kv, dv)))
         if role == "backward_kv" and sums_dq(d, dv):
             q, stages = (96, 3) if widest <= 64 else (64, 2)
             return Tiles(q, 128, stages, 384, panel_bytes(128, d) + panel_bytes(128, dv) + rest + stages * (panel_bytes(q, d) + panel_bytes(q, dv) + 8 * q)

@@ -230,7 +230,8 @@ class Forward:
         if mask:
             mask.fill_words(kernel, a, captures, b * hq, rows, t.tile_q)
         if family == "wgmma":
-            self.parameters.append(aligned_buffer(tensor_map(q, 64) + tensor_map(k, t.tile_kv) + tensor_map(v, t.tile_kv)))
+            o_map = tensor_map(o, 16) if o.dtype == q.dtype else bytes(128)
+            self.parameters.append(aligned_buffer(tensor_map(q, 64) + tensor_map(k, t.tile_kv) + tensor_map(v, t.tile_kv) + o_map))
         self.grid = max(1, min(rows * b * hq, processors() * t.blocks_per_processor))
 
     def run(self):

@@ -136,6 +136,8 @@ Status CudaExecutable::forward(const CudaForwardTensors &tensors, void *workspac
     CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[0], kConsumerRows, tensors.q.data, maps.q));
     CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[1], tileKV, tensors.q.data, maps.k));
     CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[2], tileKV, tensors.q.data, maps.v));
+    if (outputType != ElementType::F32)
+      CPFLEX_RETURN_IF_ERROR(encodeTensorMap(driver, checked[3], kRowsPerWarp, tensors.q.data, maps.o));
   }
   CPFLEX_RETURN_IF_ERROR(
       driver.status(driver.memsetD32Async(reinterpret_cast<cuda::DeviceAddress>(counters), 0, kNumCounters, stream),

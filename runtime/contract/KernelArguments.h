@@ -75,6 +75,8 @@ template <int kScatter> struct ScatterNumber {};
 
 /// Rows of a tile that one consumer warpgroup of the wgmma kernels owns.
 constexpr int kConsumerRows = 64;
+/// And those that each of its warps owns.
+constexpr int kRowsPerWarp = 16;
 
 /// Which instructions multiply matrices.
 enum class KernelFamily : unsigned char {
@@ -236,9 +238,9 @@ struct alignas(64) TensorMapArgument {
   unsigned long long words[16];
 };
 
-/// Boxes: q 64 rows; k and v TileConfig::tileKV rows.
+/// Boxes: q 64 rows; k and v TileConfig::tileKV rows; o kRowsPerWarp rows, and read by kernels that write elements.
 struct ForwardTensorMaps {
-  TensorMapArgument q, k, v;
+  TensorMapArgument q, k, v, o;
 };
 
 /// Boxes: q and dO TileConfig::tileQ rows; k and v TileConfig::tileKV rows.

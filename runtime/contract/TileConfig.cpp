@@ -40,8 +40,10 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.stages = 2;
   tiles.threads = tiles.tileQ / kConsumerRows * kWarpgroup + kWarpgroup;
   tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
+  // O leaves through shared memory where there is room.
+  int outputBytes = widest <= 128 ? panelBytes(tiles.tileQ, spec.vHeadDim) : 0;
   tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
-                      kBarrierBytes + kAlignmentSlack;
+                      outputBytes + kBarrierBytes + kAlignmentSlack;
   return tiles;
 }
 

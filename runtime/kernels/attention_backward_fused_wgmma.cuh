@@ -1,14 +1,14 @@
 // dK, dV and dQ in one kernel on Hopper, for heads that sumsDQ() names: five products per pair of tiles where the two
 // kernels that write dK/dV and dQ alone need seven. A block owns one tile of keys, as in
 // attention_backward_kv_wgmma.cuh, and adds its part of dQ for each query tile to f32 sums in global memory. The block
-// with the last part of a query tile fetches the sums instead and writes dQ.
+// with the last part of a query tile adds the sums to that instead and writes dQ.
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
 //   4. dS^T from dP^T, exchanged through shared memory: dQ needs the keys of both consumers
 //   5. [dQ = dS K] of half of the columns, or of narrow heads [dQ^T = K^T dS^T] of half of the queries
 //   6. [dK += dS^T Q], which runs on into the next step's 1 where registers suffice
-//   7. dQ to shared memory, from where a warp adds it to the sums; the last part is added there, and dQ written
+//   7. dQ to shared memory, from where a warp adds it to the sums; of the last part dQ itself is written
 //
 // The same bits in every run: a query tile's parts are added in ascending order of kv. A counter per query tile says
 // how many were added; a block's turn is the number of tiles that the mask visits before its own. Items are taken in
@@ -21,30 +21,14 @@
 
 namespace cpflex::kernels {
 
+/// dQ by rows in shared memory: 64 columns in chunks of 8, permuted so that neither rows nor columns of accumulators meet
+/// in one bank.
+constexpr int kRowColumns = 64, kRowChunk = 8;
+/// Where chunk `chunk` of row `row` lies.
+constexpr __host__ __device__ int rowChunk(int row, int chunk) { return chunk ^ ((row ^ row >> 1) & 3); }
+
 /// Named barrier of the consumers, behind which each has one of its own; 0 is __syncthreads.
 constexpr int kConsumersBarrier = 1;
-
-/// Which runs of the mask belong to query tile `tile` of a (b, h).
-__device__ __forceinline__ Range runsOfQueryTile(const MaskArgument &mask, int pair, int tile) {
-  int rowSet = mask.rowSetOf ? __ldg(mask.rowSetOf + pair) : 0;
-  const int *begin = mask.rowBegin + (long long)rowSet * (mask.numRows + 1) + tile / mask.rowTilesPerMaskTile;
-  return {__ldg(begin), __ldg(begin + 1)};
-}
-
-/// How many tiles of query tile `tile` of a (b, h) lie before kv tile `kvTile`.
-__device__ __forceinline__ int turnInSums(const MaskArgument &mask, int pair, int tile, int kvTile) {
-  if (!mask.runs)
-    return kvTile;
-  Range runs = runsOfQueryTile(mask, pair, tile);
-  int turn = 0, ratio = mask.colTilesPerMaskTile;
-  for (int i = runs.begin; i < runs.end; ++i) {
-    int first = __ldg(&mask.runs[i].begin) * ratio;
-    if (first >= kvTile)
-      break;
-    turn += min(__ldg(&mask.runs[i].end) * ratio, kvTile) - first;
-  }
-  return turn;
-}
 
 /// Writes 8 sums, scaled and converted, as columns `column`.. of row `row` of a slice of dQ; outside of it nothing.
 template <class Config>
@@ -66,144 +50,120 @@ __device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arg
   }
 }
 
-/// Zeros for query tiles that no kv tile adds to; a warp of each block looks at its share of them.
+/// Zeros for query tiles that no kv tile adds to; a warp of each block looks at its share of them, a tile per lane.
 template <class Config> __device__ __forceinline__ void clearQueryGradients(const BackwardArguments &arguments) {
   const MaskArgument &mask = arguments.querySums.mask;
   int numTiles = ceilDivide(arguments.qLen, Config::kTileQ);
   int numItems = arguments.batch * arguments.qHeads * numTiles;
   if (!mask.runs && arguments.kvLen > 0)
     return;
-  for (int item = blockIdx.x; item < numItems; item += gridDim.x) {
-    int pair = item / numTiles, tile = item % numTiles;
-    Range runs = {0, 0};
-    if (mask.runs)
-      runs = runsOfQueryTile(mask, pair, tile);
-    if (runs.begin != runs.end)
-      continue;
-    void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, pair / arguments.qHeads, pair % arguments.qHeads);
-    float4 zeros = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    int column = threadIdx.x % kWarpSize * kSumsChunk;
-    for (int row = tile * Config::kTileQ; row < (tile + 1) * Config::kTileQ; ++row)
-      writeQueryGradients<Config>(arguments, slice, row, column, zeros, zeros);
+  int lane = threadIdx.x % kWarpSize;
+  for (int first = blockIdx.x * kWarpSize; first < numItems; first += gridDim.x * kWarpSize) {
+    bool isEmpty = first + lane < numItems;
+    if (isEmpty && mask.runs) {
+      Range runs = runsOfQueryTile(mask, (first + lane) / numTiles, (first + lane) % numTiles);
+      isEmpty = runs.begin == runs.end;
+    }
+    for (uint32 empty = __ballot_sync(0xffffffffu, isEmpty); empty != 0u; empty &= empty - 1u) {
+      int item = first + __ffs(empty) - 1, pair = item / numTiles, tile = item % numTiles;
+      void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, pair / arguments.qHeads, pair % arguments.qHeads);
+      float4 zeros = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int row = tile * Config::kTileQ; row < (tile + 1) * Config::kTileQ; ++row)
+        writeQueryGradients<Config>(arguments, slice, row, 8 * lane, zeros, zeros);
+    }
   }
 }
 
-/// One of the warps that add dQ up: walks the tiles as the producer does and, of every kSumSlots-th, adds the part of
-/// dQ when its turn has come. The last part goes the other way: the warp fetches the sums of the others, the consumers
-/// add their part to them and write dQ. The lanes look up the turns of the tiles that come next, so that none waits for
-/// memory.
-template <class Config, class Program>
+/// One of the warps that add dQ up: of every kSumSlots-th tile adds the part of dQ when its turn has come. Of a last part
+/// it says when the sums of the others are there; the consumers add theirs to them and write dQ.
+template <class Config>
 __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config> &shared,
                                                   const BackwardArguments &arguments, int slot) {
   using Shared = BackwardKVShared<Config>;
   auto &rest = *shared.rest;
-  auto &walk = rest.sumsWalk[slot];
-  const QuerySumsArgument &querySums = arguments.querySums;
   bool isElected = isElectedLane();
-  int lane = threadIdx.x % kWarpSize, numTiles = ceilDivide(arguments.qLen, Config::kTileQ);
   RingPosition<Shared::kSumSlots> ring;
-  WorkQueue queue;
+  RingPosition<Shared::kPlans> planRing;
+  int numTiles = ceilDivide(arguments.qLen, Config::kTileQ);
+  const QuerySumsArgument &querySums = arguments.querySums;
   while (true) {
-    int item = queue.take(rest.work);
-    if (item < 0)
+    rest.planFull[planRing.slot].wait(planRing.parity);
+    const TilePlan &plan = rest.plan[planRing.slot];
+    int count = plan.count;
+    if (count == 0)
       return;
-    if (isElected)
-      walk.start(arguments, item, Config::kTileQ, Program::kHasMask);
-    int numAhead;
-    do {
-      numAhead = 0;
-      if (isElected)
-        for (; numAhead < Shared::kSumsAhead && walk.next(arguments, Config::kTileQ, Program::kHasMask); ++numAhead) {
-          rest.sumsTile[slot][numAhead] = walk.walk.tile * 2 + walk.walk.isLastPart;
-          rest.sumsPair[slot][numAhead] = walk.item.b * arguments.qHeads + walk.head;
+    for (int i = 0; i < count; ++i, ring.advance()) {
+      if (ring.slot != slot || !isElected)
+        continue;
+      int turn = plan.turns[i];
+      bool isLastPart = plan.tiles[i].isLastPart;
+      int tile = (plan.item.b * arguments.qHeads + plan.heads[i]) * numTiles + plan.tiles[i].tile;
+      int *done = querySums.turns + tile;
+      float *sums = querySums.sums + tile * sumsPerTile(Config::kTileQ, Config::kHeadDim);
+      if (turn > 0)
+        while (loadRelaxed(done) != turn) {
         }
-      __syncwarp();
-      numAhead = __shfl_sync(0xffffffffu, numAhead, 0);
-      int ownTurn = 0;
-      if (lane < numAhead)
-        ownTurn = turnInSums(querySums.mask, rest.sumsPair[slot][lane], rest.sumsTile[slot][lane] / 2, walk.item.row);
-      for (int i = 0; i < numAhead; ++i, ring.advance()) {
-        if (ring.slot != slot)
-          continue;
-        int turn = __shfl_sync(0xffffffffu, ownTurn, i);
-        if (!isElected)
-          continue;
-        int tile = rest.sumsTile[slot][i];
-        bool isLastPart = tile % 2;
-        tile = rest.sumsPair[slot][i] * numTiles + tile / 2; // of all (b, h)
-        int *done = querySums.turns + tile;
-        float *sums = querySums.sums + tile * sumsPerTile(Config::kTileQ, Config::kHeadDim);
-        if (turn > 0)
-          while (loadRelaxed(done) != turn) {
-          }
+      if (isLastPart) {
+        rest.othersSums[slot] = turn > 0 ? sums : nullptr;
+        fenceAcquireRelease(); // what was seen of `done` comes before the sums are read
+        rest.sumsFull[slot].arrive();
+        rest.dQFull[slot].wait(ring.parity);
+        rest.dQEmpty[slot].arrive();
+      } else {
         fenceGlobalForAsync();
-        if (isLastPart) {
-          rest.holdsSums[slot] = turn > 0;
-          if (turn > 0) {
-            fenceAcquireRelease(); // what was seen of `done` comes before the sums are read
-            fenceGlobalForAsync();
-            rest.sumsFull[slot].arriveExpecting(Shared::kDQBytes);
-            copyBytes(shared.dQ(slot), sums, Shared::kDQBytes, rest.sumsFull[slot]);
-          } else {
-            rest.sumsFull[slot].arrive();
-          }
-          rest.dQFull[slot].wait(ring.parity);
-          rest.dQEmpty[slot].arrive();
-        } else {
-          rest.dQFull[slot].wait(ring.parity);
-          if (turn == 0)
-            writeBytes(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
-          else
-            addFloats(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
-          bulkCommit();
-          bulkWaitRead();
-          rest.dQEmpty[slot].arrive();
-          bulkWait();
-          storeRelease(done, turn + 1);
-        }
+        rest.dQFull[slot].wait(ring.parity);
+        if (turn == 0)
+          writeBytes(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
+        else
+          addFloats(sums, shared.dQ(slot), Shared::kDQBytes, CacheHint::EvictLast);
+        bulkCommit();
+        bulkWaitRead();
+        rest.dQEmpty[slot].arrive();
+        bulkWait();
+        storeRelease(done, turn + 1);
       }
-      __syncwarp();
-    } while (numAhead == Shared::kSumsAhead);
-  }
-}
-
-/// Lays a consumer's part of dQ out as the sums are; `kAdds`, for kTransposesDQ alone: adds it to them.
-template <bool kAdds, class Shared, int N>
-__device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float *tile, int consumer, int thread) {
-  int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
-  if constexpr (Shared::kTransposesDQ) {
-    // Register i holds row (of 64 columns of dQ) 16 warp + 8 registerRow(i) + quad of query 8 (i / 4) + 2 laneInQuad +
-    // i % 2.
-    float *own = tile + (consumer * Shared::kDQColumns + 2 * laneInQuad) * kSumsColumns + quad;
-    int even = sumsChunk(2 * laneInQuad, 2 * warp) * kSumsChunk, odd = even ^ kSumsChunk;
-    static_assert(sumsChunk(1, 0) == 1 && sumsChunk(3, 0) == (sumsChunk(2, 0) ^ 1));
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      float &place = own[(i / 4 * 8 + i % 2) * kSumsColumns + ((i % 2 ^ registerRow(i)) ? odd : even)];
-      place = kAdds ? place + dQ[i] : dQ[i];
     }
-  } else {
-    float *own = tile + (consumer * Shared::kDQRows + 16 * warp + quad) * kSumsColumns + 2 * laneInQuad;
-    static_assert(!kAdds);
-#pragma unroll
-    for (int i = 0; i < N; i += 2)
-      *reinterpret_cast<float2 *>(own + registerRow(i) * 8 * kSumsColumns + sumsChunk(quad, i / 4) * kSumsChunk) =
-          make_float2(dQ[i], dQ[i + 1]);
+    __syncwarp();
+    rest.planEmpty[planRing.slot].arriveAsWarp();
+    planRing.advance();
   }
 }
 
-/// Adds the sums to a consumer's part of dQ that is not transposed.
-template <class Shared, int N>
-__device__ __forceinline__ void addSums(float (&dQ)[N], const float *tile, int consumer, int thread) {
-  int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
-  const float *own = tile + (consumer * Shared::kDQRows + 16 * warp + quad) * kSumsColumns + 2 * laneInQuad;
+/// A consumer's part of dQ as the sums hold it: registers 4 i .. 4 i + 3 of all threads, then the next four.
+template <int N> __device__ __forceinline__ float4 *ownSums(float *tile, int consumer, int thread) {
+  return reinterpret_cast<float4 *>(tile) + consumer * (N / 4 * kWarpgroupSize) + thread;
+}
+template <int N>
+__device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float *tile, int consumer, int thread) {
+  float4 *own = ownSums<N>(tile, consumer, thread);
 #pragma unroll
-  for (int i = 0; i < N; i += 2) {
-    float2 sums = *reinterpret_cast<const float2 *>(own + registerRow(i) * 8 * kSumsColumns +
-                                                    sumsChunk(quad, i / 4) * kSumsChunk);
-    dQ[i] += sums.x;
-    dQ[i + 1] += sums.y;
+  for (int i = 0; i < N / 4; ++i)
+    own[i * kWarpgroupSize] = make_float4(dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]);
+}
+template <int N>
+__device__ __forceinline__ void addSums(float (&dQ)[N], float *tile, int consumer, int thread) {
+  const float4 *own = ownSums<N>(tile, consumer, thread);
+#pragma unroll
+  for (int i = 0; i < N / 4; ++i) {
+    float4 sums = __ldcg(own + i * kWarpgroupSize); // not through L1: other blocks wrote them meanwhile
+    dQ[4 * i] += sums.x;
+    dQ[4 * i + 1] += sums.y;
+    dQ[4 * i + 2] += sums.z;
+    dQ[4 * i + 3] += sums.w;
   }
+}
+
+/// Lays a transposed part of dQ out by rows: register i holds row (of 64 columns of dQ) 16 warp + 8 registerRow(i) + quad
+/// of query 8 (i / 4) + 2 laneInQuad + i % 2.
+template <int N>
+__device__ __forceinline__ void stageRows(const float (&dQ)[N], float *tile, int firstQuery, int thread) {
+  int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
+  float *own = tile + (firstQuery + 2 * laneInQuad) * kRowColumns + quad;
+  int even = rowChunk(2 * laneInQuad, 2 * warp) * kRowChunk, odd = even ^ kRowChunk;
+  static_assert(rowChunk(1, 0) == 1 && rowChunk(3, 0) == (rowChunk(2, 0) ^ 1));
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    own[(i / 4 * 8 + i % 2) * kRowColumns + ((i % 2 ^ registerRow(i)) ? odd : even)] = dQ[i];
 }
 
 /// One consumer warpgroup.
@@ -277,39 +237,35 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   // 7. dQ goes out.
   auto sendQueryGradients = [&](float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
     float *sums = reinterpret_cast<float *>(shared.dQ(exchange.slot));
-    rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
+    if (Shared::kTransposesDQ || !message.isLastPart)
+      rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
     if (message.isLastPart) {
       rest.sumsFull[exchange.slot].wait(sumsParity >> exchange.slot & 1);
       sumsParity ^= 1 << exchange.slot;
-      bool holdsSums = rest.holdsSums[exchange.slot];
+      if (float *others = rest.othersSums[exchange.slot])
+        addSums(dQ, others, consumer, thread);
       void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, b, h);
       int firstQuery = message.tile * kTileQ;
       if constexpr (Shared::kTransposesDQ) {
-        if (holdsSums)
-          stageQueryGradients<true, Shared>(dQ, sums, consumer, thread);
-        else
-          stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
-        // Staged columns of all queries of the consumer become rows.
+        stageRows(dQ, sums, consumer * Shared::kDQColumns, thread);
         barrierSync<kWarpgroupSize>(kConsumersBarrier + 1 + consumer);
-        constexpr int kChunksPerRow = kSumsColumns / kSumsChunk;
+        constexpr int kChunksPerRow = kRowColumns / kRowChunk;
         int chunk = thread % kChunksPerRow;
 #pragma unroll
         for (int i = 0; i < Shared::kDQColumns; i += kWarpgroupSize / kChunksPerRow) {
           int row = consumer * Shared::kDQColumns + i + thread / kChunksPerRow;
           const float4 *words =
-              reinterpret_cast<const float4 *>(sums + row * kSumsColumns + sumsChunk(row, chunk) * kSumsChunk);
-          writeQueryGradients<Config>(arguments, slice, firstQuery + row, chunk * kSumsChunk, words[0], words[1]);
+              reinterpret_cast<const float4 *>(sums + row * kRowColumns + rowChunk(row, chunk) * kRowChunk);
+          writeQueryGradients<Config>(arguments, slice, firstQuery + row, chunk * kRowChunk, words[0], words[1]);
         }
       } else {
-        if (holdsSums)
-          addSums<Shared>(dQ, sums, consumer, thread);
         const float kScale[2] = {arguments.scale, arguments.scale};
-        writeColumns<Element, Config::kOutputIsF32, kSumsColumns>(
+        writeColumns<Element, Config::kOutputIsF32, Shared::kDQColumns>(
             dQ, kScale, slice, arguments.dQ.strideS, firstQuery + thread / kWarpSize * 16 + lane / 4, arguments.qLen,
-            consumer * kSumsColumns, Config::kHeadDim);
+            consumer * Shared::kDQColumns, Config::kHeadDim);
       }
     } else {
-      stageQueryGradients<false, Shared>(dQ, sums, consumer, thread);
+      stageQueryGradients(dQ, sums, consumer, thread);
     }
     fenceSharedForAsync();
     __syncwarp();
@@ -456,12 +412,15 @@ __device__ __forceinline__ void attentionBackwardFusedWgmma(const BackwardArgume
   int warpgroup = threadIdx.x / kWarpgroupSize;
   if (warpgroup == 0) {
     giveRegisters<kProducerRegisters>();
-    if (threadIdx.x == 0)
-      produceBackwardKV<Config, Program>(shared, arguments, maps);
-    else if (int warp = threadIdx.x / kWarpSize; warp > 0 && warp <= Shared::kSumSlots)
-      sumQueryGradients<Config, Program>(shared, arguments, warp - 1);
-    else if (warp > Shared::kSumSlots)
+    if (int warp = threadIdx.x / kWarpSize; warp == 0) {
+      produceBackwardKV<Config>(shared, arguments, maps);
+    } else if (warp == 1) {
+      planBackwardKV<Config, Program>(shared, arguments);
       clearQueryGradients<Config>(arguments);
+    } else {
+      static_assert(Shared::kSumSlots == 2);
+      sumQueryGradients<Config>(shared, arguments, warp - 2);
+    }
   } else {
     takeRegisters<kConsumerRegisters>();
     consumeBackwardFused<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);

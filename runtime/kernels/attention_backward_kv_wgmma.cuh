@@ -170,8 +170,10 @@ __device__ __forceinline__ void attentionBackwardKVWgmma(const BackwardArguments
   int warpgroup = threadIdx.x / kWarpgroupSize;
   if (warpgroup == 0) {
     giveRegisters<kProducerRegisters<Shared::kConsumers, /*holdsTwo=*/true>>();
-    if (threadIdx.x == 0)
-      produceBackwardKV<Config, Program>(shared, arguments, maps);
+    if (int warp = threadIdx.x / kWarpSize; warp == 0)
+      produceBackwardKV<Config>(shared, arguments, maps);
+    else if (warp == 1)
+      planBackwardKV<Config, Program>(shared, arguments);
   } else {
     takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/true>>();
     consumeBackwardKV<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);

@@ -219,8 +219,10 @@ __device__ __forceinline__ void attentionBackwardKVWideWgmma(const BackwardArgum
   int warpgroup = threadIdx.x / kWarpgroupSize;
   if (warpgroup == 0) {
     giveRegisters<kProducerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
-    if (threadIdx.x == 0)
-      produceBackwardKV<Config, Program>(shared, arguments, maps);
+    if (int warp = threadIdx.x / kWarpSize; warp == 0)
+      produceBackwardKV<Config>(shared, arguments, maps);
+    else if (warp == 1)
+      planBackwardKV<Config, Program>(shared, arguments);
   } else {
     takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
     if (warpgroup == 1)

@@ -32,7 +32,11 @@ template <class Config> struct ForwardWgmmaShared {
   static constexpr int kTilePanelBytes = Config::kTileKV * 128;
   static constexpr int kKBytes = kPanels * kTilePanelBytes;
   static constexpr int kVBytes = kVPanels * kTilePanelBytes;
-  static constexpr int kTileBytes = kQBytes + Config::kStages * (kKBytes + kVBytes);
+  /// Whether O leaves through shared memory, 16 rows of a warp at a time, by tensor copies that nobody waits for.
+  static constexpr bool kStagesO = !Config::kOutputIsF32 && Config::kHeadDim <= 128 && Config::kVHeadDim <= 128;
+  static constexpr int kOPanelBytes = kRowsPerWarp * 128;
+  static constexpr int kOBytes = kStagesO ? Config::kTileQ / kRowsPerWarp * kVPanels * kOPanelBytes : 0;
+  static constexpr int kTileBytes = kQBytes + Config::kStages * (kKBytes + kVBytes) + kOBytes;
 
   struct Barriers {
     SharedBarrier qFull, qEmpty;
@@ -59,6 +63,9 @@ template <class Config> struct ForwardWgmmaShared {
   __device__ __forceinline__ unsigned char *k(int stage) const { return tiles + kQBytes + stage * kKBytes; }
   __device__ __forceinline__ unsigned char *v(int stage) const {
     return tiles + kQBytes + Config::kStages * kKBytes + stage * kVBytes;
+  }
+  __device__ __forceinline__ unsigned char *o(int consumerWarp) const {
+    return v(Config::kStages) + consumerWarp * kVPanels * kOPanelBytes;
   }
 };
 
@@ -158,10 +165,40 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
   }
 }
 
+/// Sends a warp's 16 rows of O on their way, from row `row` on. What it sent before has been read from shared memory
+/// when this writes there.
+template <class Config, int N>
+__device__ __forceinline__ void sendOutput(const ForwardWgmmaShared<Config> &shared, const TensorMapArgument &map,
+                                           const float (&output)[N], const float (&factor)[2], const WorkItem &work,
+                                           int row, int consumerWarp) {
+  using Shared = ForwardWgmmaShared<Config>;
+  using Element = typename Config::Element;
+  unsigned char *staged = shared.o(consumerWarp);
+  int lane = threadIdx.x % kWarpSize;
+  bool isElected = isElectedLane();
+  bulkWaitRead();
+  __syncwarp();
+#pragma unroll
+  for (int step = 0; step < N / 8; ++step) {
+    uint32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      words[i] = Element::pack(output[8 * step + 2 * i] * factor[i % 2], output[8 * step + 2 * i + 1] * factor[i % 2]);
+    storeMatrices(staged + swizzledOffset<kRowsPerWarp>(lane % 16, 16 * step + lane / 16 * 8), words[0], words[1],
+                  words[2], words[3]);
+  }
+  fenceSharedForAsync();
+  __syncwarp();
+#pragma unroll
+  for (int panel = 0; panel < Shared::kVPanels; ++panel)
+    writeBoxIf(isElected, map, staged + panel * Shared::kOPanelBytes, panel * 64, row, work.h, work.b);
+  bulkCommit();
+}
+
 /// One consumer warpgroup.
 template <class Config, class Program>
 __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> &shared,
-                                               const ForwardArguments &arguments,
+                                               const ForwardArguments &arguments, const TensorMapArgument &outputMap,
                                                const typename Program::Captures &captures, int consumer) {
   using Shared = ForwardWgmmaShared<Config>;
   using Element = typename Config::Element;
@@ -177,7 +214,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
   using OutputProduct = WarpgroupProduct<Element, kVColumns>;
 
   auto &barriers = *shared.barriers;
-  int firstRow = consumer * kConsumerRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16;
+  int firstRow = consumer * kConsumerRows + threadIdx.x % kWarpgroupSize / kWarpSize * kRowsPerWarp;
   int rowInTile = firstRow + threadIdx.x % kWarpSize / 4;
   constexpr int kThreadsOfConsumers = Shared::kConsumers * kWarpgroupSize;
   int thread = consumer * kWarpgroupSize + threadIdx.x % kWarpgroupSize; // of the consumers
@@ -246,8 +283,11 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
 
   while (true) {
     int item = queue.take(barriers.work);
-    if (item < 0)
+    if (item < 0) {
+      if constexpr (Shared::kStagesO)
+        bulkWaitRead(); // shared memory goes with the block
       return;
+    }
     WorkItem work = workItem(arguments.work, item, arguments.batch, arguments.qHeads);
     int b = work.b + arguments.batchOffset, h = work.h + arguments.headOffset;
     TilePositions<Config::kPositions, Config::kTileQ> rows(arguments.qPositions, work.row, arguments.qLen);
@@ -336,9 +376,13 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       softmax.finish(scale.toLog2, arguments.sink, h, factor, lse);
       writeLse(arguments.lse, work, lse, row, arguments.qLen);
     }
-    void *slice = outputSlice<Config::kOutputIsF32>(arguments.o, work.b, work.h);
-    writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output, factor, slice, arguments.o.strideS, row,
-                                                                arguments.qLen);
+    if constexpr (Shared::kStagesO) {
+      sendOutput(shared, outputMap, output, factor, work, work.row * Config::kTileQ + firstRow, firstRow / kRowsPerWarp);
+    } else {
+      void *slice = outputSlice<Config::kOutputIsF32>(arguments.o, work.b, work.h);
+      writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output, factor, slice, arguments.o.strideS, row,
+                                                                  arguments.qLen);
+    }
   }
 }
 
@@ -375,7 +419,7 @@ __device__ __forceinline__ void attentionForwardWgmma(const ForwardArguments &ar
       takeForwardItems<Config, Program>(shared, arguments);
   } else {
     takeRegisters<kConsumerRegisters<Shared::kConsumers, /*holdsTwo=*/false>>();
-    consumeForward<Config, Program>(shared, arguments, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);
+    consumeForward<Config, Program>(shared, arguments, maps.o, captures, __shfl_sync(0xffffffffu, warpgroup, 0) - 1);
   }
 }
 

@@ -15,12 +15,6 @@ namespace cpflex::kernels {
 template <class Program>
 constexpr bool kScalesGradient = Program::kScoreForm == ScoreForm::Scaled || Program::kScoreForm == ScoreForm::General;
 
-/// A tile of QuerySumsArgument::sums: panels of 64 columns, each row of a panel in chunks of 8 values, permuted so that
-/// neither rows nor columns of accumulators meet in one bank of shared memory.
-constexpr int kSumsColumns = 64, kSumsChunk = 8;
-/// Where chunk `chunk` of row `row` lies.
-constexpr __host__ __device__ int sumsChunk(int row, int chunk) { return chunk ^ ((row ^ row >> 1) & 3); }
-
 /// In: products. Out: in `scores` the factor of each pair's gradient, in `weights` (where wanted) packed P. Pairs whose
 /// keep bit is 0 get 0; `isMasked` (uniform) says whether any bit may be. `lseLog2(i)` is LSE * log2(e) of register i.
 template <class Element, class Program, TileAxes kAxes, bool kHasSoftmax, bool kWantsWeights, int N, class Positions,

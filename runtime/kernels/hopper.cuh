@@ -76,6 +76,16 @@ __device__ __forceinline__ void copyBox(const TensorMapArgument &map, SharedBarr
                : "memory");
 }
 
+/// Where `isElected`, copies a box of shared memory to (column, row, head, batch); what lies beyond the tensor is left
+/// out. bulkCommit() follows. The condition is no branch: the compiler would serialise products around one.
+__device__ __forceinline__ void writeBoxIf(bool isElected, const TensorMapArgument &map, const void *source, int column,
+                                           int row, int head, int batch) {
+  asm volatile("{ .reg .pred elected; setp.ne.b32 elected, %6, 0;\n"
+               "@elected cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1]; }" ::"l"(&map),
+               "r"(sharedAddress(source)), "r"(column), "r"(row), "r"(head), "r"(batch), "r"((int)isElected)
+               : "memory");
+}
+
 /// Copies `bytes` (a multiple of 16, both ends 16-byte aligned) of global memory; they count on `barrier`.
 __device__ __forceinline__ void copyBytes(void *destination, const void *source, int bytes, SharedBarrier &barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

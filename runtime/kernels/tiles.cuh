@@ -101,6 +101,17 @@ template <bool kMayDescend> struct DirectedTileWalk {
 
   /// Steps to the next tile; false after the last.
   __device__ __forceinline__ bool next() {
+    if (!advance())
+      return false;
+    classes = classesOf(classes_, isPartial, words);
+    return true;
+  }
+  /// What `classes` are of a tile with these `isPartial` and `words`.
+  static __device__ __forceinline__ uint32 classesOf(const unsigned char *decided, bool isPartial, int words) {
+    return words >= 0 ? __ldg(decided + words) : isPartial ? kAllRows * kPartialTile : kAllRows * kFullTile;
+  }
+  /// Steps like next(), but leaves `classes` alone, which are in memory.
+  __device__ __forceinline__ bool advance() {
     if (kMayDescend && descends_ ? --tile < end_ : ++tile >= end_) {
       if (pendingBegin_ >= pendingEnd_)
         return false;
@@ -111,9 +122,7 @@ template <bool kMayDescend> struct DirectedTileWalk {
       wordsOfTile0_ = pendingWordsOfTile0_;
       fetch();
     }
-    bool isDecided = isPartial && classes_;
-    words = isDecided ? wordsOfTile0_ + tile : -1;
-    classes = isDecided ? __ldg(classes_ + words) : isPartial ? kAllRows * kPartialTile : kAllRows * kFullTile;
+    words = isPartial && classes_ ? wordsOfTile0_ + tile : -1;
     return true;
   }
   const RunArgument *next_, *last_;

@@ -159,13 +159,16 @@ TEST_F(CudaExecutableTest, TensorMapsCoverTheTensors) {
   CudaForwardTensors tensors = forwardTensors();
   Workspace workspace;
   ASSERT_TRUE((*executable)->forward(tensors, workspace.data(), kStream));
-  ASSERT_EQ(gpu.maps.size(), 3u);
+  ASSERT_EQ(gpu.maps.size(), 4u);
   EXPECT_EQ(gpu.maps[0].address, tensors.q.data);
   EXPECT_THAT(gpu.maps[0].sizes, ElementsAre(128, 300, 4, 2));
   EXPECT_THAT(gpu.maps[0].strides, ElementsAre(256, 300 * 256, 4 * 300 * 256));
   EXPECT_THAT(gpu.maps[0].box, ElementsAre(64, 64, 1, 1));
   EXPECT_THAT(gpu.maps[1].sizes, ElementsAre(128, 200, 2, 2));
   EXPECT_THAT(gpu.maps[1].box, ElementsAre(64, 128, 1, 1));
+  EXPECT_EQ(gpu.maps[3].address, tensors.o.data);
+  EXPECT_THAT(gpu.maps[3].sizes, ElementsAre(128, 300, 4, 2));
+  EXPECT_THAT(gpu.maps[3].box, ElementsAre(64, 16, 1, 1)) << "a warp writes its rows alone";
 }
 
 TEST_F(CudaExecutableTest, NoKeysStillWritesOutputs) {
