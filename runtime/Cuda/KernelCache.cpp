@@ -15,16 +15,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;
 constexpr std::string_view kName = "kernel cache";
 constexpr const char *kSourceFile = "kernel.cu", *kCubinFile = "kernel.cubin", *kResourcesFile = "resources.json";
+constexpr const char *kDigest = "sha256"; // the member of resources.json that vouches for the entry
 
 std::string_view bytesOf(const std::vector<char> &bytes) { return {bytes.data(), bytes.size()}; }
 
 Json toJson(const KernelSource &source, const KernelImage &image) {
   const TileConfig &tiles = image.tiles;
   return {{"format", kFormatVersion},
-          {"cubin_sha256", sha256(bytesOf(image.cubin))},
           {"source_key", source.key},
           {"function", image.functionName},
           {"architecture", image.architecture},
@@ -41,6 +41,15 @@ Json toJson(const KernelSource &source, const KernelImage &image) {
           {"static_shared_bytes", image.staticSharedBytes},
           {"warnings", image.warnings},
           {"log", image.log}};
+}
+
+/// The digest of an entry: its text, its machine code, and `resources` without the digest itself.
+std::string digestOf(std::string_view text, std::string_view cubin, const Json &resources) {
+  Sha256 digest;
+  digest.addField(text);
+  digest.addField(cubin);
+  digest.addField(resources.dump(-1, ' ', false, Json::error_handler_t::replace));
+  return digest.finish();
 }
 
 /// Reads typed members of a JSON object that may be damaged.
@@ -81,14 +90,12 @@ private:
   bool isGood_;
 };
 
-/// The image without its machine code, and the digest that the machine code must have.
-std::optional<KernelImage> fromJson(const std::string &text, std::string &cubinDigest) {
-  Json object = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+/// The image without its machine code.
+std::optional<KernelImage> fromJson(const Json &object) {
   Reader reader(object);
   KernelImage image;
   int format = 0;
   reader.number("format", format);
-  reader.text("cubin_sha256", cubinDigest);
   reader.text("function", image.functionName);
   reader.text("architecture", image.architecture);
   reader.number("tile_q", image.tiles.tileQ);
@@ -124,11 +131,18 @@ std::string KernelCache::defaultFolder(const EnvironmentLookup &environment) {
 std::optional<KernelImage> KernelCache::find(const std::string &key) const {
   std::optional<std::string> resources = disk_.read(key, kResourcesFile);
   std::optional<std::string> cubin = disk_.read(key, kCubinFile);
-  if (!resources || !cubin)
+  std::optional<std::string> text = disk_.read(key, kSourceFile);
+  if (!resources || !cubin || !text)
     return std::nullopt;
-  std::string digest;
-  std::optional<KernelImage> image = fromJson(*resources, digest);
-  if (!image || digest != sha256(*cubin))
+  Json object = Json::parse(*resources, nullptr, /*allow_exceptions=*/false);
+  const Json digest = object.is_object() ? object.value(kDigest, Json()) : Json();
+  if (!digest.is_string())
+    return std::nullopt;
+  object.erase(kDigest);
+  if (digest != digestOf(*text, *cubin, object))
+    return std::nullopt;
+  std::optional<KernelImage> image = fromJson(object);
+  if (!image)
     return std::nullopt;
   image->cubin.assign(cubin->begin(), cubin->end());
   disk_.touch(key);
@@ -136,7 +150,9 @@ std::optional<KernelImage> KernelCache::find(const std::string &key) const {
 }
 
 Status KernelCache::store(const std::string &key, const KernelSource &source, const KernelImage &image) const {
-  const std::string resources = toJson(source, image).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  Json object = toJson(source, image);
+  object[kDigest] = digestOf(source.text, bytesOf(image.cubin), object);
+  const std::string resources = object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   const DiskCache::File files[] = {
       {kSourceFile, source.text}, {kCubinFile, bytesOf(image.cubin)}, {kResourcesFile, resources}};
   return disk_.store(key, files, [&] { return !find(key); }, kName, "kernels are compiled anew in each process until it can");
@@ -150,8 +166,7 @@ std::vector<KernelCache::Entry> KernelCache::list() const {
       continue;
     Entry entry{.key = kept.key, .functionName = {}, .architecture = {}, .sizeInBytes = kept.sizeInBytes,
                 .lastUsed = kept.lastUsed};
-    std::string digest;
-    if (std::optional<KernelImage> image = fromJson(*resources, digest)) {
+    if (std::optional<KernelImage> image = fromJson(Json::parse(*resources, nullptr, /*allow_exceptions=*/false))) {
       entry.functionName = image->functionName;
       entry.architecture = image->architecture;
       entry.registers = image->registers;

@@ -15,8 +15,15 @@ constexpr int kBarrierBytes = 1024;   // barriers, messages and the work queue o
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
 // Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers.
 constexpr int kSpillsInRareCode = 512;
+// Masks are decided beside the accumulators only where no memory is left to do it once.
+constexpr int kSpillsOfMasks = 128;
+// Where the scores of arrays lie and how they are cut lives across the tiles, beside the accumulators: some words of it are
+// loaded back for each tile, among some two thousand instructions.
+constexpr int kSpillsOfScores = 512;
 // A warp of the mma_sync kernels holds all of its rows' accumulators; larger tiles are worth a few bytes.
 constexpr int kSpillsOfFullRegisters = 512;
+// Enough to decide masks that look into arrays without spills; left to itself the compiler stops at 64.
+constexpr int kRegistersToDecide = 128, kRegistersPerProcessor = 64 * 1024;
 constexpr int kWarpgroup = 128; // threads; a producer and a consumer per kConsumerRows in the wgmma kernels
 
 int roundUp(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -39,7 +46,11 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   tiles.tileKV = widest <= 128 || (spec.headDim <= 192 && spec.vHeadDim <= 128) ? 128 : widest <= 192 ? 112 : 80;
   tiles.stages = 2;
   tiles.threads = tiles.tileQ / kConsumerRows * kWarpgroup + kWarpgroup;
-  tiles.spillLimit = widest <= 64 ? kSpillsInRareCode : 0;
+  const bool mayReadArrays = spec.scoreForm == ScoreForm::Additive || spec.scoreForm == ScoreForm::Scaled;
+  tiles.spillLimit = widest <= 64                   ? kSpillsInRareCode
+                     : mayReadArrays                ? kSpillsOfScores
+                     : widest > 192 && spec.hasMask ? kSpillsOfMasks
+                                                    : 0;
   // O leaves through shared memory where there is room.
   int outputBytes = widest <= 128 ? panelBytes(tiles.tileQ, spec.vHeadDim) : 0;
   tiles.sharedBytes = panelBytes(tiles.tileQ, spec.headDim) + tiles.stages * pairBytes(tiles.tileKV, spec) +
@@ -92,6 +103,7 @@ TileConfig backwardQWgmma(const KernelSpec &spec) {
   tiles.tileKV = widest <= 128 ? 128 : widest <= 192 ? 64 : 48;
   tiles.stages = 2;
   tiles.threads = 3 * kWarpgroup;
+  tiles.spillLimit = spec.hasMask ? kSpillsOfMasks : 0;
   tiles.sharedBytes =
       pairBytes(tiles.tileQ, spec) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
   return tiles;
@@ -274,6 +286,9 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
   return {};
 }
 
+/// Blocks of the kernel that decides tiles that a processor has registers for.
+static int wordsBlocks(int threads) { return kRegistersPerProcessor / (kRegistersToDecide * threads); }
+
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles) {
   static constexpr const char *kPositionModes[] = {"Identity", "AffinePerTile", "Array"};
   bool isForward = spec.role == KernelRole::Forward;
@@ -310,9 +325,10 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n",
                       kernelTemplate(spec), hasMaps ? ", maps" : "");
   if (decidesTiles(spec)) {
-    text += fmt::format("extern \"C\" __global__ void __launch_bounds__({}) {}(\n{},\n"
+    text += fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) {}(\n{},\n"
                         "    const int *pairOf, int numSets) {{\n",
-                        wordsThreads(spec, tiles), wordsFunctionName(spec.role), parameters);
+                        wordsThreads(spec, tiles), wordsBlocks(wordsThreads(spec, tiles)),
+                        wordsFunctionName(spec.role), parameters);
     text += fmt::format("  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{}>(\n"
                         "      arguments, captures, pairOf, numSets);\n}}\n",
                         runsAlongKV(spec.role) ? "RowsAreKV" : "RowsAreQ");

@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -90,6 +91,35 @@ TEST_F(KernelCacheTest, DamagedCubinIsMissedAndReplaced) {
   ASSERT_TRUE(cache.store(key, source(), image('y')));
   ASSERT_TRUE(cache.find(key));
   EXPECT_EQ(cache.find(key)->cubin, image('y').cubin);
+}
+
+TEST_F(KernelCacheTest, LostOrDamagedTextIsMissedAndReplaced) {
+  KernelCache cache(folder);
+  std::string key = sha256("a");
+  const fs::path text = folder / key / "kernel.cu";
+  ASSERT_TRUE(cache.store(key, source(), image('x')));
+  std::ofstream(text) << "other text\n";
+  EXPECT_FALSE(cache.find(key));
+  fs::remove(text);
+  EXPECT_FALSE(cache.find(key));
+  ASSERT_TRUE(cache.store(key, source(), image('x')));
+  EXPECT_TRUE(cache.find(key));
+  EXPECT_TRUE(fs::exists(text));
+}
+
+TEST_F(KernelCacheTest, ReportWithAnotherNumberIsMissed) {
+  KernelCache cache(folder);
+  std::string key = sha256("a");
+  ASSERT_TRUE(cache.store(key, source(), image('x')));
+  const fs::path report = folder / key / "resources.json";
+  std::stringstream contents;
+  contents << std::ifstream(report).rdbuf();
+  std::string changed = contents.str();
+  const size_t threads = changed.find("\"threads\": 384");
+  ASSERT_NE(threads, std::string::npos);
+  changed.replace(threads, 14, "\"threads\": 256");
+  std::ofstream(report) << changed;
+  EXPECT_FALSE(cache.find(key));
 }
 
 TEST_F(KernelCacheTest, DamagedReportIsMissed) {
