@@ -13,10 +13,9 @@ constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
 constexpr int kBarrierBytes = 1024;   // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
-// Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers.
+// Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers or
+// of wide heads. Masks that read arrays are decided there only where no memory was left to do it once.
 constexpr int kSpillsInRareCode = 512;
-// Masks are decided beside the accumulators only where no memory is left to do it once.
-constexpr int kSpillsOfMasks = 128;
 // Where the scores of arrays lie and how they are cut lives across the tiles, beside the accumulators: some words of it are
 // loaded back for each tile, among some two thousand instructions.
 constexpr int kSpillsOfScores = 512;
@@ -49,7 +48,7 @@ TileConfig forwardWgmma(const KernelSpec &spec) {
   const bool mayReadArrays = spec.scoreForm == ScoreForm::Additive || spec.scoreForm == ScoreForm::Scaled;
   tiles.spillLimit = widest <= 64                   ? kSpillsInRareCode
                      : mayReadArrays                ? kSpillsOfScores
-                     : widest > 192 && spec.hasMask ? kSpillsOfMasks
+                     : widest > 128 && spec.hasMask ? kSpillsInRareCode
                                                     : 0;
   // O leaves through shared memory where there is room.
   int outputBytes = widest <= 128 ? panelBytes(tiles.tileQ, spec.vHeadDim) : 0;
@@ -103,7 +102,7 @@ TileConfig backwardQWgmma(const KernelSpec &spec) {
   tiles.tileKV = widest <= 128 ? 128 : widest <= 192 ? 64 : 48;
   tiles.stages = 2;
   tiles.threads = 3 * kWarpgroup;
-  tiles.spillLimit = spec.hasMask ? kSpillsOfMasks : 0;
+  tiles.spillLimit = spec.hasMask ? kSpillsInRareCode : 0;
   tiles.sharedBytes =
       pairBytes(tiles.tileQ, spec) + tiles.stages * pairBytes(tiles.tileKV, spec) + kBarrierBytes + kAlignmentSlack;
   return tiles;

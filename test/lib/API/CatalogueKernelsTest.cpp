@@ -78,7 +78,7 @@ TEST_P(CatalogueKernelsTest, StaysWithinItsRow) {
   auto source = std::find_if(sources->begin(), sources->end(),
                              [&](const KernelSource &each) { return each.spec.role == row.role; });
   ASSERT_NE(source, sources->end());
-  test::expectWithinRow(*source, **nvrtc, kSpillsOfFire);
+  test::expectWithinRow(*source, **nvrtc, source->tiles.spillLimit + kSpillsOfFire);
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, CatalogueKernelsTest, testing::ValuesIn(matrix()),

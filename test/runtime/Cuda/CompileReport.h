@@ -76,12 +76,12 @@ inline MachineCode machineCode(const std::vector<char> &cubin, const std::string
 }
 
 /// Compiles a row of the table and compares with what it promises: spills, no arrays in local memory, wgmma that is not
-/// serialised, and products by the instructions of its family. `spillsOfFunctor` bytes more may be spilled.
-inline void expectWithinRow(const KernelSource &source, const Nvrtc &nvrtc, int spillsOfFunctor) {
+/// serialised, and products by the instructions of its family. At most `spillLimit` bytes may be spilled.
+inline void expectWithinRow(const KernelSource &source, const Nvrtc &nvrtc, int spillLimit) {
   StatusOr<KernelImage> image = compileKernel(source, nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   EXPECT_THAT(image->warnings, testing::Each(testing::Not(testing::HasSubstr("C75")))) << "wgmma was serialised";
-  EXPECT_LE(image->spillBytes, source.tiles.spillLimit + spillsOfFunctor);
+  EXPECT_LE(image->spillBytes, spillLimit);
   const MachineCode code = machineCode(image->cubin, source.functionName);
   // Spills are all that goes through local memory.
   EXPECT_LE(code.localBytes, image->spillBytes) << "a local array";
