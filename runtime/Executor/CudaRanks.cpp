@@ -22,15 +22,21 @@ Status runOn(CudaExecutionDevice &device, Communicator &communicator, const Exec
 
 } // namespace
 
+Status checkGpuForEachRank(size_t numGpus, int32_t worldSize) {
+  if (int64_t(numGpus) >= worldSize)
+    return Status::ok();
+  return Status::unavailable(fmt::format("{} GPUs for {} ranks; NCCL needs a GPU for each, the transport 'threads' lets "
+                                         "ranks share one",
+                                         numGpus, worldSize));
+}
+
 Status runContextParallelCuda(const Schedule &forward, const Schedule *backward, const RankCall &call,
                               const CudaCall &cudaCall, const WholeTensors &tensors,
                               const std::vector<CudaMachine> &machines, CudaTransport transport,
                               const ExecutorOptions &options, std::vector<RunReport> *reports) {
   const int32_t worldSize = forward.worldSize;
-  if (machines.empty() || (transport == CudaTransport::Nccl && int32_t(machines.size()) < worldSize))
-    return Status::unavailable(fmt::format("{} GPUs for {} ranks; NCCL needs a GPU for each, the transport 'threads' lets "
-                                           "ranks share one",
-                                           machines.size(), worldSize));
+  if (machines.empty() || transport == CudaTransport::Nccl)
+    CPFLEX_RETURN_IF_ERROR(checkGpuForEachRank(machines.size(), worldSize));
   std::shared_ptr<const NcclLibrary> library;
   NcclPlace place{{}, 0, worldSize};
   if (transport == CudaTransport::Nccl) {

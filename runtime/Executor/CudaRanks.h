@@ -16,6 +16,9 @@ enum class CudaTransport : uint8_t {
   Nccl,   ///< NCCL; every rank needs a GPU of its own
 };
 
+/// Unavailable where there are fewer GPUs than ranks, of which NCCL wants one each.
+Status checkGpuForEachRank(size_t numGpus, int32_t worldSize);
+
 /// Runs all ranks as threads of this process, rank r on machines[r % machines.size()]: forward, then backward when
 /// `backward` is not null. With NCCL there must be as many machines as ranks. Reports as in runContextParallelHost.
 Status runContextParallelCuda(const Schedule &forward, const Schedule *backward, const RankCall &call,

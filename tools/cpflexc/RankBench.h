@@ -1,4 +1,4 @@
-// How long does one call take when ranks that are threads share it?
+// How long does one call take when ranks that are threads share it, on the CPU or on GPUs?
 #pragma once
 
 #include "tools/cpflexc/AttentionCall.h"
@@ -8,7 +8,8 @@
 namespace cpflex {
 
 /// Plans the call for options.ranks threads of this process, runs it `repetitions` times after a first one, and adds what
-/// the slowest rank took and what the plan costs to `json`. InvalidArgument for another transport or device.
+/// the slowest rank took, what of it no rank computed, and what the plan costs to `json`. Throws CommandLineFault for the
+/// transport between processes.
 Status benchRanks(const Options &options, AttentionCall &call, int repetitions, nlohmann::ordered_json &json);
 
 } // namespace cpflex

@@ -3,12 +3,14 @@
 
 #include "runtime/Comm/MpiCommunicator.h"
 #include "runtime/Comm/Rendezvous.h"
+#include "runtime/Comm/ThreadsCommunicator.h"
 #include "runtime/Executor/CudaRanks.h"
 
 #include <fmt/format.h>
 
 #include <cstring>
 #include <optional>
+#include <thread>
 
 namespace cpflex {
 
@@ -63,20 +65,26 @@ StatusOr<CudaCall> cudaCallOf(const AttentionCall &call) {
 }
 
 /// The GPUs of this process: the one that the options name, or all.
-StatusOr<std::vector<CudaMachine>> machinesOf(const Options &options) {
+StatusOr<std::vector<int32_t>> gpusOf(const Options &options) {
   int index = 0;
   isCuda(options, index);
-  std::vector<int> indices = {index};
-  if (options.device == "cuda") {
-    const CudaDeviceList list = listCudaDevices();
-    if (list.devices.empty())
-      return Status::unavailable(list.whyNone);
-    indices.clear();
-    for (const CudaDeviceDescription &device : list.devices)
-      indices.push_back(device.index);
-  }
+  if (options.device != "cuda")
+    return std::vector<int32_t>{index};
+  const CudaDeviceList list = listCudaDevices();
+  if (list.devices.empty())
+    return Status::unavailable(list.whyNone);
+  std::vector<int32_t> gpus;
+  for (const CudaDeviceDescription &device : list.devices)
+    gpus.push_back(device.index);
+  return gpus;
+}
+
+StatusOr<std::vector<CudaMachine>> machinesOf(const Options &options) {
+  StatusOr<std::vector<int32_t>> gpus = gpusOf(options);
+  if (!gpus)
+    return gpus.status();
   std::vector<CudaMachine> machines;
-  for (int each : indices) {
+  for (int32_t each : *gpus) {
     StatusOr<CudaMachine> machine = CudaMachine::open(each);
     if (!machine)
       return machine.status();
@@ -190,6 +198,46 @@ Status runMpiProcess(const Options &options, AttentionCall &call, bool &isWriter
 }
 
 } // namespace
+
+StatusOr<std::vector<std::shared_ptr<Communicator>>> openRankGroup(const Options &options, int32_t worldSize) {
+  int index = 0;
+  std::vector<std::shared_ptr<Communicator>> group(static_cast<size_t>(worldSize));
+  if (!isCuda(options, index)) {
+    // Each end holds the group with it.
+    struct End {
+      std::shared_ptr<ThreadsHub> hub;
+      ThreadsCommunicator communicator;
+    };
+    auto hub = std::make_shared<ThreadsHub>(worldSize);
+    for (int32_t rank = 0; rank < worldSize; ++rank) {
+      auto end = std::make_shared<End>(End{hub, ThreadsCommunicator(*hub, rank)});
+      group[size_t(rank)] = {end, &end->communicator};
+    }
+    return group;
+  }
+  StatusOr<std::vector<int32_t>> gpus = gpusOf(options);
+  if (!gpus)
+    return gpus.status();
+  if (options.transport != "nccl")
+    return openCudaThreads(worldSize, *gpus);
+  CPFLEX_RETURN_IF_ERROR(checkGpuForEachRank(gpus->size(), worldSize));
+  StatusOr<NcclId> id = newNcclId();
+  if (!id)
+    return id.status();
+  std::vector<Status> statuses(static_cast<size_t>(worldSize));
+  std::vector<std::thread> threads; // all ranks join at the same time
+  for (int32_t rank = 0; rank < worldSize; ++rank)
+    threads.emplace_back([&, rank] {
+      auto end = openNcclCommunicator(*id, rank, worldSize, (*gpus)[size_t(rank)], options.deadlineSeconds);
+      statuses[size_t(rank)] = end.status();
+      if (end)
+        group[size_t(rank)] = *end;
+    });
+  for (std::thread &thread : threads)
+    thread.join();
+  CPFLEX_RETURN_IF_ERROR(firstFailure(statuses));
+  return group;
+}
 
 void checkTransport(const Options &options) {
   int index = 0;

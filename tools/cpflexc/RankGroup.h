@@ -3,7 +3,9 @@
 
 #include "tools/cpflexc/AttentionCall.h"
 
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace cpflex {
 
@@ -13,5 +15,9 @@ void checkTransport(const Options &options);
 /// Plans and runs the call by all ranks of the group, or by the rank of this process, and writes the trace when `trace` is
 /// not empty. `isWriter` says whether this process holds the results.
 Status runRanks(const Options &options, const std::string &trace, AttentionCall &call, bool &isWriter);
+
+/// The ends of a group of `worldSize` threads of this process: on the CPU, or on the GPUs that the options name, over
+/// copies or NCCL.
+StatusOr<std::vector<std::shared_ptr<Communicator>>> openRankGroup(const Options &options, int32_t worldSize);
 
 } // namespace cpflex
