@@ -332,6 +332,8 @@ cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tens
   });
 }
 
+int64_t cpflex_rank_device_bytes(const cpflex_rank *rank) { return rank ? rank->rank->deviceMemoryInBytes() : 0; }
+
 cpflex_traffic cpflex_rank_traffic(const cpflex_rank *rank, const char *purpose, int32_t peer) {
   cpflex_traffic traffic{};
   if (!rank)

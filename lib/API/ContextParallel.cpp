@@ -303,6 +303,8 @@ Status RankExecutable::backward(const BackwardCallTensors &shards, void *stream)
   return status;
 }
 
+int64_t RankExecutable::deviceMemoryInBytes() const { return state_->cuda ? state_->cuda->heldInBytes() : 0; }
+
 RunReport RankExecutable::report() const {
   RunReport report = state_->report;
   report.events = state_->forwardEvents;

@@ -650,6 +650,10 @@ CPFLEX_EXPORT void cpflex_rank_free(cpflex_rank *rank);
 CPFLEX_EXPORT cpflex_error *cpflex_rank_forward(cpflex_rank *rank, const cpflex_forward_tensors *shards, void *stream);
 CPFLEX_EXPORT cpflex_error *cpflex_rank_backward(cpflex_rank *rank, const cpflex_backward_tensors *shards, void *stream);
 
+/** Bytes of device memory that it holds between calls, known after the first: tables of its masks and the captures that were
+ * copied there. 0 on the CPU. */
+CPFLEX_EXPORT int64_t cpflex_rank_device_bytes(const cpflex_rank *rank);
+
 /** What all calls of a rank sent and received so far. */
 typedef struct cpflex_traffic {
   int64_t messages_sent, bytes_sent, messages_received, bytes_received;

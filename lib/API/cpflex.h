@@ -416,6 +416,10 @@ public:
   /// arrays in host memory, and complete when the call returns.
   Status backward(const BackwardCallTensors &shards, void *stream = nullptr);
 
+  /// Bytes of device memory that it holds between calls, known after the first: tables of its masks and the captures that
+  /// were copied there. 0 on the CPU.
+  int64_t deviceMemoryInBytes() const;
+
   /// Messages and bytes by purpose and peer of all passes so far, the most memory held, and the spans of the last forward
   /// and the last backward pass where their times were noted, which toTraceJson prints.
   RunReport report() const;

@@ -238,6 +238,7 @@ FUNCTIONS = {
     "rank_forward": ("error", [pointer, ctypes.POINTER(ForwardTensors), pointer]),
     "rank_backward": ("error", [pointer, ctypes.POINTER(BackwardTensors), pointer]),
     "rank_traffic": (Traffic, [pointer, text, i32]),
+    "rank_device_bytes": (i64, [pointer]),
     "rank_peak_bytes": (i64, [pointer]),
     "ranks_trace": ("error", [ctypes.POINTER(pointer), size, out]),
 }

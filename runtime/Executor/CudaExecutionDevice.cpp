@@ -331,6 +331,9 @@ StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, 
   StatusOr<std::shared_ptr<CudaExecutable>> executable = CudaExecutable::bind(*compiled, problem, compute_);
   if (!executable)
     return executable.status();
+  if (const auto *replaced = static_cast<const BoundCompute *>(compute.deviceState.get()))
+    boundInBytes_ -= replaced->executable->sizeInBytes();
+  boundInBytes_ += (*executable)->sizeInBytes();
   auto state = std::make_shared<BoundCompute>(BoundCompute{*executable, captureGradients});
   compute.deviceState = state;
   return state->executable.get();

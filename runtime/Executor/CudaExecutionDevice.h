@@ -98,6 +98,10 @@ public:
   double secondsAt(int64_t mark) const override;
   void forgetMarks() override { marks_.clear(); }
 
+  /// Bytes that it holds on the GPU as long as it lives, or until computes are bound anew: captures that were copied, tables
+  /// of masks. Nothing of the port's pool.
+  int64_t heldInBytes() const { return copies_.sizeInBytes() + boundInBytes_; }
+
   /// Everything the kernel cache could not do, for one warning to the user.
   const std::vector<std::string> &warnings() const { return warnings_; }
 
@@ -133,6 +137,7 @@ private:
   Bindings bindings_;
   bool hasBindings_ = false;
   const float *sink_ = nullptr; ///< device memory
+  int64_t boundInBytes_ = 0;    ///< of the computes that were bound
   void *zeros_ = nullptr;       ///< one row of zeros
   std::shared_ptr<RankPrograms> programs_;
   std::vector<std::string> warnings_;

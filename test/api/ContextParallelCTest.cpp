@@ -277,6 +277,7 @@ TEST(ContextParallelC, ARankWithoutTokensNeedsNoMemory) {
   const Rank rank(made_rank);
   const cpflex_forward_tensors forward{};
   EXPECT_EQ(message(cpflex_rank_forward(rank.get(), &forward, nullptr)), "");
+  EXPECT_EQ(cpflex_rank_device_bytes(rank.get()), 0) << "on the CPU";
   const cpflex_backward_tensors backward{};
   EXPECT_EQ(message(cpflex_rank_backward(rank.get(), &backward, nullptr)), "");
 }

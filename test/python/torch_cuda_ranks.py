@@ -199,6 +199,8 @@ class CudaRanks(unittest.TestCase):
             for scale in (None, 0.5, None):  # two calls that differ, the first one again
                 found.append(both_passes(lambda q, k, v: cp.attention(
                     q, k, v, layout, group, block_mask=mask, scale=scale, enable_gqa=True, return_lse=True), x))
+            held = [rank.device_bytes() for rank in _planned.ends_of(group).ranks]
+            assert len(held) == 2 and min(held) > 0, f"bytes that ranks hold on the GPU are {held}"
             return found
 
         for first, _, again in on_threads(2, layers):

@@ -11,6 +11,7 @@ import weakref
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch._subclasses import FakeTensorMode
 
 from cpflex import context_parallel as native, torch as ours
 from cpflex.torch import _calls, _planned, context_parallel as cp
@@ -222,6 +223,12 @@ def check_style_and_refusals(rank, world_size):
     out = cp.unshard(module(*parts, block_mask=mask), 2, layout, mesh)
     torch.testing.assert_close(out, ours.flex_attention(*whole, block_mask=mask), atol=1e-5, rtol=1e-5)
 
+    compiled = torch.compile(lambda *parts: module(*parts, block_mask=mask) * 2, backend="aot_eager")
+    torch.testing.assert_close(compiled(*parts), module(*parts, block_mask=mask) * 2)
+    with FakeTensorMode():
+        fake = cp.attention(*[torch.empty(1, 2, 128, 16) for _ in range(3)], layout, mesh, block_mask=mask)
+    assert fake.shape == (1, 2, 128, 16)
+
     short = ours.create_block_mask(causal, None, None, 128, 128)
     listed = ours.create_block_mask(causal, None, None, 256, 256)
     listed.has_own_tiles = True
@@ -285,7 +292,7 @@ class Ranks(unittest.TestCase):
         self.run_ranks(4, check_subgroups)
 
     def test_parallel_style_and_refusals(self):
-        """Covers: ParallelStyle for parallelize_module."""
+        """Covers: ParallelStyle for parallelize_module, compiled code around ranks."""
         self.run_ranks(2, check_style_and_refusals)
 
     def test_captures(self):

@@ -81,6 +81,10 @@ class Executable:
         self.workspace_bytes = [lib.executable_workspace_bytes(self.address, 0),
                                 lib.executable_workspace_bytes(self.address, 1) if needs_backward else 0]
 
+    def held_bytes(self):
+        """What is kept with it, ranks included."""
+        return self.kept_bytes + sum(rank.device_bytes() for *_, rank in self.ranks.values())
+
     def order(self, tensor):
         """Lets calls on another stream than this was made on wait for its tables. While a graph is captured nothing is
         waited for: capturing asks for a call before it, and for its end."""
@@ -141,7 +145,7 @@ class Call:
         found = self.executables[key] = Executable(self, q, k, v, captures, needs_backward)
         self.executables.move_to_end(key)
         while len(self.executables) > 1 and (len(self.executables) > MAX_EXECUTABLES or sum(
-                each.kept_bytes for each in self.executables.values()) > MAX_KEPT_BYTES):
+                each.held_bytes() for each in self.executables.values()) > MAX_KEPT_BYTES):
             self.executables.popitem(last=False)
         return found
 

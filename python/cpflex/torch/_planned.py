@@ -142,6 +142,9 @@ class CallRank(_native.Rank):
     def close(self):
         self._handle = None
 
+    def device_bytes(self):
+        return 0 if self._handle is None else _program.library().rank_device_bytes(self._handle.address)
+
     def _run(self, run_pass, tensors, stream=None):
         if self._handle is None:
             raise RuntimeError("the process group of this call is destroyed; its gradients need it")

@@ -181,6 +181,7 @@ def unshard(tensor, dim, layout, group=None):
     return whole.movedim(0, dim).contiguous()
 
 
+@torch.compiler.disable  # ranks meet on the host, so compiled code has a graph before the call and one behind it
 def attention(query, key, value, layout, group=None, *, score_mod=None, block_mask=None, scale=None, enable_gqa=False,
               return_lse=False, deadline_seconds=60):
     """`flex_attention` of shards [B, H, S of this rank, D] over a process group or a mesh of one dimension, or over a
