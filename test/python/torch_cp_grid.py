@@ -1,6 +1,6 @@
 """The cases of PyTorch's own tests of context parallelism (its test_attention.py: RingAttentionTest, CPFlexAttentionTest,
-TestCPCustomOps, TestSharding) over cpflex.torch.context_parallel, with what PyTorch's context parallelism gives for the same
-tensors beside ours:
+TestCPCustomOps, TestContextParallelStyle, TestSharding) over cpflex.torch.context_parallel, with what PyTorch's context
+parallelism gives for the same tensors beside ours:
 
     torchrun --nproc-per-node 2 test/python/torch_cp_grid.py              two GPUs, NCCL
     torchrun --nproc-per-node 2 test/python/torch_cp_grid.py --small      short sequences; without GPUs over gloo
@@ -370,6 +370,25 @@ def check_operators(grid):
         grid.case(f"operators{' with gradients' if needs_gradient else ''}", run, beside)
 
 
+# TestContextParallelStyle
+
+
+def check_style(grid):
+    length = 64 * grid.world_size
+    layout = cp.Layout.head_tail(length, grid.world_size)
+    mask = ours.create_block_mask(causal, None, None, length, length, grid.device)
+    parts = [cp.shard(tensor, 2, layout, grid.mesh) for tensor in grid.tensors(2, length, grid.types[0])[:3]]
+    q, k, v = parts
+    expected = cp.attention(*parts, layout, grid.mesh, block_mask=mask)
+    module = parallelize_module(cp.FlexAttention(), grid.mesh, cp.ContextParallel(layout))
+    for name, call in (("positional", lambda: module(q, k, v, None, mask)),
+                       ("keywords", lambda: module(query=q, key=k, value=v, block_mask=mask)),
+                       ("value by keyword", lambda: module(q, k, value=v, block_mask=mask)),
+                       ("key and value by keyword", lambda: module(q, key=k, value=v, score_mod=None, block_mask=mask)),
+                       ("mask by keyword", lambda: module(q, k, v, block_mask=mask))):
+        grid.case(f"style, {name}", lambda: ("equal", torch.equal(call(), expected)))
+
+
 # TestSharding
 
 
@@ -416,7 +435,7 @@ def main():
     their_attention._compiled_create_block_mask = pytorch.create_block_mask
     if not grid.is_cuda:
         pytorch._validate_device = lambda *tensors: None  # PyTorch refuses gradients on the CPU, its plain way has them
-    for check in (check_sharding, check_causal_steps, check_operators, check_flex_causal, check_flex_documents, check_ring):
+    for check in (check_sharding, check_causal_steps, check_operators, check_style, check_flex_causal, check_flex_documents, check_ring):
         check(grid)
     grid.say(f"{grid.num_right + grid.num_wrong} cases on {grid.world_size} ranks ({grid.device.type}): {grid.num_right} right, "
              f"{grid.num_wrong} wrong; PyTorch ran {grid.num_beside} of them; {time.monotonic() - grid.begin:.0f} s")

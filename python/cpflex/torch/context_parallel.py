@@ -224,8 +224,8 @@ def planned(query, key, value, layout, group=None, *, score_mod=None, block_mask
 class FlexAttention(torch.nn.Module):
     """`flex_attention` as a module, so that a ParallelStyle can find it."""
 
-    def forward(self, query, key, value, **keywords):
-        return _flex.flex_attention(query, key, value, **keywords)
+    def forward(self, query, key, value, score_mod=None, block_mask=None, scale=None, enable_gqa=False, return_lse=False):
+        return _flex.flex_attention(query, key, value, score_mod, block_mask, scale, enable_gqa, return_lse)
 
 
 class ContextParallel(ParallelStyle):
@@ -240,8 +240,9 @@ class ContextParallel(ParallelStyle):
             raise TypeError(f"the module is a '{type(module).__name__}'; expected a FlexAttention")
         group, _ = _rank_in(self.layout, device_mesh)
 
-        def forward(query, key, value, **keywords):
-            return attention(query, key, value, self.layout, group, **keywords)
+        def forward(query, key, value, score_mod=None, block_mask=None, scale=None, enable_gqa=False, return_lse=False):
+            return attention(query, key, value, self.layout, group, score_mod=score_mod, block_mask=block_mask, scale=scale,
+                             enable_gqa=enable_gqa, return_lse=return_lse)
 
         module.forward = forward
         return module
