@@ -84,13 +84,13 @@ class Grid:
         return [torch.randn(batch, HEADS, length, COLUMNS, generator=generator).to(self.device, dtype) for _ in range(4)]
 
 
-def reference(tensors, allowed):
-    """Attention and its gradients written out in float32; `allowed` is [batch or 1, S, S]."""
+def reference(tensors, allowed, bias=0.0):
+    """Attention and its gradients written out in float32; `allowed` is [batch or 1, S, S], `bias` is added to scores."""
     found = []
     for row in range(tensors[0].shape[0]):
         q, k, v, d_out = (tensor[row].float() for tensor in tensors)
         scale = q.shape[2] ** -0.5
-        scores = (q @ k.transpose(1, 2)).mul_(scale)
+        scores = (q @ k.transpose(1, 2)).mul_(scale).add_(bias)
         scores.masked_fill_(~allowed[row % len(allowed)], -torch.inf)
         lse = scores.logsumexp(-1)
         p = (scores - lse[..., None]).exp_()
@@ -113,18 +113,19 @@ def is_right(found, dtype, names=NAMES):
     return all(error <= (LSE_TOLERANCE if name == "lse" else TOLERANCES[dtype]) for name, error in zip(names, found))
 
 
-def run_ours(grid, tensors, layout, block_mask, is_forward_only=False):
+def run_ours(grid, tensors, layout, block_mask, is_forward_only=False, score_mod=None, mesh=None):
     """(the five whole tensors, the rank that computed this process's part)."""
-    q, k, v, d_out = (cp.shard(tensor, 2, layout, grid.mesh) for tensor in tensors)
+    mesh = grid.mesh if mesh is None else mesh
+    q, k, v, d_out = (cp.shard(tensor, 2, layout, mesh) for tensor in tensors)
     for tensor in (q, k, v):
         tensor.requires_grad_(not is_forward_only)
-    out, lse = cp.attention(q, k, v, layout, grid.mesh, block_mask=block_mask, return_lse=True)
+    out, lse = cp.attention(q, k, v, layout, mesh, score_mod=score_mod, block_mask=block_mask, return_lse=True)
     parts = [out.detach(), lse.detach()]
     if not is_forward_only:
         out.backward(d_out)
         parts += [q.grad, k.grad, v.grad]
-    rank = _planned.rank_of(q, k, v, layout, grid.mesh.get_group(), None, block_mask, None, 60)
-    return [cp.unshard(part, 2, layout, grid.mesh) for part in parts], rank
+    rank = _planned.rank_of(q, k, v, layout, mesh.get_group(), score_mod, block_mask, None, 60)
+    return [cp.unshard(part, 2, layout, mesh) for part in parts], rank
 
 
 def causal(b, h, q, kv):
@@ -263,7 +264,7 @@ def check_causal_steps(grid):
 # CPFlexAttentionTest
 
 
-def their_flex(grid, tensors, mask_mod, batch, balancer_of):
+def their_flex(grid, tensors, mask_mod, batch, balancer_of, score_mod=None):
     length = tensors[0].shape[2]
     mask = pytorch.create_block_mask(mask_mod, batch, 1, length, length, device=grid.device)
     balancer = balancer_of(mask)
@@ -273,7 +274,7 @@ def their_flex(grid, tensors, mask_mod, batch, balancer_of):
     module = parallelize_module(
         Attend(pytorch.flex_attention), grid.mesh,
         theirs._ContextParallel(seq_dim=2, attention_type=theirs._ContextParallel.AttentionType.FLEX))
-    out, lse = module(q, k, v, block_mask=mask, return_lse=True)
+    out, lse = module(q, k, v, score_mod=score_mod, block_mask=mask, return_lse=True)
     out.backward(d_out)
     torch._dynamo.reset()
     return theirs.context_parallel_unshard(grid.mesh, [out.detach(), lse.detach(), q.grad, k.grad, v.grad], [2] * 5, balancer)
@@ -345,6 +346,59 @@ def check_flex_documents(grid):
                 allowed = causal_pairs(grid, length) & (ids[:, :, None] == ids[:, None])
                 flex_case(grid, f"flex documents B={batch} S={length} {name}", length, batch, mask_mod, allowed, batch,
                           grid.types[:1], layout_of, balancer_of)
+
+
+# What PyTorch's tests leave out
+
+
+def check_scores(grid):
+    """Scores over positions, with the gradient of what they capture. PyTorch's see positions in the shards."""
+    length = 512
+    tensors = grid.tensors(2, length, grid.types[0])
+    slopes = torch.exp2(-torch.arange(1.0, HEADS + 1, device=grid.device)).requires_grad_()
+    places = torch.arange(length, device=grid.device)
+    bias = (places - places[:, None]).float() * slopes.detach()[:, None, None]
+    expected = reference(tensors, causal_pairs(grid, length), bias)
+
+    def alibi(score, b, h, q, kv):
+        return score + slopes[h] * (kv - q)
+
+    def run():
+        mask = ours.create_block_mask(causal, None, None, length, length, grid.device)
+        found = errors(run_ours(grid, tensors, cp.Layout.head_tail(length, grid.world_size), mask, score_mod=alibi)[0],
+                       expected)
+        sums = [torch.empty_like(slopes.grad) for _ in range(grid.world_size)]
+        dist.all_gather(sums, slopes.grad)
+        is_one = all(torch.equal(each, sums[0]) for each in sums)
+        # On one device, of the same tensors.
+        mine, slopes.grad = slopes.grad, None
+        q, k, v = (tensor.clone().requires_grad_() for tensor in tensors[:3])
+        ours.flex_attention(q, k, v, score_mod=alibi, block_mask=mask).backward(tensors[3])
+        apart = float((mine - slopes.grad).abs().max() / slopes.grad.abs().max())
+        return f"{shown(found)} slopes {apart:.1e}", is_right(found, grid.types[0]) and is_one and apart < 0.02
+
+    def beside():
+        balancer = theirs._HeadTailLoadBalancer(length, grid.world_size, grid.device)
+        frozen = slopes.detach()
+        return shown(errors(their_flex(grid, tensors, causal, None, lambda mask: balancer,
+                                       lambda score, b, h, q, kv: score + frozen[h] * (kv - q)), expected))
+
+    grid.case("flex causal S=512 head-tail with ALiBi", run, beside)
+
+
+def check_meshes(grid):
+    """The sequence over one dimension of a larger mesh."""
+    length = 300
+    tensors = grid.tensors(2, length, grid.types[0])
+    expected = reference(tensors, causal_pairs(grid, length))
+    for sizes in ((1, grid.world_size), (grid.world_size, 1)):
+        def run():
+            mesh = dist.init_device_mesh(grid.device.type, sizes, mesh_dim_names=("dp", "cp"))["cp"]
+            mask = ours.create_block_mask(causal, None, None, length, length, grid.device)
+            found = errors(run_ours(grid, tensors, cp.Layout.head_tail(length, mesh.size()), mask, mesh=mesh)[0], expected)
+            return shown(found), is_right(found, grid.types[0])
+
+        grid.case(f"a mesh of {sizes[0]} x {sizes[1]}, sequence over the second", run)
 
 
 # TestCPCustomOps
@@ -435,7 +489,8 @@ def main():
     their_attention._compiled_create_block_mask = pytorch.create_block_mask
     if not grid.is_cuda:
         pytorch._validate_device = lambda *tensors: None  # PyTorch refuses gradients on the CPU, its plain way has them
-    for check in (check_sharding, check_causal_steps, check_operators, check_style, check_flex_causal, check_flex_documents, check_ring):
+    for check in (check_sharding, check_causal_steps, check_operators, check_style, check_scores, check_meshes,
+                  check_flex_causal, check_flex_documents, check_ring):
         check(grid)
     grid.say(f"{grid.num_right + grid.num_wrong} cases on {grid.world_size} ranks ({grid.device.type}): {grid.num_right} right, "
              f"{grid.num_wrong} wrong; PyTorch ran {grid.num_beside} of them; {time.monotonic() - grid.begin:.0f} s")
