@@ -201,11 +201,8 @@ def check_ring(grid):
         layout = (cp.Layout.head_tail if is_balanced else cp.Layout.contiguous)(length, grid.world_size)
         found, rank = run_ours(grid, tensors, layout, mask, is_forward_only)
         plan = rank.plan
-        sent = sum(plan.rank_numbers(grid.rank, which)["bytes_sent"] for which in ((0,) if is_forward_only else (0, 1)))
-        counted = rank.traffic()
-        most = grid.world_size - 1
-        # The rank serves both kinds of call in turn: forward alone, then forward and backward.
-        if is_forward_only:
+        sent, counted, most = plan.rank_numbers(grid.rank)["bytes_sent"], rank.traffic(), grid.world_size - 1
+        if is_forward_only:  # which comes first; a rank counts all of its calls
             assert counted["bytes_sent"] == sent, f"{counted['bytes_sent']} bytes left rank {grid.rank}; the plan says {sent}"
             received = rank.traffic("kv")["messages_received"]
             assert received <= most, f"{received} messages of keys; expected at most {most}"
@@ -372,8 +369,7 @@ def check_scores(grid):
         is_one = all(torch.equal(each, sums[0]) for each in sums)
         # On one device, of the same tensors.
         mine, slopes.grad = slopes.grad, None
-        q, k, v = (tensor.clone().requires_grad_() for tensor in tensors[:3])
-        ours.flex_attention(q, k, v, score_mod=alibi, block_mask=mask).backward(tensors[3])
+        ours.flex_attention(*tensors[:3], score_mod=alibi, block_mask=mask).backward(tensors[3])
         apart = float((mine - slopes.grad).abs().max() / slopes.grad.abs().max())
         return f"{shown(found)} slopes {apart:.1e}", is_right(found, grid.types[0]) and is_one and apart < 0.02
 
@@ -485,7 +481,7 @@ def main():
     parser.add_argument("--small", action="store_true", help="short sequences")
     warnings.simplefilter("ignore")
     grid = Grid(parser.parse_args().small)
-    # PyTorch's masks are made, and its attention runs, without its compiler, which would take minutes for the grid.
+    # PyTorch's masks and attention do without its compiler, which would take minutes for the grid.
     their_attention._compiled_create_block_mask = pytorch.create_block_mask
     if not grid.is_cuda:
         pytorch._validate_device = lambda *tensors: None  # PyTorch refuses gradients on the CPU, its plain way has them
