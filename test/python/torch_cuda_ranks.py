@@ -1,5 +1,6 @@
 # Attention of ranks on a GPU through the Python package: ranks are threads of this process that share GPU 0, or one rank
 # through NCCL. Outputs, log-sum-exp and gradients against one device in float32. More than one GPU: torch_cp_grid.py.
+import gc
 import threading
 import unittest
 
@@ -223,6 +224,21 @@ class CudaRanks(unittest.TestCase):
             return cp.attention(*x, layout, group, enable_gqa=True) * 1
 
         self.compare("out", unsharded(on_threads(2, late), layout), expected, torch.bfloat16)
+
+    def test_groups_come_and_go(self):
+        layout, whole = cp.Layout.head_tail(LENGTH, 2), whole_tensors(torch.bfloat16)
+
+        def forward(group):
+            return cp.attention(*[cp.shard(tensor, 2, layout, group) for tensor in whole[:3]], layout, group,
+                                enable_gqa=True)
+
+        free = []
+        for _ in range(12):
+            del on_threads(2, forward)[:]
+            gc.collect()
+            torch.cuda.synchronize()
+            free.append(torch.cuda.mem_get_info()[0])
+        self.assertGreaterEqual(free[-1], free[1] - (16 << 20), "what groups left on the GPU")
 
     def test_one_rank_through_nccl(self):
         try:
