@@ -41,9 +41,9 @@ StatusOr<std::shared_ptr<const CudaProgram>> CudaPrograms::program(const CudaMac
   return *created;
 }
 
-std::shared_ptr<RankPrograms> CudaPrograms::rankPrograms(int deviceIndex, const std::string &text) {
+std::shared_ptr<RankPrograms> CudaPrograms::rankPrograms(const std::string &text) {
   std::lock_guard lock(mutex_);
-  std::shared_ptr<RankPrograms> &programs = rankPrograms_[{deviceIndex, text}];
+  std::shared_ptr<RankPrograms> &programs = rankPrograms_[text];
   if (!programs)
     programs = std::make_shared<RankPrograms>();
   return programs;

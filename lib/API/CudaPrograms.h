@@ -23,8 +23,8 @@ public:
   StatusOr<std::shared_ptr<const CudaProgram>> program(const CudaMachine &machine, const DeviceFunctions &functions,
                                                        const CudaProgramOptions &options, const Log &log);
 
-  /// Those of context-parallel ranks on a GPU for a functor of this text.
-  std::shared_ptr<RankPrograms> rankPrograms(int deviceIndex, const std::string &text);
+  /// Those of context-parallel ranks for a functor of this text.
+  std::shared_ptr<RankPrograms> rankPrograms(const std::string &text);
 
 private:
   /// Device, functor and everything of the options that decides the kernels.
@@ -33,7 +33,7 @@ private:
   std::mutex mutex_;
   std::map<int, CudaMachine> machines_;
   std::map<Key, std::shared_ptr<const CudaProgram>> programs_;
-  std::map<std::pair<int, std::string>, std::shared_ptr<RankPrograms>> rankPrograms_; ///< by GPU and functor
+  std::map<std::string, std::shared_ptr<RankPrograms>> rankPrograms_; ///< by functor
 };
 
 } // namespace cpflex

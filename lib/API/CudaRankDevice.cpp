@@ -23,7 +23,7 @@ StatusOr<std::unique_ptr<CudaExecutionDevice>> openRankDevice(const Executable &
   if (!functions)
     return functions.status();
   CudaCall call;
-  call.programs = programs.rankPrograms(index, functions->text);
+  call.programs = programs.rankPrograms(functions->text);
   call.functions = std::move(*functions);
   call.bindings = &loaded.binding->bindings();
   call.onDevice = capturesOnDevice(*loaded.program, *loaded.binding, index);

@@ -281,11 +281,12 @@ Status CudaExecutionDevice::finishBefore(cuda::Stream stream) {
 
 StatusOr<std::shared_ptr<const PartialRowKernels>> RankPrograms::rowKernels(const CudaMachine &machine) {
   std::lock_guard lock(mutex_);
-  if (rowKernels_)
-    return rowKernels_;
+  std::shared_ptr<const PartialRowKernels> &kernels = rowKernels_[machine.device->description().index];
+  if (kernels)
+    return kernels;
   auto created = PartialRowKernels::create(machine);
   if (created)
-    rowKernels_ = *created;
+    kernels = *created;
   return created;
 }
 
@@ -293,7 +294,10 @@ StatusOr<std::shared_ptr<const CudaProgram>> RankPrograms::get(const CudaMachine
                                                                const DeviceFunctions &functions,
                                                                const CudaProgramOptions &options,
                                                                std::vector<std::string> &warnings) {
-  const auto isSame = [&](const auto &entry) { return entry.first == options; };
+  const auto isSame = [&](const auto &entry) {
+    return entry.first == options &&
+           entry.second->device().description().index == machine.device->description().index;
+  };
   // Ranks that ask for the same program wait for the first of them.
   std::lock_guard lock(mutex_);
   if (auto found = std::find_if(programs_.begin(), programs_.end(), isSame); found != programs_.end())

@@ -9,6 +9,7 @@
 #include "runtime/Executor/ExecutionDevice.h"
 #include "runtime/contract/DeviceFunctions.h"
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,7 +35,7 @@ private:
   cuda::Module module_ = nullptr;
 };
 
-/// The kernels of the ranks on one GPU for one functor, kept from call to call and shared by them. Thread safe.
+/// The kernels of ranks for one functor, by GPU, kept from call to call and shared by them. Thread safe.
 class RankPrograms {
 public:
   /// The kernels that move and merge rows, loaded at the first request.
@@ -46,7 +47,7 @@ public:
 
 private:
   std::mutex mutex_;
-  std::shared_ptr<const PartialRowKernels> rowKernels_;
+  std::map<int, std::shared_ptr<const PartialRowKernels>> rowKernels_; ///< by index of the GPU
   std::vector<std::pair<CudaProgramOptions, std::shared_ptr<const CudaProgram>>> programs_;
 };
 

@@ -54,21 +54,16 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
     peers.push_back(machine.device->description().index);
   if (reports)
     reports->assign(size_t(worldSize), {});
-  // One set of programs for each GPU.
-  std::vector<CudaCall> calls(machines.size(), cudaCall);
-  for (size_t i = 1; i < calls.size(); ++i)
-    calls[i].programs = std::make_shared<RankPrograms>();
   CudaThreadsHub hub(worldSize);
   std::vector<Status> statuses(static_cast<size_t>(worldSize));
   // Memory that others may still copy from lives until all ranks are done.
   std::vector<std::unique_ptr<CudaExecutionDevice>> devices(static_cast<size_t>(worldSize));
   const auto runRank = [&](int32_t rank) -> Status {
-    const size_t machine = size_t(rank) % machines.size();
-    StatusOr<std::shared_ptr<const CudaPort>> port = CudaPort::open(machines[machine].device, peers);
+    const CudaMachine &machine = machines[size_t(rank) % machines.size()];
+    StatusOr<std::shared_ptr<const CudaPort>> port = CudaPort::open(machine.device, peers);
     if (!port)
       return port.status();
-    StatusOr<std::unique_ptr<CudaExecutionDevice>> device =
-        CudaExecutionDevice::create(machines[machine], calls[machine], *port);
+    StatusOr<std::unique_ptr<CudaExecutionDevice>> device = CudaExecutionDevice::create(machine, cudaCall, *port);
     if (!device)
       return device.status();
     devices[size_t(rank)] = std::move(*device);
