@@ -1,6 +1,7 @@
 # Attention over process groups on the CPU (gloo): layouts, and output, log-sum-exp and gradients of every rank's shard
 # against one process. The grid is that of PyTorch's context-parallel tests of flex_attention (S, layouts, documents),
 # with what they lack: lengths that fill no tile, windows, scores, fewer heads for keys, three ranks and sub-groups.
+import contextlib
 import gc
 import tempfile
 import time
@@ -167,6 +168,16 @@ def check_groups_of_the_caller(rank, world_size):
     refuses(RuntimeError, "the process group of this call is destroyed", lambda: out.sum().backward())
 
 
+def check_missing_nccl(rank, world_size):
+    """All ranks hear when the first one cannot name a group of GPUs, and none waits."""
+    def none():
+        raise RuntimeError("no library here")
+
+    native.nccl_id, torch.cuda.device = none, lambda device: contextlib.nullcontext()
+    refuses(RuntimeError, "rank 0 has no NCCL: no library here",
+            lambda: _planned.nccl_over(dist.group.WORLD, torch.device("cuda", 0), 20))
+
+
 BROKEN = "broken"  # what a check gives that leaves the group unusable
 
 
@@ -302,6 +313,9 @@ class Ranks(unittest.TestCase):
     def test_groups_of_the_caller(self):
         """Covers: ranks over a communicator of the caller."""
         self.run_ranks(2, check_groups_of_the_caller)
+
+    def test_missing_nccl(self):
+        self.run_ranks(2, check_missing_nccl)
 
     def test_plans_go(self):
         self.run_ranks(2, check_plans_go)
