@@ -44,7 +44,11 @@ class Layout:
         """The layout that the planner chooses for a global BlockMask, by compute and traffic together; `kind` may be another
         rule of it: "auto", "ptrr", "per-document", ..."""
         native = _planned.layout_of(_flex._own(block_mask), world_size, kind)
-        return cls([native.positions(rank).copy() for rank in range(world_size)])
+        layout = cls.__new__(cls)  # of positions that are right
+        sizes = [native.shard_size(rank) for rank in range(world_size)]
+        layout.positions = list(torch.from_numpy(native.permutation).split(sizes, -1))
+        layout.length, layout.rows, layout._native = native.length, native.rows, native
+        return layout
 
     @property
     def world_size(self):
