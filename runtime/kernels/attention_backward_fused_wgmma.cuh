@@ -237,8 +237,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   // 7. dQ goes out.
   auto sendQueryGradients = [&](float (&dQ)[Shared::kDQColumns / 2], const TileMessage &message, int b, int h) {
     float *sums = reinterpret_cast<float *>(shared.dQ(exchange.slot));
-    if (Shared::kTransposesDQ || !message.isLastPart)
-      rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
+    rest.dQEmpty[exchange.slot].wait(exchange.parity ^ 1);
     if (message.isLastPart) {
       rest.sumsFull[exchange.slot].wait(sumsParity >> exchange.slot & 1);
       sumsParity ^= 1 << exchange.slot;

@@ -60,10 +60,11 @@ __device__ __forceinline__ void applyKeepWords(float (&scores)[N], const uint32 
 }
 
 /// Reference and sum of the rows so far; `sum` is per lane until finish(). The reference follows the maximum only when
-/// that has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2, nothing else changes, and most tiles
-/// need no rescaling (the observation of FlashAttention-4).
+/// that has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2 and most tiles need no rescaling (the
+/// observation of FlashAttention-4). The largest weight is exact only where it is the reference, which counts in rows of
+/// few keys: with 8 of slack their error is up to 1.2 times that of a reference that always follows, with 1 at most 1.06.
 struct OnlineSoftmax {
-  static constexpr float kSlackLog2 = 8.0f;
+  static constexpr float kSlackLog2 = 1.0f;
   float reference[2] = {-infinity(), -infinity()}; ///< of x, see ScoreScale; -inf before the first key
   float sum[2] = {0.0f, 0.0f};
 
