@@ -289,14 +289,15 @@ def message_checks(arguments):
 
 
 def timings(arguments, arrays):
-    """Rows of (name, value, unit) of one process at a time: compiling with an empty cache and from the disk, calls."""
+    """Rows of (name, value, unit) of one process at a time: compiling with an empty cache and from the disk, calls. NVRTC
+    keeps compiled text in the driver's cache too, which is switched off."""
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for head_dim in (64, 128, 256):
             line = [str(arguments.cpflexc), "bench", str(CATALOGUE / "M02.cpf"), "--entry", "causal", "--q-len", "8192",
                     "--heads", "8", "--head-dim", str(head_dim), "--device", arguments.device]
             done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
-                                  env=dict(os.environ, CPFLEX_CACHE_DIR=cache))
+                                  env=dict(os.environ, CPFLEX_CACHE_DIR=cache, CUDA_CACHE_DISABLE="1"))
             if done.returncode:
                 return rows, [done.stderr.strip()]
             seen = json.loads(done.stdout)

@@ -353,7 +353,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
         applyKeepWords(scores, keep, Config::kHasSoftmax ? -infinity() : 0.0f);
       bool needsRescale = false;
       if constexpr (Config::kHasSoftmax)
-        needsRescale = softmax.step(scores, scale.toLog2, rescale);
+        needsRescale = softmax.step(scores, isMasked, scale.toLog2, rescale);
 
       // 4. The weights of tile j replace those of j-1 when their product is done.
       if constexpr (Config::kHasSoftmax)
