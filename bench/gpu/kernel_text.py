@@ -104,7 +104,8 @@ def instantiation(role, family, d, dv, tiles, has_mask, element="BFloat16", soft
     text += f") {{\n  cpflex::kernels::{template}<Config, Program>(arguments, captures{', maps' if maps else ''});\n}}\n"
     if maps and has_mask:
         axes = "RowsAreKV" if role == "backward_kv" else "RowsAreQ"
-        text += f'extern "C" __global__ void __launch_bounds__({2 * (tiles.tile_kv if role == "backward_kv" else tiles.tile_q)}) {function}_words(\n'
+        threads = 2 * (tiles.tile_kv if role == "backward_kv" else tiles.tile_q)
+        text += f'extern "C" __global__ void __launch_bounds__({threads}, {(64 << 10) // (128 * threads)}) {function}_words(\n'
         text += f"    const __grid_constant__ cpflex::{prefix}Arguments arguments,\n"
         text += "    const __grid_constant__ Program::Captures captures, const int *pairOf, int numSets) {\n"
         text += f"  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{axes}>(arguments, captures, pairOf, numSets);\n}}\n"

@@ -87,7 +87,7 @@ TEST(TileConfigTest, KernelsWithMasksBringTheKernelThatDecidesTiles) {
   EXPECT_EQ(kernelInstantiation(spec, *tiles).find("_words"), std::string::npos);
   spec.hasMask = true;
   std::string text = kernelInstantiation(spec, *tiles);
-  for (const char *line : {"__launch_bounds__(256) attention_backward_kv_words(", "TileAxes::RowsAreKV>("})
+  for (const char *line : {"__launch_bounds__(256, 2) attention_backward_kv_words(", "TileAxes::RowsAreKV>("})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\nin\n" << text;
   spec.family = KernelFamily::MmaSync;
   EXPECT_FALSE(decidesTiles(spec));
