@@ -3,15 +3,17 @@
 window, B=1 H=16 D=128, bf16. Ours is `cpflexc bench --ranks`, over copy engines and over NCCL; PyTorch's are ring attention
 over cuDNN and flex_attention after an all-gather (peers.py). Prints a table: milliseconds of the slowest rank, medians; the
 ratio of the peer's time over ours; efficiency against our own kernel on one GPU with the rank's share of the work; and what
-of a pass the slowest rank did not compute.
+of a pass was no attention call, the largest of any rank. Ours with ranks are wall times of the host; PyTorch's and our own on
+one GPU are events of the GPU, so ratios and efficiency are on the low side.
 
 Usage: gpus.py CPFLEXC [--length 65536] [--ranks N] [--out FILE]
 
---ranks defaults to the number of GPUs; with fewer GPUs than ranks these share them, which times nothing but the price of
-cutting a call, and the peers are left out.
+--ranks defaults to the number of GPUs and is 2 or more; with fewer GPUs than ranks these share them, which times nothing but
+the price of cutting a call, and the peers are left out.
 """
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,7 +46,10 @@ def documents(length):
 
 
 def run(line):
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        sys.exit(str(error))
     if done.returncode:
         sys.exit(f"{' '.join(map(str, line))}\n{done.stderr.strip()}")
     return done.stdout
@@ -58,6 +63,10 @@ def ours(arguments, folder, name, length, extra):
     return json.loads(run([str(part) for part in line]))
 
 
+def pair(values):
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("cpflexc", type=pathlib.Path)
@@ -66,7 +75,11 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="also write everything here, as JSON")
     arguments = parser.parse_args()
     gpus = run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).split("\n")[:-1]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = gpus if visible is None else gpus[:len(visible.split(","))]
     ranks = arguments.ranks or len(gpus)
+    if ranks < 2:
+        parser.error(f"{len(gpus)} GPU and no --ranks; expected --ranks 2 or more")
     results = {"gpus": gpus, "ranks": ranks, "length": arguments.length}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -92,12 +105,11 @@ def main():
                 times = (seen["forward_ms"], seen["forward_ms"] + seen["backward_ms"])
                 peer = results["peers"].get(PEERS[mask])
                 peers = (peer["forward_ms"], peer["forward_and_backward_ms"]) if peer else None
-                pair = lambda values, digits: " / ".join(f"{value:.{digits}f}" for value in values)
-                print(f"{mask:14} {transport:10} {seen['layout'] + ', ' + seen['rotation']:24} {pair(times, 2):>15} "
-                      f"{pair(peers, 2) if peers else '-':>15} "
-                      f"{pair([p / t for p, t in zip(peers, times)], 2) if peers else '-':>11} "
-                      f"{pair([a / ranks / t for a, t in zip(alone, times)], 2):>11} "
-                      f"{pair([seen['forward_exposed_ms'], seen['backward_exposed_ms']], 2):>11}", flush=True)
+                print(f"{mask:14} {transport:10} {seen['layout'] + ', ' + seen['rotation']:24} {pair(times):>15} "
+                      f"{pair(peers) if peers else '-':>15} "
+                      f"{pair([p / t for p, t in zip(peers, times)]) if peers else '-':>11} "
+                      f"{pair([a / ranks / t for a, t in zip(alone, times)]):>11} "
+                      f"{pair([seen['forward_exposed_ms'], seen['backward_exposed_ms']]):>11}", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -3,8 +3,8 @@
 
   torchrun --nproc-per-node 2 bench/cp/peers.py --documents doc.npy [--length 65536] [--out peers.json]
 
-bf16, B=1 H=16 D=128. Prints one JSON object on rank 0: for each work, milliseconds of forward, of forward and backward, each
-the median over repetitions of the slowest rank.
+bf16, B=1 H=16 D=128. Rank 0 prints a line for each work and writes all as JSON to --out: milliseconds of forward, and of forward
+and backward, each the median over repetitions of the slowest rank, by events of the GPU.
 """
 import argparse
 import json
@@ -115,7 +115,7 @@ def main():
     works = {"causal: ring SDPA cuDNN": lambda: ring(mesh, tensors()),
              "causal: flex all-gather": lambda: all_gather(mesh, tensors(), causal, options.length, head_tail),
              "doc_causal_2k: flex all-gather": lambda: all_gather(mesh, tensors(), doc_causal, options.length),
-             "swa_1024: flex all-gather": lambda: all_gather(mesh, tensors(), window, options.length)}
+             f"swa_{WINDOW}: flex all-gather": lambda: all_gather(mesh, tensors(), window, options.length)}
     results = {}
     for name, work in works.items():
         results[name] = work()

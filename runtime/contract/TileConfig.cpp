@@ -285,7 +285,7 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
   return {};
 }
 
-/// Blocks of the kernel that decides tiles that a processor has registers for.
+/// How many blocks of the kernel that decides tiles fit the registers of a processor.
 static int wordsBlocks(int threads) { return kRegistersPerProcessor / (kRegistersToDecide * threads); }
 
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles) {

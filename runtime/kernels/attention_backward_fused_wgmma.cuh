@@ -69,7 +69,7 @@ template <class Config> __device__ __forceinline__ void clearQueryGradients(cons
       void *slice = outputSlice<Config::kOutputIsF32>(arguments.dQ, pair / arguments.qHeads, pair % arguments.qHeads);
       float4 zeros = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       for (int row = tile * Config::kTileQ; row < (tile + 1) * Config::kTileQ; ++row)
-        writeQueryGradients<Config>(arguments, slice, row, 8 * lane, zeros, zeros);
+        writeQueryGradients<Config>(arguments, slice, row, kRowChunk * lane, zeros, zeros);
     }
   }
 }
@@ -417,8 +417,9 @@ __device__ __forceinline__ void attentionBackwardFusedWgmma(const BackwardArgume
       planBackwardKV<Config, Program>(shared, arguments);
       clearQueryGradients<Config>(arguments);
     } else {
-      static_assert(Shared::kSumSlots == 2);
-      sumQueryGradients<Config>(shared, arguments, warp - 2);
+      constexpr int kFirstSumWarp = 2;
+      static_assert(kFirstSumWarp + Shared::kSumSlots == kWarpgroupSize / kWarpSize);
+      sumQueryGradients<Config>(shared, arguments, warp - kFirstSumWarp);
     }
   } else {
     takeRegisters<kConsumerRegisters>();

@@ -115,13 +115,12 @@ __device__ __forceinline__ void attentionForwardMmaSync(const ForwardArguments &
       unrolled<kGroups>([&](int group) {
         applyScore<Program, TileAxes::RowsAreQ>(scores[group], scale, captures, b, h, rowPosition[group], columns);
         uint32 keep[2];
-        bool isMasked = tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rows,
-                                                                            firstRow + 16 * group, columns);
-        if (isMasked)
+        if (tileKeepWords<Program, TileAxes::RowsAreQ, kTileKV>(keep, isPartial, captures, b, h, rows,
+                                                                firstRow + 16 * group, columns))
           applyKeepWords(scores[group], keep, Config::kHasSoftmax ? -infinity() : 0.0f);
         if constexpr (Config::kHasSoftmax) {
           float rescale[2];
-          if (softmax[group].step(scores[group], isMasked, scale.toLog2, rescale))
+          if (softmax[group].step(scores[group], scale.toLog2, rescale))
 #pragma unroll
             for (int i = 0; i < kVColumns / 2; ++i)
               output[group][i] *= rescale[registerRow(i)];

@@ -1,6 +1,7 @@
 // Forward attention on Hopper: one producer warpgroup copies tiles of Q, K and V into shared memory, two consumer
-// warpgroups of 64 query rows each multiply and normalise. Blocks stay resident and take rows of tiles until none is
-// left, so that the copies of the next row run under the end of the last.
+// warpgroups (three for narrow heads) of 64 query rows each multiply and normalise. O leaves through shared memory by
+// tensor copies where there is room. Blocks stay resident and take rows of tiles until none is left, so that the copies of
+// the next row run under the end of the last.
 //
 // A consumer overlaps the softmax of one tile with the product of the previous tile's weights and V, and the two
 // consumers take turns at the tensor cores (the schedule of FlashAttention-3, Shah et al. 2024):
@@ -353,7 +354,7 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
         applyKeepWords(scores, keep, Config::kHasSoftmax ? -infinity() : 0.0f);
       bool needsRescale = false;
       if constexpr (Config::kHasSoftmax)
-        needsRescale = softmax.step(scores, isMasked, scale.toLog2, rescale);
+        needsRescale = softmax.step(scores, scale.toLog2, rescale);
 
       // 4. The weights of tile j replace those of j-1 when their product is done.
       if constexpr (Config::kHasSoftmax)

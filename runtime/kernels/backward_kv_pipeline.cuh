@@ -221,7 +221,9 @@ __device__ __forceinline__ void planBackwardKV(const BackwardKVShared<Config> &s
       if (isElected) {
         int count = 0;
         for (; hasTile && count < TilePlan::kMostTiles; ++count) {
-          plan.tiles[count] = {walk.walk.tile, walk.walk.words, walk.walk.isPartial, false, walk.walk.isLastPart};
+          // The classes are only whether the tile is partial until its lane looks them up below.
+          plan.tiles[count] = {walk.walk.tile, walk.walk.words, /*classes=*/walk.walk.isPartial, /*isLast=*/false,
+                               walk.walk.isLastPart};
           plan.heads[count] = walk.head;
           hasTile = advance();
         }

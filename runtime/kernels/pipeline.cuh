@@ -17,7 +17,7 @@ __device__ __forceinline__ unsigned char *alignedSharedMemory() {
 }
 
 /// Registers per thread of the warpgroups, of the 512 that a processor has per 128 threads. Two consumers: 56 + 2 *
-/// 224, or 24 + 2 * 240 where they hold two wide accumulators (the producer then spills, off the critical path); three:
+/// 224, or 24 + 2 * 240 where they hold two wide accumulators (the warps beside them then spill); three:
 /// 32 + 3 * 160.
 template <int kConsumers, bool kHoldsTwo> constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kHoldsTwo ? 24 : 56;
 template <int kConsumers, bool kHoldsTwo>
@@ -37,7 +37,7 @@ template <int kSlots> struct RingPosition {
   }
 };
 
-/// What the producer says of the tile in a slot, so that only it walks the mask.
+/// What consumers are told of the tile in a slot, so that one warp alone walks the mask.
 struct alignas(16) TileMessage {
   int tile, words; ///< as in TileWalk
   uint32 classes;
@@ -53,8 +53,8 @@ struct alignas(16) TileMessage {
   __device__ __forceinline__ int classOf(int consumer) const { return classes >> 2 * consumer & 3; }
 };
 
-/// How consumers learn which item is next, and whether it has any tile: a ring of two, so that the producer copies
-/// ahead.
+/// How consumers learn which item is next, and whether it has any tile: a ring of two, so that copies
+/// run ahead.
 struct WorkQueue {
   static constexpr int kSlots = 2;
   static constexpr int kEnd = -1;
@@ -71,7 +71,7 @@ struct WorkQueue {
       shared.empty[slot].initializeForWarps(consumerWarps);
     }
   }
-  /// Producer: passes an item on.
+  /// Whoever takes the items: passes one on.
   __device__ __forceinline__ void publish(Shared &shared, int message) {
     shared.empty[ring.slot].wait(ring.parity ^ 1);
     shared.message[ring.slot] = message;

@@ -8,7 +8,7 @@
 namespace cpflex {
 
 /// Runs the call on call.machine, `repetitions` times after two more, and adds medians to `json`: of the passes; of compiling
-/// it anew, from the disk and in process; and, where its mask reads arrays, of binding them on the GPU up to the launch.
+/// it anew, from the disk and in process; and, where the program has a mask and reads arrays, of binding them on the GPU up to the launch.
 /// Prints what is wrong and returns the exit code.
 int benchGpu(const Options &options, AttentionCall &call, int repetitions, nlohmann::ordered_json &json);
 

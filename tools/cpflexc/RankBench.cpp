@@ -45,7 +45,7 @@ struct ShardTensor {
   }
 };
 
-/// What the passes of one rank took, by repetition; exposed is what of the last one was not computing.
+/// What the passes of one rank took, by repetition; exposed is what of the last one was no attention call.
 struct RankTimes {
   std::vector<double> forwardMs, backwardMs;
   double forwardExposedMs = 0, backwardExposedMs = 0;
@@ -120,7 +120,7 @@ StatusOr<std::unique_ptr<TimedRank>> TimedRank::prepare(const AttentionCall &cal
   return rank;
 }
 
-/// Of the last pass named `pass`, from its first work to its last, the milliseconds in which the rank did not compute.
+/// What of the `totalMs` milliseconds of the last pass named `pass` was no attention call: waits, merges, conversions.
 double exposedMs(const RunReport &report, const std::string &pass, double totalMs) {
   double busy = 0;
   for (const TraceEvent &event : report.events)
