@@ -1,5 +1,5 @@
 // The backward pass of one rank; see Executor.h. Every part of the keys is independent once the log-sum-exp over all keys
-// and the row terms D = rowsum(dO * O) - dLSE are known; gradients add up in f32.
+// and the row terms D = rowsum(dO * O) - dLSE are known; gradients add up in f32, the first one at its place stored.
 #include "runtime/Executor/Executor.h"
 #include "runtime/Executor/RankRun.h"
 #include "runtime/Host/TileTensors.h"
@@ -12,6 +12,13 @@
 namespace cpflex {
 namespace {
 
+/// Where a compute writes the gradients of one side.
+struct GradientPlace {
+  std::vector<TensorView> views; ///< one per tensor of the payload
+  GradientWrite write = GradientWrite::Overwrite;
+  std::vector<std::unique_ptr<Buffer>> buffers; ///< behind the views when the rows are dealt out afterwards, else none
+};
+
 class BackwardPass {
 public:
   BackwardPass(RankRun &run, const RankBackwardTensors &tensors) : run_(run), tensors_(tensors) {}
@@ -19,9 +26,13 @@ public:
 
 private:
   Status prepare();
+  void planSums();
   Status compute(const Compute &compute);
-  void takeHome(Parcel &parcel);
-  void addOwn(const Compute &compute, const Operand &operand, const TensorView &from, const TensorView &to, int64_t width);
+  std::vector<TensorView> accumulators(Payload payload) const;
+  WrittenParts &written(Payload payload) { return payload == Payload::DQ ? queryParts_ : keyParts_; }
+  GradientPlace place(const Compute &compute, const Operand &operand, Payload payload);
+  void dealOut(const Compute &compute, const Operand &operand, Payload payload, const GradientPlace &place);
+  void bring(Payload payload, const Slab &rows, const std::vector<TensorView> &from, int64_t local);
   Status finishGradients();
   bool isFirstOfRows(const Compute &compute) const;
 
@@ -31,19 +42,40 @@ private:
   std::vector<std::unique_ptr<Buffer>> buffers_;
   TensorView rowTerm_, lse_;
   TensorView dQ_, dK_, dV_; ///< f32 accumulators of the whole shards
+  WrittenParts queryParts_, keyParts_; ///< of dQ_; of dK_ and dV_
   std::unique_ptr<RowStore> keys_, queries_;
 };
 
 /// Whether no earlier compute has seen these query rows: sinks count once for each row.
 bool BackwardPass::isFirstOfRows(const Compute &compute) const {
-  for (const Compute &other : run_.schedule().computes) {
-    if (other.step >= compute.step)
-      return true;
-    if (other.rank == compute.rank && other.q == compute.q && other.batch == compute.batch &&
-        other.heads == compute.heads)
-      return false;
+  return std::ranges::none_of(run_.computes(), [&](const Compute *other) {
+    return other->step < compute.step && other->q == compute.q && other->batch == compute.batch &&
+           other->heads == compute.heads;
+  });
+}
+
+/// Notes what comes to the accumulators in the order in which runAll() brings it.
+void BackwardPass::planSums() {
+  std::vector<const Transfer *> results;
+  for (const Transfer &transfer : run_.schedule().transfers)
+    if (transfer.destination == run_.rank() && (transfer.payload == Payload::DQ || transfer.payload == Payload::DKV))
+      results.push_back(&transfer);
+  std::ranges::sort(results, {}, [&](const Transfer *transfer) {
+    return std::pair(transfer->step, run_.turnOf(*transfer));
+  });
+  auto result = results.begin();
+  for (int32_t step = 0; step < run_.schedule().numSteps; ++step) {
+    for (const Compute *compute : run_.computesOf(step))
+      for (auto [side, payload] : {std::pair(Payload::Q, Payload::DQ), std::pair(Payload::KV, Payload::DKV)}) {
+        const Operand operand = run_.rowsOf(*compute, side);
+        for (const OwnedRows &rows : operand.rows)
+          if (rows.owner == run_.rank())
+            written(payload).plan({rows.owner, operand.batch, operand.heads, rows.rows});
+      }
+    for (; result != results.end() && (*result)->step == step; ++result)
+      for (const Slab &slab : (*result)->slabs)
+        written((*result)->payload).plan(slab);
   }
-  return true;
 }
 
 Status BackwardPass::prepare() {
@@ -51,18 +83,21 @@ Status BackwardPass::prepare() {
   const CallShape &shape = schedule.shape;
   const int64_t qRows = schedule.qLayout.shardSize(run_.rank()), kvRows = schedule.kvLayout.shardSize(run_.rank());
   run_.ledger().add(residentBytes(schedule, run_.rank()));
-  auto single = [&](int64_t heads, int64_t rows, int64_t width) {
+  using Contents = ExecutionDevice::Contents;
+  auto single = [&](int64_t heads, int64_t rows, int64_t width, Contents contents) {
     buffers_.push_back(std::make_unique<Buffer>(BufferSource{run_.device(), counted_},
-                                                shape.batch * heads * rows * width * int64_t(sizeof(float)),
-                                                ExecutionDevice::Contents::Zero));
+                                                shape.batch * heads * rows * width * int64_t(sizeof(float)), contents));
     return denseView(buffers_.back()->data(), ElementType::F32, heads, rows, width);
   };
-  dQ_ = single(shape.qHeads, qRows, shape.headDim);
-  dK_ = single(shape.kvHeads, kvRows, shape.headDim);
-  dV_ = single(shape.kvHeads, kvRows, shape.vHeadDim);
-  rowTerm_ = single(shape.qHeads, qRows, 1);
+  planSums();
+  const Contents queryStart = queryParts_.startOf(shape.batch * shape.qHeads * qRows);
+  const Contents keyStart = keyParts_.startOf(shape.batch * shape.kvHeads * kvRows);
+  dQ_ = single(shape.qHeads, qRows, shape.headDim, queryStart);
+  dK_ = single(shape.kvHeads, kvRows, shape.headDim, keyStart);
+  dV_ = single(shape.kvHeads, kvRows, shape.vHeadDim, keyStart);
+  rowTerm_ = single(shape.qHeads, qRows, 1, Contents::Zero);
   const bool isSoftmax = run_.call().normalization == AttentionProblem::Normalization::Softmax;
-  lse_ = isSoftmax ? tensors_.lse : single(shape.qHeads, qRows, 1);
+  lse_ = isSoftmax ? tensors_.lse : single(shape.qHeads, qRows, 1, Contents::Zero);
   if (isSoftmax && qRows > 0) {
     AttentionProblem problem;
     problem.batch = shape.batch;
@@ -87,20 +122,62 @@ Status BackwardPass::prepare() {
   return Status::ok();
 }
 
-void BackwardPass::addOwn(const Compute &compute, const Operand &operand, const TensorView &from, const TensorView &to,
-                          int64_t width) {
-  int64_t local = 0;
-  for (const OwnedRows &rows : operand.rows) {
-    if (rows.owner == run_.rank())
-      run_.device().addRows(partOf(from, 0, 0, local),
-                            partOf(to, compute.batch.begin, operand.heads.begin, rows.rows.begin),
-                            {compute.batch.size(), operand.heads.size(), rows.rows.size(), width});
-    local += rows.rows.size();
+std::vector<TensorView> BackwardPass::accumulators(Payload payload) const {
+  return payload == Payload::DQ ? std::vector{dQ_} : std::vector{dK_, dV_};
+}
+
+/// Stores or adds a contribution to rows of the own shard; it begins at row `local` of `from`.
+void BackwardPass::bring(Payload payload, const Slab &rows, const std::vector<TensorView> &from, int64_t local) {
+  const bool isFirst = written(payload).next(rows) == GradientWrite::Overwrite;
+  const std::vector<PayloadTensor> kinds = tensorsOf(payload, run_.schedule().shape);
+  const std::vector<TensorView> sums = accumulators(payload);
+  for (size_t tensor = 0; tensor < kinds.size(); ++tensor) {
+    const TensorView to = partOf(sums[tensor], rows.batch.begin, rows.heads.begin, rows.rows.begin);
+    const RowBlock block = {rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width};
+    if (isFirst)
+      run_.device().copyRows(DeviceQueue::Compute, partOf(from[tensor], 0, 0, local), to, block);
+    else
+      run_.device().addRows(partOf(from[tensor], 0, 0, local), to, block);
   }
 }
 
+/// One run of the own shard is written where it adds up and one slab of a message in the message; other rows go to buffers.
+GradientPlace BackwardPass::place(const Compute &compute, const Operand &operand, Payload payload) {
+  GradientPlace place;
+  if (operand.isOwnPiece) {
+    const Range rows = operand.rows[0].rows;
+    place.write = written(payload).next({run_.rank(), compute.batch, operand.heads, rows});
+    for (const TensorView &sum : accumulators(payload))
+      place.views.push_back(partOf(sum, compute.batch.begin, operand.heads.begin, rows.begin));
+  } else if (std::optional<ResultPlace> message = run_.resultPlace(compute, payload, operand)) {
+    place.write = message->write;
+    place.views = std::move(message->views);
+  } else {
+    for (const PayloadTensor &kind : tensorsOf(payload, run_.schedule().shape)) {
+      place.buffers.push_back(std::make_unique<Buffer>(
+          run_.buffers(), compute.batch.size() * operand.heads.size() * operand.count * kind.width * int64_t(sizeof(float)),
+          ExecutionDevice::Contents::Undefined));
+      place.views.push_back(
+          denseView(place.buffers.back()->data(), ElementType::F32, operand.heads.size(), operand.count, kind.width));
+    }
+  }
+  return place;
+}
+
+/// Brings rows from buffers to where they add up, here and on other ranks.
+void BackwardPass::dealOut(const Compute &compute, const Operand &operand, Payload payload, const GradientPlace &place) {
+  if (place.buffers.empty())
+    return;
+  int64_t local = 0;
+  for (const OwnedRows &rows : operand.rows) {
+    if (rows.owner == run_.rank())
+      bring(payload, {rows.owner, compute.batch, operand.heads, rows.rows}, place.views, local);
+    local += rows.rows.size();
+  }
+  run_.post(compute, payload, operand, place.views);
+}
+
 Status BackwardPass::compute(const Compute &compute) {
-  const CallShape &shape = run_.schedule().shape;
   Operand q = run_.operand(compute, *queries_), kv = run_.operand(compute, *keys_);
   StatusOr<PreparedCompute *> prepared = run_.prepared(compute, q, kv, run_.call().sink);
   if (!prepared)
@@ -115,51 +192,23 @@ Status BackwardPass::compute(const Compute &compute) {
   }
   call.k = kv.views[0];
   call.v = kv.views[1];
-  call.write = GradientWrite::Add;
+  call.arrayWrite = GradientWrite::Add;
   call.captureGradients = tensors_.captureGradients;
   call.numCaptures = tensors_.numCaptures;
   if (isFirstOfRows(compute))
     call.sinkGradient = tensors_.sinkGradient;
 
-  // Gradients of rows in one run of the own shard add up in place, others in zeroed buffers that are dealt out below.
-  std::vector<std::unique_ptr<Buffer>> buffers;
-  auto target = [&](const Operand &operand, const TensorView &own, int64_t width) {
-    if (operand.isOwnPiece)
-      return partOf(own, compute.batch.begin, operand.heads.begin, operand.rows[0].rows.begin);
-    buffers.push_back(std::make_unique<Buffer>(
-        run_.buffers(), compute.batch.size() * operand.heads.size() * operand.count * width * int64_t(sizeof(float)),
-        ExecutionDevice::Contents::Zero));
-    return denseView(buffers.back()->data(), ElementType::F32, operand.heads.size(), operand.count, width);
-  };
-  call.dQ = target(q, dQ_, shape.headDim);
-  call.dK = target(kv, dK_, shape.headDim);
-  call.dV = target(kv, dV_, shape.vHeadDim);
+  const GradientPlace queries = place(compute, q, Payload::DQ), keys = place(compute, kv, Payload::DKV);
+  call.dQ = queries.views[0];
+  call.dK = keys.views[0];
+  call.dV = keys.views[1];
+  call.queryWrite = queries.write;
+  call.keyWrite = keys.write;
   CPFLEX_RETURN_IF_ERROR(run_.device().status());
   CPFLEX_RETURN_IF_ERROR(run_.device().backward(**prepared, call));
-  if (!q.isOwnPiece) {
-    addOwn(compute, q, call.dQ, dQ_, shape.headDim);
-    run_.post(compute, Payload::DQ, q, {call.dQ});
-  }
-  if (!kv.isOwnPiece) {
-    addOwn(compute, kv, call.dK, dK_, shape.headDim);
-    addOwn(compute, kv, call.dV, dV_, shape.vHeadDim);
-    run_.post(compute, Payload::DKV, kv, {call.dK, call.dV});
-  }
+  dealOut(compute, q, Payload::DQ, queries);
+  dealOut(compute, kv, Payload::DKV, keys);
   return Status::ok();
-}
-
-void BackwardPass::takeHome(Parcel &parcel) {
-  const Payload payload = parcel.transfer().payload;
-  const std::vector<PayloadTensor> kinds = tensorsOf(payload, run_.schedule().shape);
-  for (size_t slab = 0; slab < parcel.numSlabs(); ++slab) {
-    const Slab &rows = parcel.slab(slab);
-    for (size_t tensor = 0; tensor < kinds.size(); ++tensor) {
-      const TensorView &to = payload == Payload::DQ ? dQ_ : tensor == 0 ? dK_ : dV_;
-      run_.device().addRows(parcel.view(slab, tensor),
-                            partOf(to, rows.batch.begin, rows.heads.begin, rows.rows.begin),
-                            {rows.batch.size(), rows.heads.size(), rows.rows.size(), kinds[tensor].width});
-    }
-  }
 }
 
 Status BackwardPass::finishGradients() {
@@ -195,7 +244,13 @@ Status BackwardPass::runAll() {
     if (!results)
       return results.status();
     for (const std::shared_ptr<Parcel> &parcel : *results)
-      takeHome(*parcel);
+      for (size_t slab = 0; slab < parcel->numSlabs(); ++slab) {
+        const Payload payload = parcel->transfer().payload;
+        std::vector<TensorView> gradients;
+        for (size_t tensor = 0; tensor < accumulators(payload).size(); ++tensor)
+          gradients.push_back(parcel->view(slab, tensor));
+        bring(payload, parcel->slab(slab), gradients, /*local=*/0);
+      }
   }
   CPFLEX_RETURN_IF_ERROR(finishGradients());
   return run_.finish();

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <fmt/format.h>
 #include <limits>
+#include <optional>
 #include <span>
 
 namespace cpflex {
@@ -396,16 +397,28 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
   if (wanted.size() > captures_.size())
     return Status::invalid(
         fmt::format("gradients of {} captures; the program has {}", wanted.size(), captures_.size()));
-  if (p.batch * p.qHeads * p.qLen == 0)
-    return Status::ok();
+  const RowBlock dQRows = {p.batch, p.qHeads, p.qLen, p.headDim}, dKRows = {p.batch, p.kvHeads, p.kvLen, p.headDim};
+  const RowBlock dVRows = {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}, rows = {p.batch, p.qHeads, p.qLen, 1};
+  if (p.batch * p.qHeads * p.qLen == 0) {
+    const TensorView zeros = {zeros_, ElementType::F32, {0, 0, 0, 1}};
+    if (tensors.keyWrite == GradientWrite::Overwrite) {
+      copyRows(DeviceQueue::Compute, zeros, tensors.dK, dKRows);
+      copyRows(DeviceQueue::Compute, zeros, tensors.dV, dVRows);
+    }
+    return status_;
+  }
   StatusOr<CudaExecutable *> executable = bound(
       compute, tensors.q.type, wantsCaptures ? Purpose::GradientsOfCapturesToo : Purpose::Gradients);
   if (!executable)
     return executable.status();
   Scratch workspace(*this, (*executable)->workspaceInBytes(CudaExecutable::Pass::Backward));
-  const RowBlock dQRows = {p.batch, p.qHeads, p.qLen, p.headDim}, dKRows = {p.batch, p.kvHeads, p.kvLen, p.headDim};
-  const RowBlock dVRows = {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}, rows = {p.batch, p.qHeads, p.qLen, 1};
-  ScratchTensor dQ(*this, dQRows), dK(*this, dKRows), dV(*this, dVRows), minusRowTerm(*this, rows);
+  ScratchTensor minusRowTerm(*this, rows);
+  // Gradients that replace are written to their place, others to scratch first.
+  std::optional<ScratchTensor> dQ, dK, dV;
+  const auto target = [&](std::optional<ScratchTensor> &scratch, const TensorView &place, const RowBlock &block,
+                          GradientWrite write) {
+    return write == GradientWrite::Overwrite ? place : scratch.emplace(*this, block).view;
+  };
   Scratch sinkGradient(*this, p.qHeads * int64_t(sizeof(float)));
   std::vector<std::unique_ptr<Scratch>> captureScratch(wanted.size());
   std::vector<float *> captureGradients(wanted.size(), nullptr);
@@ -414,9 +427,12 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
       captureScratch[i] = std::make_unique<Scratch>(*this, numOwnElements(captures_[i]) * int64_t(sizeof(float)));
       captureGradients[i] = static_cast<float *>(captureScratch[i]->data());
     }
-  CPFLEX_RETURN_IF_ERROR(status_);
   CudaBackwardTensors call{.q = tensors.q, .k = tensors.k, .v = tensors.v, .o = {}, .lse = {}, .dO = tensors.dOut,
-                           .dLse = {}, .dQ = dQ.view, .dK = dK.view, .dV = dV.view};
+                           .dLse = {},
+                           .dQ = target(dQ, tensors.dQ, dQRows, tensors.queryWrite),
+                           .dK = target(dK, tensors.dK, dKRows, tensors.keyWrite),
+                           .dV = target(dV, tensors.dV, dVRows, tensors.keyWrite)};
+  CPFLEX_RETURN_IF_ERROR(status_);
   if (p.normalization == AttentionProblem::Normalization::Softmax) {
     // The kernels compute rowsum(dO * O) - dLSE; with O = 0 and dLSE = -D that is the row term as it was given.
     CPFLEX_RETURN_IF_ERROR(
@@ -430,9 +446,12 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
   if (wantsCaptures)
     call.dCaptures = captureGradients;
   CPFLEX_RETURN_IF_ERROR((*executable)->backward(call, workspace.data(), compute_));
-  addRows(dQ.view, tensors.dQ, dQRows);
-  addRows(dK.view, tensors.dK, dKRows);
-  addRows(dV.view, tensors.dV, dVRows);
+  if (dQ)
+    addRows(dQ->view, tensors.dQ, dQRows);
+  if (dK)
+    addRows(dK->view, tensors.dK, dKRows);
+  if (dV)
+    addRows(dV->view, tensors.dV, dVRows);
   // Small arrays of the host, summed there.
   const auto addOnHost = [&](float *to, const float *from, int64_t count) -> Status {
     std::vector<float> part(static_cast<size_t>(count));

@@ -4,6 +4,7 @@
 #include "runtime/Executor/RankRun.h"
 #include "runtime/Plan/Certificate.h"
 
+#include <algorithm>
 #include <fmt/format.h>
 #include <optional>
 
@@ -34,17 +35,15 @@ private:
 };
 
 bool ForwardPass::hasBefore(const Compute &compute) const {
-  for (const Compute &other : run_.schedule().computes)
-    if (other.step < compute.step && isSameChain(other, compute))
-      return true;
-  return false;
+  return std::ranges::any_of(run_.computes(), [&](const Compute *other) {
+    return other->step < compute.step && isSameChain(*other, compute);
+  });
 }
 
 bool ForwardPass::hasAfter(const Compute &compute) const {
-  for (const Compute &other : run_.schedule().computes)
-    if (other.step > compute.step && isSameChain(other, compute))
-      return true;
-  return false;
+  return std::ranges::any_of(run_.computes(), [&](const Compute *other) {
+    return other->step > compute.step && isSameChain(*other, compute);
+  });
 }
 
 Status ForwardPass::compute(const Compute &compute) {

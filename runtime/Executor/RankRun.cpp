@@ -4,6 +4,7 @@
 #include "runtime/Executor/LocalMask.h"
 #include "runtime/Plan/Certificate.h"
 #include "runtime/Plan/Layouts.h"
+#include "runtime/Plan/Rotations.h"
 #include "runtime/Plan/VerifySchedule.h"
 
 #include <algorithm>
@@ -45,7 +46,14 @@ RankRun::RankRun(const Schedule &schedule, const RankCall &call, Communicator &c
                  const ExecutorOptions &options)
     : schedule_(schedule), call_(call), communicator_(communicator), options_(options), host_(options.attention),
       device_(options.device ? *options.device : host_),
-      prepared_(options.prepared ? *options.prepared : ownPrepared_), rank_(communicator.rank()) {}
+      prepared_(options.prepared ? *options.prepared : ownPrepared_), rank_(communicator.rank()) {
+  for (const Compute &compute : schedule.computes)
+    if (compute.rank == rank_)
+      computes_.push_back(&compute);
+  for (size_t index = 0; index < schedule.transfers.size(); ++index)
+    if (schedule.transfers[index].source == rank_ && isResult(schedule.transfers[index].payload))
+      results_.push_back(int32_t(index));
+}
 
 Status RankRun::check() const {
   CPFLEX_RETURN_IF_ERROR(verifySchedule(schedule_));
@@ -57,15 +65,9 @@ Status RankRun::check() const {
   return Status::ok();
 }
 
-std::vector<const Compute *> RankRun::computesOf(int32_t step) const {
-  auto first = std::lower_bound(schedule_.computes.begin(), schedule_.computes.end(), std::pair(step, rank_),
-                                [](const Compute &compute, const auto &key) {
-                                  return std::pair(compute.step, compute.rank) < key;
-                                });
-  std::vector<const Compute *> result;
-  for (; first != schedule_.computes.end() && first->step == step && first->rank == rank_; ++first)
-    result.push_back(&*first);
-  return result;
+std::span<const Compute *const> RankRun::computesOf(int32_t step) const {
+  const auto found = std::ranges::equal_range(computes_, step, {}, &Compute::step);
+  return {found.begin(), found.end()};
 }
 
 Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
@@ -88,7 +90,7 @@ Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
       auto found = outgoing_.find(index);
       std::shared_ptr<Parcel> parcel =
           found != outgoing_.end()
-              ? found->second
+              ? found->second.parcel
               : std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), ExecutionDevice::Contents::Undefined,
                                          DeviceQueue::Transfer);
       if (found != outgoing_.end())
@@ -144,11 +146,7 @@ StatusOr<std::vector<std::shared_ptr<Parcel>>> RankRun::finishStep(int32_t step,
   }
   arriving_.clear();
   // Own gradients came first; the ranks after this one follow, then those before it.
-  const auto turn = [&](const std::shared_ptr<Parcel> &parcel) {
-    const Transfer &transfer = parcel->transfer();
-    return std::pair((transfer.source - rank_ + schedule_.worldSize) % schedule_.worldSize, transfer.payload);
-  };
-  std::sort(results.begin(), results.end(), [&](const auto &a, const auto &b) { return turn(a) < turn(b); });
+  std::ranges::sort(results, {}, [&](const std::shared_ptr<Parcel> &parcel) { return turnOf(parcel->transfer()); });
   if (bytes > 0 || !leaving_.empty())
     record(TraceEvent::Lane::Transfer, "exchange", step, stepBegin_, bytes);
   leaving_.clear();
@@ -160,8 +158,12 @@ StatusOr<std::vector<std::shared_ptr<Parcel>>> RankRun::finishStep(int32_t step,
   return results;
 }
 
-Operand RankRun::operand(const Compute &compute, const RowStore &store) {
-  const bool isKey = isKeySide(store.payload());
+std::pair<int32_t, Payload> RankRun::turnOf(const Transfer &transfer) const {
+  return {(transfer.source - rank_ + schedule_.worldSize) % schedule_.worldSize, transfer.payload};
+}
+
+Operand RankRun::rowsOf(const Compute &compute, Payload side) const {
+  const bool isKey = isKeySide(side);
   const Layout &layout = isKey ? schedule_.kvLayout : schedule_.qLayout;
   const CallShape &shape = schedule_.shape;
   const int64_t headsPerKV = shape.qHeads / shape.kvHeads;
@@ -174,13 +176,22 @@ Operand RankRun::operand(const Compute &compute, const RowStore &store) {
   const bool isPiece = operand.rows.size() == 1;
   if (!isPiece && schedule_.keyOrder == KeyOrder::Ascending)
     operand.rows = ascending(listed, layout, compute.batch.begin);
+  for (const OwnedRows &rows : operand.rows)
+    operand.count += rows.rows.size();
+  operand.isOwnPiece = isPiece && operand.rows[0].owner == rank_;
+  return operand;
+}
+
+Operand RankRun::operand(const Compute &compute, const RowStore &store) {
+  const bool isKey = isKeySide(store.payload());
+  const Layout &layout = isKey ? schedule_.kvLayout : schedule_.qLayout;
+  Operand operand = rowsOf(compute, store.payload());
+  const bool isPiece = operand.rows.size() == 1;
   for (const OwnedRows &rows : operand.rows) {
     PositionMap part = slice(layout.shard(compute.batch.begin, rows.owner), rows.rows);
     operand.positions.pieces.insert(operand.positions.pieces.end(), part.pieces.begin(), part.pieces.end());
-    operand.count += rows.rows.size();
   }
   operand.positions = compacted(std::move(operand.positions));
-  operand.isOwnPiece = isPiece && operand.rows[0].owner == rank_;
   for (size_t tensor = 0; tensor < store.tensors().size(); ++tensor) {
     const PayloadTensor &kind = store.tensors()[tensor];
     // Packed rows of mixed types may be unaligned, so only keys are read where a message left them.
@@ -206,33 +217,69 @@ Operand RankRun::operand(const Compute &compute, const RowStore &store) {
   return operand;
 }
 
+RankRun::Outgoing &RankRun::outgoing(int32_t index, int32_t step) {
+  Outgoing &entry = outgoing_[index];
+  if (entry.parcel)
+    return entry;
+  // What this and later computes bring, in the order in which post() or resultPlace() will ask for it.
+  const Transfer &transfer = schedule_.transfers[size_t(index)];
+  const Payload side = transfer.payload == Payload::DKV ? Payload::KV : Payload::Q;
+  for (; step < transfer.step; ++step)
+    for (const Compute *compute : computesOf(step)) {
+      const Operand operand = rowsOf(*compute, side);
+      for (const OwnedRows &rows : operand.rows)
+        for (const Slab &slab : transfer.slabs)
+          entry.written.plan(commonPart(slab, {rows.owner, operand.batch, operand.heads, rows.rows}));
+    }
+  int64_t numRows = 0;
+  for (const Slab &slab : transfer.slabs)
+    numRows += slab.batch.size() * slab.heads.size() * slab.rows.size();
+  entry.parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), entry.written.startOf(numRows),
+                                          DeviceQueue::Compute);
+  return entry;
+}
+
+std::optional<ResultPlace> RankRun::resultPlace(const Compute &compute, Payload payload, const Operand &operand) {
+  if (operand.rows.size() != 1)
+    return std::nullopt;
+  const Slab part = {operand.rows[0].owner, operand.batch, operand.heads, operand.rows[0].rows};
+  const std::optional<SlabPlace> place = placeOf(part, payload, compute.step, schedule_, results_);
+  if (!place)
+    return std::nullopt;
+  Outgoing &message = outgoing(place->transfer, compute.step);
+  const Slab &whole = message.parcel->slab(place->slab);
+  ResultPlace result{{}, message.written.next(part)};
+  for (size_t tensor = 0; tensor < tensorsOf(payload, schedule_.shape).size(); ++tensor)
+    result.views.push_back(partOf(message.parcel->view(place->slab, tensor), part.batch.begin - whole.batch.begin,
+                                  part.heads.begin - whole.heads.begin, part.rows.begin - whole.rows.begin));
+  return result;
+}
+
 void RankRun::post(const Compute &compute, Payload payload, const Operand &operand,
                    const std::vector<TensorView> &views) {
   const std::vector<PayloadTensor> tensors = tensorsOf(payload, schedule_.shape);
-  for (size_t index = 0; index < schedule_.transfers.size(); ++index) {
-    const Transfer &transfer = schedule_.transfers[index];
-    if (transfer.source != rank_ || transfer.payload != payload || transfer.step <= compute.step)
+  for (int32_t index : results_) {
+    const Transfer &transfer = schedule_.transfers[size_t(index)];
+    if (transfer.payload != payload || transfer.step <= compute.step)
       continue;
     int64_t local = 0;
     for (const OwnedRows &rows : operand.rows) {
       const Slab part = {rows.owner, operand.batch, operand.heads, rows.rows};
       for (size_t slab = 0; slab < transfer.slabs.size(); ++slab) {
-        const Slab common = commonPart(transfer.slabs[slab], part);
+        const Slab &whole = transfer.slabs[slab];
+        const Slab common = commonPart(whole, part);
         if (isEmpty(common))
           continue;
-        std::shared_ptr<Parcel> &parcel = outgoing_[int32_t(index)];
-        if (!parcel)
-          parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), ExecutionDevice::Contents::Zero,
-                                            DeviceQueue::Compute);
+        Outgoing &message = outgoing(index, compute.step);
+        const bool isCopied = message.written.next(common) == GradientWrite::Overwrite || payload == Payload::Out;
         for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
           const TensorView from = partOf(views[tensor], common.batch.begin - part.batch.begin,
                                          common.heads.begin - part.heads.begin,
                                          local + common.rows.begin - part.rows.begin);
-          const Slab &whole = transfer.slabs[slab];
-          const TensorView to = partOf(parcel->view(slab, tensor), common.batch.begin - whole.batch.begin,
+          const TensorView to = partOf(message.parcel->view(slab, tensor), common.batch.begin - whole.batch.begin,
                                        common.heads.begin - whole.heads.begin, common.rows.begin - whole.rows.begin);
           const RowBlock block = {common.batch.size(), common.heads.size(), common.rows.size(), tensors[tensor].width};
-          if (payload == Payload::Out)
+          if (isCopied)
             device_.copyRows(DeviceQueue::Compute, from, to, block);
           else
             device_.addRows(from, to, block);

@@ -1,6 +1,7 @@
 // Finds, copies and adds rows; see RowStore.h.
 #include "runtime/Executor/RowStore.h"
 #include "runtime/Plan/Planner.h"
+#include "runtime/Plan/Rotations.h"
 
 #include <algorithm>
 #include <cstring>
@@ -99,14 +100,6 @@ TensorView Parcel::view(size_t slab, size_t tensor) {
   return denseView(buffer_.data() + offset, tensors[tensor].type, wanted.heads.size(), wanted.rows.size(),
                    tensors[tensor].width);
 }
-
-Slab commonPart(const Slab &a, const Slab &b) {
-  if (a.owner != b.owner)
-    return {};
-  return {a.owner, intersection(a.batch, b.batch), intersection(a.heads, b.heads), intersection(a.rows, b.rows)};
-}
-
-bool isEmpty(const Slab &slab) { return slab.batch.isEmpty() || slab.heads.isEmpty() || slab.rows.isEmpty(); }
 
 TensorView RowStore::find(size_t tensor, const Slab &wanted) const {
   if (wanted.owner == rank_)

@@ -112,8 +112,4 @@ private:
   std::map<int32_t, std::shared_ptr<Parcel>> parcels_; ///< by transfer
 };
 
-/// The part of slab `b` that lies in slab `a`; empty ranges where they are apart.
-Slab commonPart(const Slab &a, const Slab &b);
-bool isEmpty(const Slab &slab);
-
 } // namespace cpflex

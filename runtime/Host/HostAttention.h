@@ -79,7 +79,9 @@ struct HostBackwardTensors {
   TensorView dQ = {}; ///< optional, like q in shape; f32, bf16 or f16
   TensorView dK = {}; ///< optional, like k in shape, summed over the query heads of a kv head
   TensorView dV = {}; ///< optional, like v in shape
-  GradientWrite write = GradientWrite::Overwrite; ///< Add needs f32 gradients; holds for the arrays below too
+  GradientWrite queryWrite = GradientWrite::Overwrite; ///< of dQ; Add needs f32
+  GradientWrite keyWrite = GradientWrite::Overwrite;   ///< of dK and dV; Add needs f32
+  GradientWrite arrayWrite = GradientWrite::Overwrite; ///< of the arrays below
 
   float *const *captureGradients = nullptr; ///< null, or one dense f32 array (or null) per capture, see HostFunctions.h
   int numCaptures = 0;                      ///< entries of captureGradients and of Bindings::captures

@@ -145,7 +145,7 @@ void BackwardCall::runColumn(int64_t b, int64_t kvHead, int64_t slot, int64_t kv
       visitPair(pair, finiteness, buffers, lane);
     }
   }
-  const bool isAdding = tensors_.write == GradientWrite::Add;
+  const bool isAdding = tensors_.keyWrite == GradientWrite::Add;
   if (tensors_.dK.data)
     kernels_.unpackRows(buffers.dK, kBlockStride, kBlockFloats, nullptr, numKeys, headDim, isAdding,
                         matrixOf(tensors_.dK, b, kvHead, keys.begin));
@@ -282,7 +282,7 @@ void BackwardCall::sumQueryGradients(int64_t task) const {
       sums[i] += copy[i];
   }
   kernels_.unpackRows(sums, layout_.queryGradientStride, kBlockSize, nullptr, int(rows.size()), int(problem_.headDim),
-                      tensors_.write == GradientWrite::Add, matrixOf(tensors_.dQ, b, h, rows.begin));
+                      tensors_.queryWrite == GradientWrite::Add, matrixOf(tensors_.dQ, b, h, rows.begin));
 }
 
 /// d loss / d sink = -sum over rows of weightScale exp(sink - LSE) rowTerm.
@@ -297,7 +297,7 @@ void BackwardCall::sumSinkGradient(int64_t h) const {
                floatAt(layout_.rowTerm, b, h, row);
     }
   float &gradient = tensors_.sinkGradient[globalHead];
-  gradient = float(sum) + (tensors_.write == GradientWrite::Add ? gradient : 0.0f);
+  gradient = float(sum) + (tensors_.arrayWrite == GradientWrite::Add ? gradient : 0.0f);
 }
 
 /// One row's dot(dOut, out), in eight chains of f32 whose sum is in double.
@@ -351,7 +351,7 @@ void writeCaptureGradient(const BackwardLayout &layout, const HostBackwardTensor
     double sum = 0.0;
     for (const CaptureLane &lane : layout.lanes)
       sum += lane.sums[capture] ? lane.sums[capture][i] : double(lane.arrays[capture][i]);
-    to[i] = tensors.write == GradientWrite::Add ? to[i] + float(sum) : float(sum);
+    to[i] = tensors.arrayWrite == GradientWrite::Add ? to[i] + float(sum) : float(sum);
   }
 }
 
@@ -360,7 +360,9 @@ Status checkBackward(const AttentionProblem &problem, const HostBackwardTensors 
   const AttentionShapes shapes(problem);
   const bool isSoftmax = problem.normalization == AttentionProblem::Normalization::Softmax;
   const bool isOutNeeded = isSoftmax && !tensors.rowTerm.data;
-  const auto gradients = tensors.write == GradientWrite::Add ? Argument::Types::F32 : Argument::Types::Any;
+  const auto typesOf = [](GradientWrite write) {
+    return write == GradientWrite::Add ? Argument::Types::F32 : Argument::Types::Any;
+  };
   const Argument arguments[] = {
       tensorArgument("q", tensors.q, shapes.q),
       tensorArgument("k", tensors.k, shapes.k, Argument::Types::LikeFirst),
@@ -371,9 +373,9 @@ Status checkBackward(const AttentionProblem &problem, const HostBackwardTensors 
       tensorArgument("dLse", tensors.dLse, shapes.row, Argument::Types::F32, Argument::Role::Input, /*isOptional=*/true),
       tensorArgument("rowTerm", tensors.rowTerm, shapes.row, Argument::Types::F32, Argument::Role::Input,
                      /*isOptional=*/true),
-      tensorArgument("dQ", tensors.dQ, shapes.q, gradients, Argument::Role::Output, /*isOptional=*/true),
-      tensorArgument("dK", tensors.dK, shapes.k, gradients, Argument::Role::Output, /*isOptional=*/true),
-      tensorArgument("dV", tensors.dV, shapes.v, gradients, Argument::Role::Output, /*isOptional=*/true)};
+      tensorArgument("dQ", tensors.dQ, shapes.q, typesOf(tensors.queryWrite), Argument::Role::Output, /*isOptional=*/true),
+      tensorArgument("dK", tensors.dK, shapes.k, typesOf(tensors.keyWrite), Argument::Role::Output, /*isOptional=*/true),
+      tensorArgument("dV", tensors.dV, shapes.v, typesOf(tensors.keyWrite), Argument::Role::Output, /*isOptional=*/true)};
   CPFLEX_RETURN_IF_ERROR(checkTensors(arguments));
   if (tensors.numCaptures < 0)
     return Status::invalid(fmt::format("'numCaptures' is {}; expected 0 or more", tensors.numCaptures));

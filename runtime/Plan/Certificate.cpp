@@ -114,6 +114,25 @@ std::vector<int32_t> lastUses(const Schedule &schedule) {
   return result;
 }
 
+std::optional<SlabPlace> placeOf(const Slab &part, Payload payload, int32_t step, const Schedule &schedule,
+                                 const std::vector<int32_t> &results) {
+  std::optional<SlabPlace> place;
+  for (int32_t index : results) {
+    const Transfer &transfer = schedule.transfers[size_t(index)];
+    if (transfer.payload != payload || transfer.step <= step || transfer.destination != part.owner)
+      continue;
+    for (size_t slab = 0; slab < transfer.slabs.size(); ++slab) {
+      const Slab common = commonPart(transfer.slabs[slab], part);
+      if (isEmpty(common))
+        continue;
+      if (place || common != part)
+        return std::nullopt;
+      place = {index, slab};
+    }
+  }
+  return place;
+}
+
 bool needsPartials(const Schedule &schedule, int32_t rank) {
   if (schedule.shape.type == ElementType::F32)
     return false;
@@ -164,8 +183,11 @@ std::vector<int64_t> peakBytes(const Schedule &schedule) {
     for (int32_t index : mine.computes)
       for (const OwnedRows &rows : schedule.computes[size_t(index)].kv)
         firstUseOfOwner.try_emplace(rows.owner, schedule.computes[size_t(index)].step);
+    std::map<int32_t, std::vector<int32_t>> resultsFor; // by owner of the rows
     for (int32_t index : mine.out) {
       const Transfer &transfer = schedule.transfers[size_t(index)];
+      if (isResult(transfer.payload))
+        resultsFor[transfer.destination].push_back(index);
       int32_t begin = transfer.step;
       if (transfer.payload == Payload::DKV)
         begin = std::min(begin, transfer.step - 1);
@@ -189,9 +211,16 @@ std::vector<int64_t> peakBytes(const Schedule &schedule) {
       if (!isOwnQueries)
         bytes += qRows * (isBackward ? bytesPerRow(Payload::QGradient, shape)
                                      : bytesPerRow(Payload::Q, shape) + bytesPerRow(Payload::Out, shape));
-      if (isBackward && !isOwnKeys)
+      const auto isInMessage = [&](const std::vector<OwnedRows> &listed, Payload payload, Range heads) {
+        const OwnedRows rows = joined(listed).front();
+        return placeOf({rows.owner, compute.batch, heads, rows.rows}, payload, compute.step, schedule,
+                       resultsFor[rows.owner])
+            .has_value();
+      };
+      const Range keyHeads = {compute.heads.begin / headsPerKV, (compute.heads.end - 1) / headsPerKV + 1};
+      if (isBackward && !isOwnKeys && !(isOnePiece(compute.kv) && isInMessage(compute.kv, Payload::DKV, keyHeads)))
         bytes += kvRows * bytesPerRow(Payload::DKV, shape);
-      if (isBackward && !isOwnQueries)
+      if (isBackward && !isOwnQueries && !(isOnePiece(compute.q) && isInMessage(compute.q, Payload::DQ, compute.heads)))
         bytes += qRows * bytesPerRow(Payload::DQ, shape);
       operands[size_t(compute.step)] = std::max(operands[size_t(compute.step)], bytes);
     }

@@ -7,6 +7,7 @@
 #include "runtime/contract/Schedule.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace cpflex {
@@ -27,6 +28,17 @@ int64_t residentBytes(const Schedule &schedule, int32_t rank);
 
 /// True when the operand is one run of rows of one owner, so that it is read where it lies.
 bool isOnePiece(const std::vector<OwnedRows> &operand);
+
+/// One slab of one transfer.
+struct SlabPlace {
+  int32_t transfer = 0; ///< index in the schedule
+  size_t slab = 0;
+};
+
+/// The slab that holds all results of `part`, computed in `step`, when a single one of the transfers `results` carries any
+/// of them; they can be computed in the message itself then. `results` are indices of transfers of one rank.
+std::optional<SlabPlace> placeOf(const Slab &part, Payload payload, int32_t step, const Schedule &schedule,
+                                 const std::vector<int32_t> &results);
 
 /// Fills everything of the certificate but the predicted time.
 Certificate certify(const PlanRequest &request, const BlockMask &mask, const Schedule &schedule,

@@ -167,6 +167,14 @@ std::vector<OwnedRows> joined(const std::vector<OwnedRows> &rows) {
   return result;
 }
 
+Slab commonPart(const Slab &a, const Slab &b) {
+  if (a.owner != b.owner)
+    return {};
+  return {a.owner, intersection(a.batch, b.batch), intersection(a.heads, b.heads), intersection(a.rows, b.rows)};
+}
+
+bool isEmpty(const Slab &slab) { return slab.batch.isEmpty() || slab.heads.isEmpty() || slab.rows.isEmpty(); }
+
 std::vector<GroupNeeds> groupNeeds(const PlanRequest &request, const BlockMask &mask, const Layout &qLayout,
                                    const Layout &kvLayout) {
   std::vector<GroupNeeds> result;

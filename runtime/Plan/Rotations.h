@@ -26,6 +26,10 @@ std::vector<GroupNeeds> groupNeeds(const PlanRequest &request, const BlockMask &
 /// Joins adjacent rows of the same owner in a list sorted by owner and row.
 std::vector<OwnedRows> joined(const std::vector<OwnedRows> &rows);
 
+/// The part of slab `b` that lies in slab `a`; empty ranges where they are apart.
+Slab commonPart(const Slab &a, const Slab &b);
+bool isEmpty(const Slab &slab);
+
 /// Schedules without certificate: steps numbered without gaps, transfers and computes sorted.
 Schedule directSchedule(const PlanRequest &request, const std::vector<GroupNeeds> &needs, Schedule blank);
 Schedule ringSchedule(const PlanRequest &request, const std::vector<GroupNeeds> &needs, Schedule blank);

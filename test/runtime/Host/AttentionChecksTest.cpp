@@ -205,7 +205,7 @@ TEST(AttentionChecks, BackwardWithoutLse) {
 TEST(AttentionChecks, AddingToHalfPrecision) {
   BackwardArguments arguments;
   arguments.gradients.dK.type = ElementType::BF16;
-  arguments.gradients.write = GradientWrite::Add;
+  arguments.gradients.keyWrite = GradientWrite::Add;
   expectMessage(arguments.run(), "'dK' has element type bf16; expected f32");
 }
 

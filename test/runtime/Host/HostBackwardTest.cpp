@@ -349,7 +349,7 @@ TEST(HostBackward, AddsPartsOfTheKeysWithAGivenRowTerm) {
     part.setMask<sparseRows>();
     HostBackwardTensors tensors = run.tensors();
     tensors.out = {}, tensors.dLse = {}, tensors.rowTerm = rowTerm.view();
-    tensors.write = GradientWrite::Add;
+    tensors.queryWrite = tensors.keyWrite = tensors.arrayWrite = GradientWrite::Add;
     for (TensorView *view : {&tensors.k, &tensors.v, &tensors.dK, &tensors.dV})
       view->data = static_cast<float *>(view->data) + begin * view->strides[2];
     Status status = hostAttentionBackward(part.problem, tensors);

@@ -100,7 +100,7 @@ template <int shift> void runParts(LargeCase<shift> &whole, LargeRun &run, std::
     part.template setMask<causal>();
     HostBackwardTensors tensors = run.tensors();
     tensors.out = {}, tensors.dLse = {}, tensors.rowTerm = rowTerm.view();
-    tensors.write = GradientWrite::Add;
+    tensors.queryWrite = tensors.keyWrite = tensors.arrayWrite = GradientWrite::Add;
     for (TensorView *view : {&tensors.k, &tensors.v, &tensors.dK, &tensors.dV})
       view->data = static_cast<float *>(view->data) + begins[i] * view->strides[2];
     const Status status = hostAttentionBackward(part.problem, tensors);
