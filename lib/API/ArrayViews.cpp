@@ -48,7 +48,7 @@ static void gather(const ArrayView &view, const char *data, char *to) {
 }
 
 // The bytes between the first and past the last element of a CUDA array, and where the element at index 0 lies in them.
-static Status copySpan(const ArrayView &view, std::vector<char> &bytes, int64_t &origin) {
+static Status copySpan(const ArrayView &view, std::vector<char> &bytes, int64_t &origin, void *stream) {
   int64_t low = 0, high = 0;
   for (size_t axis = 0; axis < view.shape.size(); ++axis)
     (view.strides[axis] < 0 ? low : high) += view.strides[axis] * (view.shape[axis] - 1);
@@ -62,10 +62,10 @@ static Status copySpan(const ArrayView &view, std::vector<char> &bytes, int64_t 
   if (!device)
     return device.status();
   return copyToHost(**device, bytes.data(), reinterpret_cast<cuda::DeviceAddress>(view.data) + low * size,
-                    int64_t(bytes.size()), /*stream=*/nullptr);
+                    int64_t(bytes.size()), static_cast<cuda::Stream>(stream));
 }
 
-StatusOr<Array> denseCopy(const ArrayView &view) {
+StatusOr<Array> denseCopy(const ArrayView &view, void *stream) {
   Array array{view.type, view.shape, {}};
   if (array.numElements() == 0)
     return array;
@@ -76,7 +76,7 @@ StatusOr<Array> denseCopy(const ArrayView &view) {
   }
   std::vector<char> span;
   int64_t origin = 0;
-  CPFLEX_RETURN_IF_ERROR(copySpan(view, span, origin));
+  CPFLEX_RETURN_IF_ERROR(copySpan(view, span, origin, stream));
   gather(view, span.data() + origin, array.bytes.data());
   return array;
 }

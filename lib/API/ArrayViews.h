@@ -12,8 +12,9 @@ Status checkView(const std::string &name, const ArrayView &view);
 /// Whether the host can read the elements where they are.
 bool isOnHost(const ArrayView &view);
 
-/// A dense copy of the elements. From CUDA memory it waits for the device; Unavailable without one.
-StatusOr<Array> denseCopy(const ArrayView &view);
+/// A dense copy of the elements. From CUDA memory it is made on `stream`, which the host waits for; Unavailable without a
+/// device.
+StatusOr<Array> denseCopy(const ArrayView &view, void *stream = nullptr);
 
 /// A dense array as a view; the view keeps it alive.
 ArrayView viewOfArray(Array array);

@@ -214,6 +214,8 @@ Binding::Binding() : summaries_(std::make_unique<CaptureSummaries>()) {}
 StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const BindRequest &request) {
   const Signature &signature = program.signature();
   std::shared_ptr<Binding> binding(new Binding());
+  binding->signature_ = signature;
+  binding->stream_ = request.stream;
   std::map<std::string, int64_t> sizes;
   std::map<std::string, std::string> origins;
 
@@ -317,7 +319,6 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
     }
     CPFLEX_RETURN_IF_ERROR(verifyFacts(capture, view));
   }
-  binding->dimNames_ = signature.dims;
   binding->bindings_ = {.captures = binding->views_.data(),
                         .params = binding->params_.data(),
                         .dims = binding->dims_.data()};
@@ -326,7 +327,6 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
 
 Status Binding::addSlot(const CaptureDeclaration &capture, ArrayView source) {
   CPFLEX_RETURN_IF_ERROR(checkView(capture.name, source));
-  declarations_.push_back(capture);
   slots_.push_back({.source = std::move(source), .copy = {}, .shape = {}});
   views_.emplace_back();
   const int slot = int(slots_.size()) - 1;
@@ -347,7 +347,7 @@ Status Binding::addSlot(const CaptureDeclaration &capture, ArrayView source) {
 }
 
 Status Binding::refresh(int slot) {
-  const CaptureDeclaration &capture = declarations_[slot];
+  const CaptureDeclaration &capture = signature_.captures[slot];
   Slot &bound = slots_[slot];
   const ArrayView &source = bound.source;
   const bool isDeclaredType =
@@ -356,7 +356,7 @@ Status Binding::refresh(int slot) {
     views_[slot].data = source.data;
     return Status::ok();
   }
-  StatusOr<Array> dense = denseCopy(source);
+  StatusOr<Array> dense = denseCopy(source, stream_);
   if (!dense)
     return dense.status();
   StatusOr<Array> owned = converted(capture, *dense);
@@ -373,7 +373,7 @@ Status Binding::setVersion(uint64_t version) {
   summaries_ = std::make_unique<CaptureSummaries>();
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     CPFLEX_RETURN_IF_ERROR(refresh(int(slot)));
-    CPFLEX_RETURN_IF_ERROR(verifyFacts(declarations_[slot], views_[slot]));
+    CPFLEX_RETURN_IF_ERROR(verifyFacts(signature_.captures[slot], views_[slot]));
   }
   return Status::ok();
 }
@@ -382,7 +382,7 @@ ArrayView Binding::hostArray(int slot) const {
   const Slot &bound = slots_[slot];
   ArrayView view = bound.source;
   view.data = views_[slot].data;
-  view.type = declarations_[slot].type;
+  view.type = signature_.captures[slot].type;
   view.device = {DeviceType::Cpu, 0};
   view.owner = nullptr;
   int64_t dense = 1;
@@ -394,11 +394,11 @@ ArrayView Binding::hostArray(int slot) const {
 }
 
 StatusOr<int64_t> Binding::dimension(const std::string &name) const {
-  for (size_t i = 0; i < dimNames_.size(); ++i)
-    if (dimNames_[i] == name)
+  for (size_t i = 0; i < signature_.dims.size(); ++i)
+    if (signature_.dims[i] == name)
       return dims_[i];
   return Status::invalid(fmt::format("the program has no dimension '{}'; expected one of {}", name,
-                                     fmt::join(dimNames_, ", ")));
+                                     fmt::join(signature_.dims, ", ")));
 }
 
 StatusOr<Array> documentIdArray(const Program &program, const std::string &capture,

@@ -42,7 +42,7 @@ cpflex_error *takeAndBind(cpflex_bind_request *request, const char *name, Manage
   });
 }
 
-StatusOr<std::vector<int64_t>> cumulativeLengths(const cpflex_array &array) {
+StatusOr<std::vector<int64_t>> cumulativeLengths(const cpflex_array &array, void *stream) {
   StatusOr<ArrayView> view = fromC(array, "cu_seqlens");
   if (!view)
     return view.status();
@@ -50,7 +50,7 @@ StatusOr<std::vector<int64_t>> cumulativeLengths(const cpflex_array &array) {
     return Status::invalid(fmt::format("'cu_seqlens' has {} axes and elements of type {}; expected one axis of i32 or i64",
                                        view->shape.size(), toString(view->type)));
   CPFLEX_RETURN_IF_ERROR(checkView("cu_seqlens", *view));
-  StatusOr<Array> dense = denseCopy(*view);
+  StatusOr<Array> dense = denseCopy(*view, stream);
   if (!dense)
     return dense.status();
   CaptureView elements;
@@ -105,6 +105,14 @@ cpflex_error *cpflex_bind_request_create(const cpflex_program *program, cpflex_b
 }
 void cpflex_bind_request_free(cpflex_bind_request *request) { delete request; }
 
+cpflex_error *cpflex_bind_request_stream(cpflex_bind_request *request, void *stream) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(request, "request"));
+    request->request.stream = stream;
+    return Status::ok();
+  });
+}
+
 cpflex_error *cpflex_bind_request_array(cpflex_bind_request *request, const char *name, const cpflex_array *array,
                                         cpflex_ownership ownership) {
   return guarded([&]() -> Status {
@@ -120,7 +128,7 @@ cpflex_error *cpflex_bind_request_array(cpflex_bind_request *request, const char
       return Status::ok();
     }
     CPFLEX_RETURN_IF_ERROR(checkView(name, *view));
-    StatusOr<Array> copy = denseCopy(*view);
+    StatusOr<Array> copy = denseCopy(*view, request->request.stream);
     if (copy)
       bindArray(*request, name, std::move(*copy));
     return copy.status();
@@ -139,7 +147,7 @@ cpflex_error *cpflex_bind_request_segments(cpflex_bind_request *request, const c
                                            const cpflex_array *cu_seqlens, int64_t length) {
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(allRequired({{request, "request"}, {name, "name"}, {cu_seqlens, "cu_seqlens"}}));
-    StatusOr<std::vector<int64_t>> lengths = cumulativeLengths(*cu_seqlens);
+    StatusOr<std::vector<int64_t>> lengths = cumulativeLengths(*cu_seqlens, request->request.stream);
     if (!lengths)
       return lengths.status();
     StatusOr<Array> ids = documentIdArray(*request->program, name, *lengths, length);

@@ -1,5 +1,7 @@
 // The C interface's executables: loading, workspaces, forward and backward.
 #include "lib/API/CHandles.h"
+#include "lib/API/CallParts.h"
+#include "lib/API/ExecutableState.h"
 
 #include <fmt/format.h>
 
@@ -48,7 +50,8 @@ constexpr std::pair<std::string_view, std::string_view> kNamesInC[] = {
     {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"},
     {"'otherMasks'", "'other_masks'"}};
 
-bool isSamePart(const CallPart &a, const CallPart &b) {
+bool isSamePart(const CallPart &left, const CallPart &right, const CallSizes &sizes) {
+  const CallPart a = withEnds(left, sizes), b = withEnds(right, sizes);
   return a.batch == b.batch && a.heads == b.heads && a.q == b.q && a.kv == b.kv;
 }
 
@@ -59,15 +62,15 @@ Status checkOrigin(const cpflex_block_mask &mask, const cpflex_binding &binding,
     return Status::ok();
   if (mask.binding != binding.binding)
     return Status::invalid("'mask' was built over another binding; expected one built over 'binding'");
-  if (mask.entry != &entry)
+  if (mask.entry->name != entry.name)
     return Status::invalid(
         fmt::format("'mask' is that of entry point '{}'; expected that of '{}'", mask.entry->name, entry.name));
   if (mask.version != binding.binding->version())
     return Status::invalid(fmt::format("'mask' was built for version {} of the binding, which has version {}; build it "
                                        "again",
                                        mask.version, binding.binding->version()));
-  if (!isSamePart(mask.part, part))
-    return Status::invalid("'mask' was built for another part of the problem; expected that of 'options'");
+  if (!isSamePart(mask.part, part, binding.binding->sizes()))
+    return Status::invalid("'mask' was built for another part of the problem; expected that of the executable");
   return Status::ok();
 }
 
@@ -158,6 +161,21 @@ cpflex_error *cpflex_load(const cpflex_binding *binding, const char *entry, cons
     if (loaded)
       *executable = new cpflex_executable{*loaded};
     return inC(loaded.status());
+  });
+}
+
+cpflex_error *cpflex_executable_update(cpflex_executable *executable, const cpflex_binding *binding,
+                                       const cpflex_block_mask *mask, void *stream) {
+  return guarded([&]() -> Status {
+    CPFLEX_RETURN_IF_ERROR(required(executable, "executable"));
+    CPFLEX_RETURN_IF_ERROR(required(binding, "binding"));
+    const Executable::State &state = executable->executable->state();
+    std::shared_ptr<const BlockMask> blocks;
+    if (mask) {
+      CPFLEX_RETURN_IF_ERROR(checkOrigin(*mask, *binding, state.entry, state.part));
+      blocks = {mask->result, &mask->result->mask};
+    }
+    return inC(executable->executable->update(binding->binding, std::move(blocks), stream));
   });
 }
 void cpflex_executable_free(cpflex_executable *executable) { delete executable; }

@@ -51,7 +51,7 @@ struct cpflex_index_lists {
 };
 
 struct cpflex_executable {
-  std::shared_ptr<const cpflex::Executable> executable;
+  std::shared_ptr<cpflex::Executable> executable;
 };
 
 struct cpflex_layout {

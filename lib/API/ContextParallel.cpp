@@ -177,6 +177,7 @@ ContextParallelPlan::create(std::shared_ptr<const Executable> executable, const 
       return Status::invalid("one of 'otherMasks' is null; expected masks");
   auto state = std::make_unique<State>();
   state->executable = executable;
+  loaded.isPlanned = true;
   state->otherMasks = options.otherMasks;
   const PlanRequest request = planRequestOf(loaded, options);
   StatusOr<Schedule> forward = planContextParallel(request);

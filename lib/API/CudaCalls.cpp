@@ -27,20 +27,52 @@ std::vector<CaptureView> capturesOnDevice(const Program &program, const Binding 
   return views;
 }
 
-Status CudaCalls::addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine,
-                              int deviceIndex, cuda::Stream stream) {
-  for (const CaptureView &view : capturesOnDevice(program, binding, deviceIndex)) {
-    if (view.data) {
-      captures_.push_back(view);
+static int64_t sinksInBytes(const AttentionProblem &problem, const Binding &binding) {
+  return problem.sink ? binding.sizes().heads * int64_t(sizeof(float)) : 0;
+}
+
+Status CudaCalls::reserve(const Program &program, const Binding &binding, const AttentionProblem &problem,
+                          const CudaMachine &machine) {
+  std::vector<int64_t> sizes;
+  for (const CaptureView &inPlace : capturesOnDevice(program, binding, deviceIndex_)) {
+    isReadInPlace_.push_back(inPlace.data != nullptr);
+    sizes.push_back(inPlace.data ? 0 : elementSpan(binding.bindings().captures[sizes.size()]).size());
+  }
+  sizes.push_back(sinksInBytes(problem, binding));
+  StatusOr<StagedCopies> copies = StagedCopies::reserve(machine.device, sizes);
+  if (copies)
+    copies_ = std::move(*copies);
+  return copies.status();
+}
+
+StatusOr<CudaCalls::OnDevice> CudaCalls::stage(const Program &program, const Binding &binding,
+                                               const AttentionProblem &problem) {
+  OnDevice staged;
+  for (const CaptureView &inPlace : capturesOnDevice(program, binding, deviceIndex_)) {
+    const size_t slot = staged.captures.size();
+    if (inPlace.data) {
+      staged.captures.push_back(inPlace);
       continue;
     }
-    StatusOr<CaptureView> copy =
-        copies_.add(machine.device, binding.bindings().captures[captures_.size()], stream);
+    const std::string name = fmt::format("array '{}'", program.signature().captures[slot].name);
+    const CaptureView &onHost = binding.bindings().captures[slot];
+    if (isReadInPlace_[slot] && elementSpan(onHost).size() > 0)
+      return Status::invalid(fmt::format("{} is not in the memory of cuda:{}; expected it there, where the executable was "
+                                         "loaded to read it in place",
+                                         name, deviceIndex_));
+    StatusOr<CaptureView> copy = copies_.stage(slot, name, onHost);
     if (!copy)
       return copy.status();
-    captures_.push_back(*copy);
+    staged.captures.push_back(*copy);
   }
-  return Status::ok();
+  if (problem.sink) {
+    StatusOr<void *> sink =
+        copies_.stage(staged.captures.size(), "the array of sinks", problem.sink, sinksInBytes(problem, binding));
+    if (!sink)
+      return sink.status();
+    staged.sink = static_cast<const float *>(*sink);
+  }
+  return staged;
 }
 
 static CudaProgramOptions programOptions(const AttentionProblem &problem, ElementType type,
@@ -50,6 +82,16 @@ static CudaProgramOptions programOptions(const AttentionProblem &problem, Elemen
     compiled.passes = CudaProgramOptions::Passes::ForwardAndBackward;
   compiled.captureGradients = CudaProgramOptions::CaptureGradients::Computed;
   return compiled;
+}
+
+// The problem as kernels see it; `bindings` must live as long as it.
+AttentionProblem CudaCalls::onDevice(const AttentionProblem &problem, const OnDevice &staged, Bindings &bindings) {
+  bindings = *problem.bindings;
+  bindings.captures = staged.captures.data();
+  AttentionProblem onDevice = problem;
+  onDevice.bindings = &bindings;
+  onDevice.sink = staged.sink;
+  return onDevice;
 }
 
 StatusOr<MaskTile> CudaCalls::maskTile(const Program &program, const AttentionProblem &problem, ElementType type,
@@ -78,24 +120,29 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
     return kernels.status();
 
   std::unique_ptr<CudaCalls> calls(new CudaCalls());
-  const auto stream = static_cast<cuda::Stream>(options.stream);
-  CPFLEX_RETURN_IF_ERROR(calls->addCaptures(program, binding, *machine, deviceIndex, stream));
-  AttentionProblem onDevice = problem;
-  Bindings bindings = binding.bindings();
-  bindings.captures = calls->captures_.data();
-  onDevice.bindings = &bindings;
-  if (problem.sink) {
-    StatusOr<void *> sink =
-        calls->copies_.add(machine->device, problem.sink, binding.sizes().heads * int64_t(sizeof(float)), stream);
-    if (!sink)
-      return sink.status();
-    onDevice.sink = static_cast<const float *>(*sink);
-  }
-  auto executable = CudaExecutable::bind(*kernels, onDevice, stream);
+  calls->deviceIndex_ = deviceIndex;
+  CPFLEX_RETURN_IF_ERROR(calls->reserve(program, binding, problem, *machine));
+  StatusOr<OnDevice> staged = calls->stage(program, binding, problem);
+  if (!staged)
+    return staged.status();
+  Bindings bindings;
+  auto executable = CudaExecutable::bind(*kernels, onDevice(problem, *staged, bindings),
+                                         static_cast<cuda::Stream>(options.stream), calls->copies_.takeUploads());
   if (!executable)
     return executable.status();
   calls->executable_ = *executable;
   return calls;
+}
+
+Status CudaCalls::update(const Program &program, const Binding &binding, const AttentionProblem &problem, void *stream) {
+  if (!copies_.isEmpty())
+    CPFLEX_RETURN_IF_ERROR(executable_->waitForUploads());
+  StatusOr<OnDevice> staged = stage(program, binding, problem);
+  const std::vector<CudaUpload> uploads = copies_.takeUploads();
+  if (!staged)
+    return staged.status();
+  Bindings bindings;
+  return executable_->update(onDevice(problem, *staged, bindings), static_cast<cuda::Stream>(stream), uploads);
 }
 
 int64_t CudaCalls::workspaceInBytes(Executable::Pass pass) const {

@@ -4,11 +4,11 @@
 #include "lib/API/cpflex.h"
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaExecutable.h"
-#include "runtime/Cuda/DeviceCopies.h"
+#include "runtime/Cuda/StagedCopies.h"
 
 namespace cpflex {
 
-/// Immutable; calls from several threads are fine, each with its own workspace.
+/// Calls from several threads are fine, each with its own workspace.
 class CudaCalls {
 public:
   /// The tile that a block mask should have for the kernels that load() would compile.
@@ -20,6 +20,9 @@ public:
                                                    const Binding &binding, const AttentionProblem &problem,
                                                    ElementType type, const LoadOptions &options, int deviceIndex);
 
+  /// Takes another binding and mask of the same program and sizes; see Executable::update.
+  Status update(const Program &program, const Binding &binding, const AttentionProblem &problem, void *stream);
+
   int64_t workspaceInBytes(Executable::Pass pass) const;
   int64_t sizeInBytes() const;
   Status forward(const ForwardCallTensors &tensors, void *workspace, void *stream) const;
@@ -27,11 +30,19 @@ public:
 
 private:
   CudaCalls() = default;
-  Status addCaptures(const Program &program, const Binding &binding, const CudaMachine &machine, int deviceIndex,
-                     cuda::Stream stream);
+  /// What kernels read of a binding, in the GPU's memory.
+  struct OnDevice {
+    std::vector<CaptureView> captures;
+    const float *sink = nullptr;
+  };
+  Status reserve(const Program &program, const Binding &binding, const AttentionProblem &problem,
+                 const CudaMachine &machine);
+  static AttentionProblem onDevice(const AttentionProblem &problem, const OnDevice &staged, Bindings &bindings);
+  StatusOr<OnDevice> stage(const Program &program, const Binding &binding, const AttentionProblem &problem);
 
-  DeviceCopies copies_;
-  std::vector<CaptureView> captures_;
+  int deviceIndex_ = 0;
+  StagedCopies copies_; ///< of captures by slot, and last of the sinks
+  std::vector<bool> isReadInPlace_; ///< by slot, as of load()
   std::shared_ptr<CudaExecutable> executable_;
 };
 

@@ -17,6 +17,12 @@ StatusOr<CudaMachine> CudaPrograms::machine(int deviceIndex) {
   return opened;
 }
 
+void CudaPrograms::adopt(CudaMachine machine) {
+  std::lock_guard lock(mutex_);
+  const int deviceIndex = machine.device->description().index;
+  machines_.insert_or_assign(deviceIndex, std::move(machine));
+}
+
 StatusOr<std::shared_ptr<const CudaProgram>> CudaPrograms::program(const CudaMachine &machine,
                                                                    const DeviceFunctions &functions,
                                                                    const CudaProgramOptions &options, const Log &log) {

@@ -18,6 +18,9 @@ public:
   /// The GPU and its compiler, opened on first use.
   StatusOr<CudaMachine> machine(int deviceIndex);
 
+  /// Has machine() give a GPU that the caller has opened.
+  void adopt(CudaMachine machine);
+
   /// The kernels of a functor with these options, compiled on first use. What the compiler and its cache warn of goes to
   /// `log`.
   StatusOr<std::shared_ptr<const CudaProgram>> program(const CudaMachine &machine, const DeviceFunctions &functions,

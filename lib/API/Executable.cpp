@@ -9,6 +9,7 @@
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/BackwardBuffers.h"
 #include "runtime/Host/HostAttention.h"
+#include "runtime/contract/NarrowCode.h"
 
 #include <fmt/format.h>
 
@@ -17,6 +18,8 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <tuple>
+#include <utility>
 
 namespace cpflex {
 
@@ -84,6 +87,46 @@ Status fillProblem(Executable::State &state, const EntryPoint &entry, const Load
   return Status::ok();
 }
 
+// Code and memory of an executable serve bindings of its program, whose ints its code holds.
+Status checkBinding(const Executable::State &state, const Binding &binding) {
+  if (!(binding.signature() == state.program->signature()))
+    return Status::invalid("'binding' was made for another program; expected one made for that of the executable");
+  return Status::ok();
+}
+
+Status checkUpdate(const Executable::State &state, const Binding &binding) {
+  if (state.isPlanned)
+    return Status::invalid("the executable is that of a plan for several ranks; expected one that no plan was made of");
+  CPFLEX_RETURN_IF_ERROR(checkBinding(state, binding));
+  const CallSizes &sizes = binding.sizes(), &before = state.binding->sizes();
+  for (const auto &[size, expected, what] : {std::tuple(sizes.batch, before.batch, "batch rows"),
+                                             {sizes.heads, before.heads, "query heads"},
+                                             {sizes.kvHeads, before.kvHeads, "kv heads"},
+                                             {sizes.qLen, before.qLen, "queries"},
+                                             {sizes.kvLen, before.kvLen, "keys"}})
+    if (size != expected)
+      return Status::invalid(
+          fmt::format("the binding has {} {}; expected {}, for which the executable was loaded", size, what, expected));
+  if (state.hasNarrowInts && !mayRunNarrowCode(state.program->signature(), binding.bindings()))
+    return Status::invalid("a param or dimension of the binding is beyond 2^30; expected smaller ones, as those that the "
+                           "executable was loaded with");
+  return Status::ok();
+}
+
+// The mask that is given or, where there is none, built with tiles of `tileQ` x `tileKV`; null for an entry without mask.
+StatusOr<std::shared_ptr<const BlockMask>> maskOf(const Executable::State &state, const Binding &binding,
+                                                  std::shared_ptr<const BlockMask> given, MaskTile tile) {
+  if (!state.entry.hasMask)
+    return std::shared_ptr<const BlockMask>();
+  if (given)
+    return given;
+  StatusOr<BlockMaskResult> built =
+      buildBlockMask(*state.program, state.entry, binding, tile.q, tile.kv, state.host.numThreads, state.part);
+  if (!built)
+    return built.status();
+  return std::make_shared<const BlockMask>(std::move(built->mask));
+}
+
 // Scratch bytes of a backward call that computes every gradient that there is.
 int64_t backwardInBytes(const Executable::State &state) {
   char present = 0;
@@ -100,10 +143,20 @@ int64_t backwardInBytes(const Executable::State &state) {
   return cursor.neededInBytes();
 }
 
+void measureWorkspaces(Executable::State &state) {
+  const bool isBoth = state.passes == CallPasses::ForwardAndBackward;
+  if (state.cuda) {
+    state.forwardInBytes = state.cuda->workspaceInBytes(Executable::Pass::Forward);
+    state.backwardInBytes = isBoth ? state.cuda->workspaceInBytes(Executable::Pass::Backward) : 0;
+    return;
+  }
+  state.forwardInBytes = hostAttentionForwardWorkspaceInBytes(state.problem, state.host);
+  state.backwardInBytes = isBoth ? backwardInBytes(state) : 0;
+}
+
 Status loadOnHost(Executable::State &state, const EntryPoint &entry, const LoadOptions &options) {
   if (options.stream)
     return Status::invalid("'stream' is given for the cpu; expected null");
-  state.host.numThreads = options.numThreads;
   CPFLEX_RETURN_IF_ERROR(checkOptions(state.host));
   StatusOr<HostFunctions> functions = state.program->hostFunctions(entry, state.binding->bindings(), state.passes);
   if (!functions)
@@ -111,9 +164,6 @@ Status loadOnHost(Executable::State &state, const EntryPoint &entry, const LoadO
   state.functions = *functions;
   state.problem.functions = &state.functions;
   CPFLEX_RETURN_IF_ERROR(checkProblem(state.problem));
-  state.forwardInBytes = hostAttentionForwardWorkspaceInBytes(state.problem, state.host);
-  if (state.passes == CallPasses::ForwardAndBackward)
-    state.backwardInBytes = backwardInBytes(state);
   return Status::ok();
 }
 
@@ -123,9 +173,6 @@ Status loadOnCuda(Executable::State &state, const EntryPoint &entry, const LoadO
   if (!calls)
     return calls.status();
   state.cuda = std::move(*calls);
-  state.forwardInBytes = state.cuda->workspaceInBytes(Executable::Pass::Forward);
-  if (state.passes == CallPasses::ForwardAndBackward)
-    state.backwardInBytes = state.cuda->workspaceInBytes(Executable::Pass::Backward);
   return Status::ok();
 }
 
@@ -213,6 +260,9 @@ StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Pro
   state->binding = std::move(binding);
   state->entry = entry;
   state->version = state->binding->version();
+  CPFLEX_RETURN_IF_ERROR(checkBinding(*state, *state->binding));
+  state->hasNarrowInts = mayRunNarrowCode(state->program->signature(), state->binding->bindings());
+  state->host.numThreads = options.numThreads;
   StatusOr<DeviceId> device = parseDevice(options.device);
   if (!device)
     return device.status();
@@ -223,27 +273,53 @@ StatusOr<std::shared_ptr<Executable>> Executable::load(std::shared_ptr<const Pro
     return Status::invalid(fmt::format("'type' is {}; expected f32, bf16 or f16", toString(state->type)));
   state->passes = options.passes;
   CPFLEX_RETURN_IF_ERROR(fillProblem(*state, entry, options));
-  if (!mask && entry.hasMask) {
-    int64_t tileQ = 128, tileKV = 128;
-    if (isCuda) {
-      StatusOr<MaskTile> tile =
-          CudaCalls::maskTile(*state->program, state->problem, state->type, options, device->index);
-      if (!tile)
-        return tile.status();
-      tileQ = tile->q, tileKV = tile->kv;
-    }
-    StatusOr<BlockMaskResult> built =
-        buildBlockMask(*state->program, entry, *state->binding, tileQ, tileKV, options.numThreads, options.part);
-    if (!built)
-      return built.status();
-    mask = std::make_shared<const BlockMask>(std::move(built->mask));
+  MaskTile tile{128, 128};
+  if (isCuda && !mask && entry.hasMask) {
+    StatusOr<MaskTile> preferred =
+        CudaCalls::maskTile(*state->program, state->problem, state->type, options, device->index);
+    if (!preferred)
+      return preferred.status();
+    tile = *preferred;
   }
-  if (entry.hasMask) {
-    state->mask = std::move(mask);
-    state->problem.mask = state->mask.get();
-  }
+  auto blocks = maskOf(*state, *state->binding, std::move(mask), tile);
+  if (!blocks)
+    return blocks.status();
+  state->mask = std::move(*blocks);
+  state->problem.mask = state->mask.get();
   CPFLEX_RETURN_IF_ERROR(isCuda ? loadOnCuda(*state, entry, options) : loadOnHost(*state, entry, options));
+  measureWorkspaces(*state);
   return std::make_shared<Executable>(std::move(state));
+}
+
+Status Executable::update(std::shared_ptr<const Binding> binding, std::shared_ptr<const BlockMask> mask, void *stream) {
+  State &state = *state_;
+  if (!binding)
+    return Status::invalid("'binding' is null");
+  if (!state.cuda && stream)
+    return Status::invalid("'stream' is given for the cpu; expected null");
+  CPFLEX_RETURN_IF_ERROR(checkUpdate(state, *binding));
+  const uint64_t version = binding->version();
+  const MaskTile tile = state.mask ? MaskTile{state.mask->tileQ, state.mask->tileKV} : MaskTile{};
+  auto blocks = maskOf(state, *binding, std::move(mask), tile);
+  if (!blocks)
+    return blocks.status();
+  AttentionProblem problem = state.problem;
+  problem.bindings = &binding->bindings();
+  problem.mask = blocks->get();
+  std::vector<float> sink;
+  if (state.entry.sinkCapture >= 0) {
+    sink = sinkValues(binding->bindings().captures[state.entry.sinkCapture], binding->sizes().heads);
+    problem.sink = sink.data();
+  }
+  CPFLEX_RETURN_IF_ERROR(state.cuda ? state.cuda->update(*state.program, *binding, problem, stream)
+                                    : checkProblem(problem));
+  state.problem = std::move(problem);
+  state.sink = std::move(sink);
+  state.mask = std::move(*blocks);
+  state.version = version;
+  state.bindingBefore = std::exchange(state.binding, std::move(binding));
+  measureWorkspaces(state);
+  return Status::ok();
 }
 
 Status Executable::forward(const ForwardCallTensors &tensors, void *workspace, int64_t workspaceInBytes,

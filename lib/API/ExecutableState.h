@@ -5,6 +5,7 @@
 #include "lib/API/cpflex.h"
 #include "runtime/Host/HostAttention.h"
 
+#include <atomic>
 #include <mutex>
 
 namespace cpflex {
@@ -15,6 +16,11 @@ struct Executable::State {
   std::shared_ptr<const Binding> binding;
   std::shared_ptr<const BlockMask> mask;
   uint64_t version = 0; ///< of the binding
+  /// Bound before the last update: calls of it may still be queued on a GPU. The next update waits for that one's uploads,
+  /// and so for these.
+  std::shared_ptr<const Binding> bindingBefore;
+  bool hasNarrowInts = false; ///< the code computes ints in 32 bits
+  mutable std::atomic<bool> isPlanned = false; ///< a ContextParallelPlan holds on to binding and mask
   AttentionProblem problem;
   HostFunctions functions;
   std::vector<float> sink; ///< one per head of the whole problem

@@ -243,8 +243,11 @@ enum {
 
 CPFLEX_EXPORT cpflex_error *cpflex_bind_request_create(const cpflex_program *program, cpflex_bind_request **request);
 CPFLEX_EXPORT void cpflex_bind_request_free(cpflex_bind_request *request);
+/** CUDA: on which stream arrays in a GPU's memory are read, by the calls that follow, by cpflex_bind and by
+ * cpflex_binding_set_version, which wait for it; it must wait for whoever writes them. NULL: the default stream. */
+CPFLEX_EXPORT cpflex_error *cpflex_bind_request_stream(cpflex_bind_request *request, void *stream);
 /** Binds capture `name`. Strides may be negative. An array in CUDA memory is copied to the host for masks (the call waits
- * for the device) and read in place by executables of its device when it is borrowed. */
+ * for the request's stream) and read in place by executables of its device when it is borrowed. */
 CPFLEX_EXPORT cpflex_error *cpflex_bind_request_array(cpflex_bind_request *request, const char *name,
                                                       const cpflex_array *array, cpflex_ownership ownership);
 /** Takes over a DLPack tensor, which is then borrowed as above, and binds it to capture `name`. Its deleter is called when
@@ -435,6 +438,18 @@ typedef struct cpflex_load_options {
 CPFLEX_EXPORT cpflex_error *cpflex_load(const cpflex_binding *binding, const char *entry, const cpflex_block_mask *mask,
                                         const cpflex_load_options *options, cpflex_executable **executable);
 CPFLEX_EXPORT void cpflex_executable_free(cpflex_executable *executable);
+
+/** Takes another binding of the same program and sizes, or the same one at another version, for the calls that follow;
+ * `mask` may be NULL: then it is built, with the tiles of the one before. Nothing is compiled. On CUDA nothing is allocated
+ * either, and the host waits for no more than the upload of the update before: uploads are queued on `stream`, behind calls
+ * that are queued there with the old binding, and calls on other streams must wait for it. Graphs of calls see the new
+ * binding too, but for addresses and shapes of arrays that are read in place. The new mask may need twice the memory of the
+ * first one, arrays of the host that are copied to the GPU as much as the first ones. Memory that the old binding borrows
+ * must last until the queued calls have run; DLPack tensors are released after the next update or with the executable. On
+ * the CPU `stream` is NULL. INVALID_ARGUMENT for what does not fit; the executable is then as it was. No other thread may use
+ * the executable during the call, and no plan may have been made of it. */
+CPFLEX_EXPORT cpflex_error *cpflex_executable_update(cpflex_executable *executable, const cpflex_binding *binding,
+                                                     const cpflex_block_mask *mask, void *stream);
 
 /** Bytes of scratch memory that a pass needs, on the executable's device: host memory of any alignment, or CUDA memory at
  * a multiple of 256. Contents need no preparation and mean nothing afterwards. */

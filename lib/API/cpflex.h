@@ -164,6 +164,9 @@ struct BindRequest {
   std::map<std::string, ArrayView> views = {};    ///< read in place where type and device allow it
   std::map<std::string, std::string> params = {}; ///< values as text; constants of the program may be among them
   CallSizes sizes = {};
+  /// CUDA: where `views` in a GPU's memory are read, which the host waits for; also by Binding::setVersion. It must wait for
+  /// whoever writes them. Null: the default stream.
+  void *stream = nullptr;
 };
 
 /// The document ids of cumulative lengths [0, l0, l0 + l1, ...] (`cu_seqlens`), to be bound to `capture`: one for each of
@@ -181,6 +184,8 @@ public:
   static StatusOr<std::shared_ptr<Binding>> create(const Program &program, const BindRequest &request);
 
   const Bindings &bindings() const { return bindings_; }
+  /// What the program declares that it was made for.
+  const Signature &signature() const { return signature_; }
   const CallSizes &sizes() const { return sizes_; }
   CaptureSummaries &summaries() const { return *summaries_; }
 
@@ -209,14 +214,14 @@ private:
   Status addSlot(const CaptureDeclaration &capture, ArrayView source);
   Status refresh(int slot);
 
-  std::vector<CaptureDeclaration> declarations_;
-  std::vector<std::string> dimNames_;
+  Signature signature_;
   std::vector<Slot> slots_;
   std::vector<CaptureView> views_;
   std::vector<ScalarSlot> params_;
   std::vector<int64_t> dims_;
   Bindings bindings_;
   CallSizes sizes_;
+  void *stream_ = nullptr; ///< of the request
   std::unique_ptr<CaptureSummaries> summaries_;
   std::atomic<uint64_t> version_ = 0;
 };
@@ -279,7 +284,7 @@ struct LoadOptions {
   void *stream = nullptr; ///< CUDA: where tables are uploaded; calls on other streams must wait for it
 };
 
-/// A bound program on a device, ready to run. Immutable; several threads may call it at once, each with its own workspace.
+/// A bound program on a device, ready to run. Several threads may call it at once, each with its own workspace.
 class Executable {
 public:
   /// Compiles for the device, or takes code from a cache. `mask` may be null: then it is built. Keeps all that it is given
@@ -288,6 +293,17 @@ public:
                                                     std::shared_ptr<const Binding> binding,
                                                     std::shared_ptr<const BlockMask> mask, const LoadOptions &options);
   ~Executable();
+
+  /// Takes another binding of the same program and sizes, or the same one at another version, for the calls that follow;
+  /// null `mask`: it is built, with the tiles of the one before. Nothing is compiled. On CUDA nothing is allocated either,
+  /// and the host waits for no more than the upload of the update before: uploads are queued on `stream`, behind calls that
+  /// are queued there with the old binding, and calls on other streams must wait for it. Graphs of calls see the new
+  /// binding too, but for addresses and shapes of arrays that are read in place. The new mask may need twice the memory of
+  /// the first one, arrays of the host that are copied to the GPU as much as the first ones. The old binding is kept alive
+  /// until the update after. On the CPU `stream` is null. InvalidArgument for what does not fit; the executable is then as
+  /// it was. Workspaces may have other sizes afterwards where tiles or shapes of arrays do. Not beside other uses of the
+  /// executable, and not when a plan was made of it.
+  Status update(std::shared_ptr<const Binding> binding, std::shared_ptr<const BlockMask> mask, void *stream = nullptr);
 
   enum class Pass { Forward, Backward };
   /// Bytes of scratch memory that a pass needs on the executable's device: host memory of any alignment, or CUDA memory at

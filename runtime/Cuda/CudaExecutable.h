@@ -31,23 +31,34 @@ struct CudaBackwardTensors {
   std::span<float *const> dCaptures = {};
 };
 
+/// Bytes of page-locked host memory that go to the GPU before a problem's tables do: arrays that its kernels read.
+struct CudaUpload {
+  cuda::DeviceAddress to = 0;
+  const void *from = nullptr;
+  int64_t sizeInBytes = 0;
+};
+
 /// One bound problem. forward() and backward() may be called from several threads at once, each with its own workspace.
 class CudaExecutable {
 public:
   /// Binds `problem`: its mask, positions, sizes and scale are copied; `bindings->captures` and `sink` are device
   /// memory that must stay valid while the executable is used; params and dims are copied from the host. `functions` of
   /// the problem is not looked at. The tables are uploaded and the arrays of the mask are read on `stream`: it must
-  /// wait for whoever writes those, and calls on other streams must wait for it.
+  /// wait for whoever writes those, and calls on other streams must wait for it. `uploads` are queued first.
   static StatusOr<std::shared_ptr<CudaExecutable>> bind(std::shared_ptr<const CudaProgram> program,
-                                                        const AttentionProblem &problem, cuda::Stream stream);
+                                                        const AttentionProblem &problem, cuda::Stream stream,
+                                                        std::span<const CudaUpload> uploads = {});
 
   /// Binds another mask, other captures and parameters for the same sizes into the same memory, on `stream`: calls that
   /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses and sizes of
   /// captures and the scale, which a graph holds by value. The host waits only until the last upload is through.
   /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
-  /// first mask needed): bind anew then. Call it, too, when the contents of an array change that the mask reads:
+  /// first mask needed), and nothing is queued then. Call it, too, when the contents of an array change that the mask reads:
   /// partial tiles are decided here. Not beside forward() or backward() on another thread.
-  Status update(const AttentionProblem &problem, cuda::Stream stream);
+  Status update(const AttentionProblem &problem, cuda::Stream stream, std::span<const CudaUpload> uploads = {});
+
+  /// Waits on the host until what the last bind() or update() uploads has left the host's memory.
+  Status waitForUploads() const { return uploaded_.synchronize(); }
 
   enum class Pass { Forward, Backward };
   /// Bytes of device memory, at a multiple of 256, that a call needs; contents need no preparation.
@@ -91,7 +102,7 @@ private:
   std::string captureName(int slot) const;
 
   // Of CudaExecutableTables.cpp, in the order of an upload.
-  Status upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind);
+  Status upload(const AttentionProblem &problem, cuda::Stream stream, std::span<const CudaUpload> arrays, Upload kind);
   StatusOr<HostTables> hostTables(const AttentionProblem &problem, Upload kind) const;
   Status addMask(HostKernelTables &kernel, size_t kernelIndex, const AttentionProblem &problem, Upload kind) const;
   int64_t mostWordTiles(size_t kernelIndex, Upload kind) const;
@@ -102,6 +113,7 @@ private:
   void setMask(KernelTables &tables, size_t kernelIndex, const HostTables &host) const;
   int groupHeads(const KernelTables &tables, const HostKernelTables &kernel) const;
   std::byte *array(size_t section) const;
+  Status copyArrays(std::span<const CudaUpload> arrays, cuda::Stream stream) const;
   Status copyTables(const HostTables &host, cuda::Stream stream);
   Status fillWords(cuda::Stream stream) const;
 

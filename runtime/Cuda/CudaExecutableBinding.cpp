@@ -138,7 +138,8 @@ void CudaExecutable::keep(const AttentionProblem &problem) {
 }
 
 StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<const CudaProgram> program,
-                                                               const AttentionProblem &problem, cuda::Stream stream) {
+                                                               const AttentionProblem &problem, cuda::Stream stream,
+                                                               std::span<const CudaUpload> uploads) {
   CudaRange range(program->device().driver(), "cpflex bind");
   auto executable = std::shared_ptr<CudaExecutable>(new CudaExecutable(std::move(program)));
   for (const LoadedKernel &kernel : executable->program_->kernels())
@@ -146,19 +147,20 @@ StatusOr<std::shared_ptr<CudaExecutable>> CudaExecutable::bind(std::shared_ptr<c
       executable->tables_.push_back({.kernel = &kernel});
   CPFLEX_RETURN_IF_ERROR(executable->checkProblem(problem));
   executable->keep(problem);
-  CPFLEX_RETURN_IF_ERROR(executable->upload(problem, stream, Upload::First));
+  CPFLEX_RETURN_IF_ERROR(executable->upload(problem, stream, uploads, Upload::First));
   executable->packCaptures(problem);
   CPFLEX_RETURN_IF_ERROR(executable->fillWords(stream));
   return executable;
 }
 
-Status CudaExecutable::update(const AttentionProblem &problem, cuda::Stream stream) {
+Status CudaExecutable::update(const AttentionProblem &problem, cuda::Stream stream,
+                              std::span<const CudaUpload> uploads) {
   CudaRange range(program_->device().driver(), "cpflex update");
   CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
   if (problem.batch != problem_.batch || problem.qHeads != problem_.qHeads || problem.kvHeads != problem_.kvHeads ||
       problem.qLen != problem_.qLen || problem.kvLen != problem_.kvLen)
-    return Status::invalid("the problem has other sizes than the one bound first; bind anew");
-  CPFLEX_RETURN_IF_ERROR(upload(problem, stream, Upload::Again));
+    return Status::invalid("the problem has other sizes than the one bound first; make a new executable for it");
+  CPFLEX_RETURN_IF_ERROR(upload(problem, stream, uploads, Upload::Again));
   keep(problem);
   packCaptures(problem);
   return fillWords(stream);

@@ -300,7 +300,7 @@ Status CudaExecutable::addMask(HostKernelTables &kernel, size_t kernelIndex, con
                            problem.qHeads, words, sharesSums(spec) ? QuerySums::Shared : QuerySums::None);
   if (kind == Upload::Again && words.maxTiles > 0 && kernel.mask.wordsOf.empty())
     return Status::invalid(fmt::format("the block mask has more partial tiles than the {} for which memory was "
-                                       "reserved; bind anew",
+                                       "reserved; make a new executable for it",
                                        words.maxTiles));
   if (sharesSums(spec))
     kernel.turns = maskTables(*problem.mask, KernelRows::Q, config.tileQ, config.tileKV, problem.batch, problem.qHeads);
@@ -332,7 +332,7 @@ StatusOr<CudaExecutable::HostTables> CudaExecutable::hostTables(const AttentionP
 Status CudaExecutable::replaceTables(const HostTables &host, Upload kind) {
   for (size_t i = 0; i < host.numSections(); ++i)
     if (static_cast<int64_t>(host.section(i).size()) > sections_[i].capacityInBytes)
-      return Status::invalid(fmt::format("the block mask needs {} bytes where {} were reserved; bind anew",
+      return Status::invalid(fmt::format("the block mask needs {} bytes where {} were reserved; make a new executable for it",
                                          host.section(i).size(), sections_[i].capacityInBytes));
   std::vector<KernelTables> replaced;
   for (size_t i = 0; i < tables_.size(); ++i) {
@@ -342,9 +342,20 @@ Status CudaExecutable::replaceTables(const HostTables &host, Upload kind) {
                   mask.rowTilesPerMaskTile == before.rowTilesPerMaskTile &&
                   mask.colTilesPerMaskTile == before.colTilesPerMaskTile;
     if (kind == Upload::Again && !isSame)
-      return Status::invalid("the block mask has other tiles than the one bound first; bind anew");
+      return Status::invalid("the block mask has other tiles than the one bound first; make a new executable for it");
   }
   tables_ = std::move(replaced);
+  return Status::ok();
+}
+
+Status CudaExecutable::copyArrays(std::span<const CudaUpload> arrays, cuda::Stream stream) const {
+  CurrentContext current(program_->device());
+  CPFLEX_RETURN_IF_ERROR(current.status());
+  const CudaDriver &driver = program_->device().driver();
+  for (const CudaUpload &array : arrays)
+    CPFLEX_RETURN_IF_ERROR(driver.status(
+        driver.memcpyHtoDAsync(array.to, array.from, static_cast<size_t>(array.sizeInBytes), stream),
+        "cuMemcpyHtoDAsync"));
   return Status::ok();
 }
 
@@ -366,7 +377,8 @@ Status CudaExecutable::copyTables(const HostTables &host, cuda::Stream stream) {
   return Status::ok();
 }
 
-Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stream, Upload kind) {
+Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stream, std::span<const CudaUpload> arrays,
+                              Upload kind) {
   StatusOr<HostTables> host = hostTables(problem, kind);
   if (!host)
     return host.status();
@@ -375,7 +387,8 @@ Status CudaExecutable::upload(const AttentionProblem &problem, cuda::Stream stre
   CPFLEX_RETURN_IF_ERROR(replaceTables(*host, kind));
   // The staging memory is free again once the upload before has run.
   if (kind == Upload::Again)
-    CPFLEX_RETURN_IF_ERROR(uploaded_.synchronize());
+    CPFLEX_RETURN_IF_ERROR(waitForUploads());
+  CPFLEX_RETURN_IF_ERROR(copyArrays(arrays, stream));
   return copyTables(*host, stream);
 }
 

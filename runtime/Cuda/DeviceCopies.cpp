@@ -1,6 +1,8 @@
 // Allocating and copying what DeviceCopies keeps.
 #include "runtime/Cuda/DeviceCopies.h"
 
+#include "runtime/Cuda/StagedCopies.h"
+
 namespace cpflex {
 
 StatusOr<void *> DeviceCopies::add(const std::shared_ptr<const CudaDevice> &device, const void *bytes,
@@ -15,21 +17,14 @@ StatusOr<void *> DeviceCopies::add(const std::shared_ptr<const CudaDevice> &devi
 
 StatusOr<CaptureView> DeviceCopies::add(const std::shared_ptr<const CudaDevice> &device, CaptureView view,
                                         cuda::Stream stream) {
-  int64_t begin = 0, end = 1; // offsets of the outermost elements from `data`
-  bool isEmpty = !view.data;
-  for (int axis = 0; axis < view.rank; ++axis) {
-    isEmpty = isEmpty || view.shape[axis] == 0;
-    const int64_t reach = (view.shape[axis] - 1) * view.strides[axis];
-    (reach < 0 ? begin : end) += reach;
-  }
-  if (isEmpty)
+  const ElementSpan span = elementSpan(view);
+  if (span.size() == 0)
     return view;
-  const int64_t element = cpflex::sizeInBytes(view.type);
   StatusOr<void *> data =
-      add(device, static_cast<const std::byte *>(view.data) + begin * element, (end - begin) * element, stream);
+      add(device, static_cast<const std::byte *>(view.data) + span.begin, span.size(), stream);
   if (!data)
     return data.status();
-  view.data = static_cast<std::byte *>(*data) - begin * element;
+  view.data = static_cast<std::byte *>(*data) - span.begin;
   return view;
 }
 

@@ -60,6 +60,7 @@ struct CaptureDeclaration {
   bool hasLo = false, hasHi = false;
   int64_t lo = 0, hi = 0;        ///< every element x satisfies lo <= x < hi where stated, verified when bound
   bool needsGradient = false;
+  friend bool operator==(const CaptureDeclaration &, const CaptureDeclaration &) = default;
 };
 
 /// One declared runtime argument.
@@ -68,6 +69,7 @@ struct ParamDeclaration {
   ValueType type = ValueType::Int;
   ScalarSlot defaultValue = 0;
   bool hasDefault = false;
+  friend bool operator==(const ParamDeclaration &, const ParamDeclaration &) = default;
 };
 
 /// Indices of the built-in dimensions in Signature::dims, in this order in every program.
@@ -78,6 +80,7 @@ struct Signature {
   std::vector<CaptureDeclaration> captures;
   std::vector<ParamDeclaration> params;
   std::vector<std::string> dims; ///< the built-in ones (BuiltinDim), then the file's own
+  friend bool operator==(const Signature &, const Signature &) = default;
 };
 
 } // namespace cpflex

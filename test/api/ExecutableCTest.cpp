@@ -86,6 +86,31 @@ TEST(ExecutableC, ForwardAndBackwardAgreeWithDouble) {
   EXPECT_LT(distance(dBias, expectedBias), kTolerance);
 }
 
+TEST(ExecutableC, AnotherBindingIsTaken) {
+  Bound bound;
+  const Executable executable = load(bound.binding, loadOptions(bound.given), "plain");
+  const Request wanted = request(bound.program, bound.given.bindSizes());
+  const cpflex_array bias = dense(bound.bias, {bound.given.sizes.heads, bound.given.sizes.kvLen});
+  const cpflex_array sinks = dense(bound.sinks, {bound.given.sizes.heads});
+  EXPECT_EQ(message(cpflex_bind_request_stream(wanted.get(), nullptr)), "");
+  EXPECT_EQ(message(cpflex_bind_request_array(wanted.get(), "bias", &bias, CPFLEX_BORROW)), "");
+  EXPECT_EQ(message(cpflex_bind_request_array(wanted.get(), "sinks", &sinks, CPFLEX_BORROW)), "");
+  EXPECT_EQ(message(cpflex_bind_request_int(wanted.get(), "W", 7)), "");
+  const Binding narrow = bindAll(wanted);
+  cpflex_block_mask *handle = nullptr;
+  ASSERT_EQ(message(cpflex_block_mask_build(narrow.get(), "plain", nullptr, &handle)), "");
+  const Mask mask(handle);
+  bound.meaning.mask = [](int64_t, int64_t h, int64_t q, int64_t kv) { return q >= kv && q - kv < 7 + 4 * h; };
+  const Answer expected = answer(bound.given, bound.meaning);
+  for (const cpflex_block_mask *given : {static_cast<cpflex_block_mask *>(nullptr), mask.get()}) {
+    ASSERT_EQ(message(cpflex_executable_update(executable.get(), narrow.get(), given, nullptr)), "");
+    const cpflex_forward_tensors forward = bound.given.forward();
+    ASSERT_EQ(message(cpflex_forward(executable.get(), &forward, nullptr, 0, nullptr)), "");
+    EXPECT_LT(distance(bound.given.out, expected.out), kTolerance);
+    ASSERT_EQ(message(cpflex_executable_update(executable.get(), bound.binding.get(), nullptr, nullptr)), "");
+  }
+}
+
 TEST(ExecutableC, EntriesWithoutSoftmaxSumScores) {
   Bound bound;
   const Executable executable = load(bound.binding, loadOptions(bound.given), "linear");

@@ -193,6 +193,29 @@ TEST_F(MisuseC, ChangedBinding) {
             "'mask' was built for version 0 of the binding, which has version 3; build it again");
 }
 
+TEST_F(MisuseC, Updates) {
+  const auto update = [&](const Binding &binding, const Mask &mask = {}, void *stream = nullptr) {
+    return message(cpflex_executable_update(executable_.get(), binding.get(), mask.get(), stream));
+  };
+  EXPECT_EQ(message(cpflex_executable_update(nullptr, binding_.get(), nullptr, nullptr)),
+            "'executable' is null; expected a value");
+  EXPECT_EQ(message(cpflex_bind_request_stream(nullptr, nullptr)), "'request' is null; expected a value");
+  EXPECT_EQ(update({}), "'binding' is null; expected a value");
+  EXPECT_EQ(update(binding_, {}, &doc_), "'stream' is given for the cpu; expected null");
+  cpflex_block_mask *handle = nullptr;
+  ASSERT_EQ(message(cpflex_block_mask_build(binding_.get(), "other", nullptr, &handle)), "");
+  EXPECT_EQ(update(binding_, Mask(handle)), "'mask' is that of entry point 'other'; expected that of 'f'");
+  const Program program = compile("@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n");
+  EXPECT_EQ(update(bindAll(request(program, given_.bindSizes()))),
+            "'binding' was made for another program; expected one made for that of the executable");
+  const Request wanted = request(program_, {1, 4, 2, 60, 90});
+  const cpflex_array doc = dense(doc_, {90}), bias = dense(bias_, {90});
+  ASSERT_EQ(message(cpflex_bind_request_array(wanted.get(), "doc", &doc, CPFLEX_BORROW)), "");
+  ASSERT_EQ(message(cpflex_bind_request_array(wanted.get(), "bias", &bias, CPFLEX_BORROW)), "");
+  EXPECT_EQ(update(bindAll(wanted)), "the binding has 60 queries; expected 70, for which the executable was loaded");
+  EXPECT_EQ(forwardMessage(given_.forward()), "");
+}
+
 TEST_F(MisuseC, MasksOfOthers) {
   cpflex_block_mask *handle = nullptr;
   ASSERT_EQ(message(cpflex_block_mask_build(binding_.get(), "f", nullptr, &handle)), "");
@@ -200,7 +223,7 @@ TEST_F(MisuseC, MasksOfOthers) {
   EXPECT_EQ(loadMessage(loadOptions(given_), "other", mask), "'mask' is that of entry point 'f'; expected that of 'other'");
   cpflex_load_options options = loadOptions(given_);
   options.part.q_begin = 10;
-  EXPECT_EQ(loadMessage(options, "f", mask), "'mask' was built for another part of the problem; expected that of 'options'");
+  EXPECT_EQ(loadMessage(options, "f", mask), "'mask' was built for another part of the problem; expected that of the executable");
   const Program program = compile("@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n");
   const Binding elsewhere = bindAll(request(program, {1, 4, 2, 64, 64}));
   ASSERT_EQ(message(cpflex_block_mask_build(elsewhere.get(), nullptr, nullptr, &handle)), "");

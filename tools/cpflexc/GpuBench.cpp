@@ -2,14 +2,16 @@
 #include "tools/cpflexc/GpuBench.h"
 
 #include "lib/API/CudaPrograms.h"
-#include "runtime/Cuda/CudaExecutable.h"
+#include "lib/API/ProgramState.h"
 #include "runtime/Cuda/DeviceCopies.h"
 #include "tools/cpflexc/Timing.h"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <tuple>
 
 namespace cpflex {
 
@@ -54,10 +56,11 @@ int benchPrograms(const Options &options, const AttentionCall &call, const CudaP
 // A call whose tensors and captures stay on the GPU, and a step that binds the captures there once more.
 class StepOnGpu {
 public:
-  StepOnGpu(const Options &options, const AttentionCall &call, CudaStream stream)
-      : options_(options), call_(call), stream_(std::move(stream)) {}
+  /// Calls are queued on `stream`; arrays are read on `reading`, beside them.
+  StepOnGpu(const Options &options, const AttentionCall &call, CudaStream stream, CudaStream reading)
+      : options_(options), call_(call), stream_(std::move(stream)), reading_(std::move(reading)) {}
 
-  Status prepare(std::shared_ptr<const CudaProgram> program);
+  Status prepare();
   /// Keeps the GPU busy for some milliseconds, `forwardMs` each call.
   Status queueWork(double forwardMs);
   /// Everything that a step with other arrays does on the host, from binding to the launch.
@@ -67,89 +70,95 @@ public:
   Status wait() const { return stream_.synchronize(); }
 
 private:
-  Status forward() { return executable_->forward(tensors_, workspace_.data(), stream_.get()); }
-  StatusOr<TensorView> onGpu(TensorView view, const Array &array);
-  AttentionProblem onGpu(const Binding &binding, const BlockMask &mask, Bindings &bindings) const;
+  Status forward() {
+    return executable_->forward(tensors_, workspace_.data(), workspace_.sizeInBytes(), stream_.get());
+  }
+  StatusOr<CallTensor> onGpu(const TensorView &view, const Array &array, std::array<int64_t, 4> shape);
+  Status bringTensors();
+  Status bringCaptures();
 
   const Options &options_;
   const AttentionCall &call_;
-  CudaStream stream_;
+  CudaStream stream_, reading_;
   DeviceCopies copies_;
   BindRequest request_;
-  std::vector<CaptureView> captures_;
-  const float *sink_ = nullptr;
-  CudaForwardTensors tensors_;
+  ForwardCallTensors tensors_;
   CudaBuffer workspace_;
   CudaEvent queued_;
-  std::shared_ptr<CudaExecutable> executable_;
+  std::shared_ptr<Executable> executable_;
 };
 
-StatusOr<TensorView> StepOnGpu::onGpu(TensorView view, const Array &array) {
+StatusOr<CallTensor> StepOnGpu::onGpu(const TensorView &view, const Array &array, std::array<int64_t, 4> shape) {
+  CallTensor tensor;
   if (!view.data)
-    return view;
+    return tensor;
   StatusOr<void *> copy =
       copies_.add(call_.machine->device, array.bytes.data(), int64_t(array.bytes.size()), stream_.get());
   if (!copy)
     return copy.status();
-  view.data = *copy;
-  return view;
+  tensor.data = *copy;
+  tensor.type = view.type;
+  std::ranges::copy(shape, tensor.shape);
+  std::ranges::copy(view.strides, tensor.strides);
+  return tensor;
 }
 
-// The problem as kernels see it; `bindings` must live as long as it.
-AttentionProblem StepOnGpu::onGpu(const Binding &binding, const BlockMask &mask, Bindings &bindings) const {
-  bindings = binding.bindings();
-  bindings.captures = captures_.data();
-  AttentionProblem problem = call_.problem;
-  problem.bindings = &bindings;
-  problem.mask = &mask;
-  problem.sink = sink_;
-  return problem;
-}
-
-Status StepOnGpu::prepare(std::shared_ptr<const CudaProgram> program) {
-  // 1. Tensors, captures and sink.
-  const auto &device = call_.machine->device;
-  const std::tuple<TensorView *, TensorView, const Array *> tensors[] = {
-      {&tensors_.q, call_.qView, &call_.q},
-      {&tensors_.k, call_.kView, &call_.k},
-      {&tensors_.v, call_.vView, &call_.v},
-      {&tensors_.o, call_.outView, &call_.out},
-      {&tensors_.lse, call_.lseView, &call_.lse}};
-  for (const auto &[tensor, view, array] : tensors) {
-    StatusOr<TensorView> copy = onGpu(view, *array);
+Status StepOnGpu::bringTensors() {
+  const AttentionProblem &p = call_.problem;
+  const std::tuple<CallTensor *, const TensorView *, const Array *, std::array<int64_t, 4>> tensors[] = {
+      {&tensors_.q, &call_.qView, &call_.q, {p.batch, p.qHeads, p.qLen, p.headDim}},
+      {&tensors_.k, &call_.kView, &call_.k, {p.batch, p.kvHeads, p.kvLen, p.headDim}},
+      {&tensors_.v, &call_.vView, &call_.v, {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}},
+      {&tensors_.out, &call_.outView, &call_.out, {p.batch, p.qHeads, p.qLen, p.vHeadDim}},
+      {&tensors_.lse, &call_.lseView, &call_.lse, {p.batch, p.qHeads, p.qLen, 1}}};
+  for (const auto &[tensor, view, array, shape] : tensors) {
+    StatusOr<CallTensor> copy = onGpu(*view, *array, shape);
     if (!copy)
       return copy.status();
     *tensor = *copy;
   }
+  return Status::ok();
+}
+
+Status StepOnGpu::bringCaptures() {
+  const auto &device = call_.machine->device;
   const std::vector<CaptureDeclaration> &declarations = call_.loaded.program->signature().captures;
-  const DeviceId place{DeviceType::Cuda, device->description().index};
   for (size_t slot = 0; slot < declarations.size(); ++slot) {
     StatusOr<CaptureView> copy = copies_.add(device, call_.binding->bindings().captures[slot], stream_.get());
     if (!copy)
       return copy.status();
-    captures_.push_back(*copy);
     ArrayView view{.data = copy->data, .type = copy->type, .shape = call_.binding->shape(int(slot)), .strides = {},
-                   .device = place, .owner = {}};
+                   .device = {DeviceType::Cuda, device->description().index}, .owner = {}};
     view.strides.assign(copy->strides, copy->strides + copy->rank);
     request_.views[declarations[slot].name] = view;
   }
   request_.params = assignments(options_.defines, "-D");
   request_.sizes = call_.binding->sizes();
-  if (call_.problem.sink) {
-    StatusOr<void *> sink = copies_.add(device, call_.problem.sink, call_.problem.qHeads * int64_t(sizeof(float)), stream_.get());
-    if (!sink)
-      return sink.status();
-    sink_ = static_cast<const float *>(*sink);
-  }
-  // 2. What calls need.
-  Bindings bindings;
-  auto executable =
-      CudaExecutable::bind(std::move(program), onGpu(*call_.binding, *call_.problem.mask, bindings), stream_.get());
+  request_.stream = reading_.get();
+  return Status::ok();
+}
+
+Status StepOnGpu::prepare() {
+  CPFLEX_RETURN_IF_ERROR(bringTensors());
+  CPFLEX_RETURN_IF_ERROR(bringCaptures());
+  auto binding = Binding::create(*call_.loaded.program, request_);
+  if (!binding)
+    return binding.status();
+  const auto &device = call_.machine->device;
+  call_.loaded.program->state().cudaPrograms.adopt(*call_.machine);
+  LoadOptions load;
+  load.device = "cuda:" + std::to_string(device->description().index);
+  load.type = call_.type;
+  load.headDim = call_.problem.headDim, load.vHeadDim = call_.problem.vHeadDim;
+  load.scale = call_.problem.scale;
+  load.numThreads = threadCount(options_);
+  load.stream = stream_.get();
+  auto executable = Executable::load(call_.loaded.program, *call_.loaded.entry, *binding, nullptr, load);
   if (!executable)
     return executable.status();
   executable_ = *executable;
   StatusOr<CudaBuffer> workspace =
-      CudaBuffer::allocate(device, executable_->workspaceInBytes(CudaExecutable::Pass::Forward));
+      CudaBuffer::allocate(device, executable_->workspaceInBytes(Executable::Pass::Forward));
   if (!workspace)
     return workspace.status();
   workspace_ = std::move(*workspace);
@@ -173,13 +182,7 @@ Status StepOnGpu::step() {
   auto binding = Binding::create(*call_.loaded.program, request_);
   if (!binding)
     return binding.status();
-  const BlockMask &before = *call_.problem.mask;
-  auto built = buildBlockMask(*call_.loaded.program, *call_.loaded.entry, **binding, before.tileQ, before.tileKV,
-                              threadCount(options_));
-  if (!built)
-    return built.status();
-  Bindings bindings;
-  CPFLEX_RETURN_IF_ERROR(executable_->update(onGpu(**binding, built->mask, bindings), stream_.get()));
+  CPFLEX_RETURN_IF_ERROR(executable_->update(*binding, nullptr, stream_.get()));
   return forward();
 }
 
@@ -196,8 +199,11 @@ Status benchSteps(const Options &options, const AttentionCall &call, const CudaR
   StatusOr<CudaStream> stream = CudaStream::create(call.machine->device);
   if (!stream)
     return stream.status();
-  StepOnGpu work(options, call, std::move(*stream));
-  CPFLEX_RETURN_IF_ERROR(work.prepare(report.program));
+  StatusOr<CudaStream> reading = CudaStream::create(call.machine->device);
+  if (!reading)
+    return reading.status();
+  StepOnGpu work(options, call, std::move(*stream), std::move(*reading));
+  CPFLEX_RETURN_IF_ERROR(work.prepare());
   std::vector<double> milliseconds;
   bool isOverlapped = true;
   for (int i = 0; i <= repetitions; ++i) {

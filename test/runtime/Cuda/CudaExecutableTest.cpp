@@ -483,14 +483,14 @@ TEST_F(CudaExecutableTest, UpdateRefusesWhatDoesNotFit) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
   problem.mask = &second;
-  EXPECT_THAT((*executable)->update(problem, kStream).message(), HasSubstr("bytes where 512 were reserved; bind anew"));
+  EXPECT_THAT((*executable)->update(problem, kStream).message(), HasSubstr("bytes where 512 were reserved; make a new executable for it"));
   problem.mask = &third;
   EXPECT_EQ((*executable)->update(problem, kStream).message(),
-            "the block mask has other tiles than the one bound first; bind anew");
+            "the block mask has other tiles than the one bound first; make a new executable for it");
   problem.mask = nullptr;
   problem.kvLen = 128;
   EXPECT_EQ((*executable)->update(problem, kStream).message(),
-            "the problem has other sizes than the one bound first; bind anew");
+            "the problem has other sizes than the one bound first; make a new executable for it");
 }
 
 TEST_F(CudaExecutableTest, UpdateRefusesMorePartialTilesThanHaveRoom) {
@@ -502,7 +502,7 @@ TEST_F(CudaExecutableTest, UpdateRefusesMorePartialTilesThanHaveRoom) {
   ASSERT_TRUE(executable) << executable.status().message();
   problem.mask = &second;
   EXPECT_EQ((*executable)->update(problem, kStream).message(),
-            "the block mask has more partial tiles than the 64 for which memory was reserved; bind anew");
+            "the block mask has more partial tiles than the 64 for which memory was reserved; make a new executable for it");
 }
 
 TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {

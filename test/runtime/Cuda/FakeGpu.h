@@ -47,7 +47,7 @@ struct FakeGpu {
   cuda::Result nextModule = cuda::kSuccess;
   int pointerDevice = 0;
   bool pointersAreOnHost = false;
-  int numAllocations = 0, numLive = 0, numSynchronizations = 0;
+  int numAllocations = 0, numFrees = 0, numLive = 0, numSynchronizations = 0;
   std::vector<Launch> launches;
   std::vector<EncodedMap> maps;
   std::vector<std::string> ranges;      ///< names for profilers in order, `end` where one ended
@@ -103,7 +103,7 @@ struct FakeGpu {
       return *address = reinterpret_cast<DeviceAddress>(memory), kSuccess;
     };
     f.memFree = [](DeviceAddress address) {
-      return --current()->numLive, std::free(reinterpret_cast<void *>(address)), kSuccess;
+      return ++current()->numFrees, --current()->numLive, std::free(reinterpret_cast<void *>(address)), kSuccess;
     };
     f.memGetInfo = [](size_t *free, size_t *total) { return *free = 1000, *total = 2000, kSuccess; };
     f.memAllocHost = [](void **address, size_t bytes) { return *address = std::malloc(bytes), kSuccess; };
