@@ -107,7 +107,7 @@ TEST(MachineCode, SeesLocalArraysAndProducts) {
   ASSERT_TRUE(image) << image.status().message();
   const test::MachineCode array = test::machineCode(image->cubin, "k");
   EXPECT_EQ(image->spillBytes, 0);
-  EXPECT_GT(array.localBytes, 0);
+  EXPECT_GT(array.arrayBytes, 0);
   EXPECT_EQ(array.numWarpProducts, 0);
   source.text = "extern \"C\" __global__ void k(float *out, unsigned a, unsigned b) {\n"
                 "  asm volatile(\"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4}, {%5}, \"\n"
@@ -118,7 +118,7 @@ TEST(MachineCode, SeesLocalArraysAndProducts) {
   const test::MachineCode product = test::machineCode(image->cubin, "k");
   EXPECT_EQ(product.numWarpProducts, 1);
   EXPECT_EQ(product.numWarpgroupProducts, 0);
-  EXPECT_EQ(product.localBytes, 0);
+  EXPECT_EQ(product.arrayBytes, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, CompileMatrixTest, testing::ValuesIn(matrix()),
