@@ -32,6 +32,23 @@ Status checkDeadline(double seconds) {
                      : Status::invalid(fmt::format("deadline of {} seconds; expected a number above 0", seconds));
 }
 
+/// What a communicator over NCCL is made of.
+struct NcclAndPort {
+  std::shared_ptr<const NcclLibrary> library;
+  std::shared_ptr<const CudaPort> port;
+};
+
+StatusOr<NcclAndPort> openNccl(int32_t gpu, double deadlineSeconds) {
+  CPFLEX_RETURN_IF_ERROR(checkDeadline(deadlineSeconds));
+  StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
+  if (!library)
+    return library.status();
+  StatusOr<std::shared_ptr<const CudaPort>> port = openPort(gpu);
+  if (!port)
+    return port.status();
+  return NcclAndPort{*library, *port};
+}
+
 template <typename Made> StatusOr<std::shared_ptr<Communicator>> shared(StatusOr<std::unique_ptr<Made>> communicator) {
   if (!communicator)
     return communicator.status();
@@ -61,29 +78,22 @@ StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, i
                                                              double deadlineSeconds) {
   if (worldSize < 1 || rank < 0 || rank >= worldSize)
     return Status::invalid(fmt::format("rank {} of {}; expected a rank in [0, {})", rank, worldSize, worldSize));
-  CPFLEX_RETURN_IF_ERROR(checkDeadline(deadlineSeconds));
-  StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
-  if (!library)
-    return library.status();
-  StatusOr<std::shared_ptr<const CudaPort>> port = openPort(gpu);
-  if (!port)
-    return port.status();
+  StatusOr<NcclAndPort> opened = openNccl(gpu, deadlineSeconds);
+  if (!opened)
+    return opened.status();
   NcclPlace place{.id = {}, .rank = rank, .worldSize = worldSize};
   std::memcpy(place.id.bytes, id.data(), id.size());
-  return shared(NcclCommunicator::join(*library, *port, place, deadlineSeconds));
+  return shared(NcclCommunicator::join(opened->library, opened->port, place, deadlineSeconds));
 }
 
 StatusOr<std::shared_ptr<Communicator>> adoptNcclCommunicator(void *ncclComm, int32_t gpu, double deadlineSeconds) {
   if (!ncclComm)
     return Status::invalid("'ncclComm' is null; expected the caller's ncclComm_t");
-  CPFLEX_RETURN_IF_ERROR(checkDeadline(deadlineSeconds));
-  StatusOr<std::shared_ptr<const NcclLibrary>> library = NcclLibrary::load();
-  if (!library)
-    return library.status();
-  StatusOr<std::shared_ptr<const CudaPort>> port = openPort(gpu);
-  if (!port)
-    return port.status();
-  return shared(NcclCommunicator::adopt(*library, *port, static_cast<nccl::Comm>(ncclComm), deadlineSeconds));
+  StatusOr<NcclAndPort> opened = openNccl(gpu, deadlineSeconds);
+  if (!opened)
+    return opened.status();
+  return shared(
+      NcclCommunicator::adopt(opened->library, opened->port, static_cast<nccl::Comm>(ncclComm), deadlineSeconds));
 }
 
 StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize, const std::vector<int32_t> &gpus) {

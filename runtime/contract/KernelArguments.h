@@ -232,14 +232,14 @@ constexpr int paddedRows(int qLen) { return (qLen + kRowPadding + kRowPadding - 
 /// its items are work.numRows * batch * kvHeads * this. The wgmma kernels have one part.
 constexpr int columnParts(int headDim, int vHeadDim) { return ((headDim > vHeadDim ? headDim : vHeadDim) + 127) / 128; }
 
-/// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, elements beyond the tensor read as zero and are not written,
-/// box {64, rows, 1, 1} with the number of rows stated where it is used.
+/// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, box {64, rows, 1, 1} with the number of rows
+/// stated where it is used; elements beyond the tensor read as zero and are not written.
 struct alignas(64) TensorMapArgument {
   unsigned long long words[16];
 };
 
-/// Boxes: q 64 rows; k and v TileConfig::tileKV rows; o kRowsPerWarp rows, read where O leaves through shared
-/// memory.
+/// Boxes: q 64 rows; k and v TileConfig::tileKV rows; o kRowsPerWarp rows, read where O leaves through
+/// shared memory.
 struct ForwardTensorMaps {
   TensorMapArgument q, k, v, o;
 };

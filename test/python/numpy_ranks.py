@@ -9,25 +9,8 @@ import numpy as np
 
 import cpflex
 from cpflex import context_parallel as cp
+from packed_program import PACKED
 
-PACKED = """
-doc: tensor[i32, B, KV_LEN]
-slope: tensor[f32, H](grad=True)
-sinks: tensor[f32, H](grad=True)
-
-
-@mask
-def packed(b, h, q, kv):
-    return q >= kv and doc[b, q] == doc[b, kv]
-
-
-@score
-def biased(s, b, h, q, kv):
-    return s + slope[h] * (kv - q)
-
-
-attention("packed", mask=packed, score=biased, sink=sinks)
-"""
 BATCH, HEADS, KV_HEADS, LENGTH, COLUMNS = 2, 4, 2, 333, 16
 
 

@@ -8,29 +8,11 @@ import torch
 
 from cpflex import context_parallel as native, torch as ours
 from cpflex.torch import _calls, _planned, context_parallel as cp
+from packed_program import PACKED
 
 BATCH, HEADS, KV_HEADS, LENGTH, COLUMNS = 2, 4, 2, 700, 64
 NAMES = ("out", "lse", "dq", "dk", "dv")
 LENGTHS = [[300, 30, 250, 120], [150, 400, 50, 100]]
-
-PACKED = """
-doc: tensor[i32, B, KV_LEN]
-slope: tensor[f32, H](grad=True)
-sinks: tensor[f32, H](grad=True)
-
-
-@mask
-def packed(b, h, q, kv):
-    return q >= kv and doc[b, q] == doc[b, kv]
-
-
-@score
-def biased(s, b, h, q, kv):
-    return s + slope[h] * (kv - q)
-
-
-attention("packed", mask=packed, score=biased, sink=sinks)
-"""
 
 
 def causal(b, h, q, kv):

@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from cpflex import context_parallel as native, torch as ours
 from cpflex.torch import _calls, _planned, context_parallel as cp
+from packed_program import PACKED
 
 BATCH, HEADS, KV_HEADS, COLUMNS = 2, 4, 2, 16
 DOCUMENTS = [100, 7, 200, 64, 141]
@@ -72,26 +73,6 @@ def run_cases(group):
                         msg=lambda text: f"{what} of {name}, length {length}, {layout_name}: {text}")
                 count += 1
     return count
-
-
-PACKED = """
-doc: tensor[i32, B, KV_LEN]
-slope: tensor[f32, H](grad=True)
-sinks: tensor[f32, H](grad=True)
-
-
-@mask
-def packed(b, h, q, kv):
-    return q >= kv and doc[b, q] == doc[b, kv]
-
-
-@score
-def biased(s, b, h, q, kv):
-    return s + slope[h] * (kv - q)
-
-
-attention("packed", mask=packed, score=biased, sink=sinks)
-"""
 
 
 def check_captures(rank, world_size):

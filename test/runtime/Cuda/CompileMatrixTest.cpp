@@ -40,14 +40,19 @@ DeviceFunctions functorNamed(const std::string &name) {
 }
 
 /// Bytes that a kernel may store and load aside: what its row says. The large functor reads many captures, whose pointers
-/// and strides are kept beside the accumulators, in its mask and in its score function; causal reads none, so that what
-/// rows of forward allow for masks is not for it.
+/// and strides are kept beside the accumulators, in its mask and in its score function. The others read one array or none,
+/// so that little of what rows of forward and of dQ allow for masks is for them.
 int spillLimit(const std::string &functor, const KernelSource &source) {
-  const bool isForMasks = source.spec.family == KernelFamily::Wgmma && source.spec.role == KernelRole::Forward &&
+  constexpr int kOfOneArray = 128, kOfCausalQueries = 16, kOfLarge = 2048;
+  const int ofRow = source.tiles.spillLimit;
+  if (functor == "large")
+    return ofRow + kOfLarge;
+  const bool isForward = source.spec.role == KernelRole::Forward;
+  const bool isForMasks = source.spec.family == KernelFamily::Wgmma && (isForward || source.spec.role == KernelRole::BackwardQ) &&
                           std::max(source.spec.headDim, source.spec.vHeadDim) > 64;
-  if (functor == "causal" && isForMasks)
-    return 0;
-  return source.tiles.spillLimit + (functor == "large" ? 2048 : 0);
+  if (!isForMasks)
+    return ofRow;
+  return std::min(ofRow, functor != "causal" ? kOfOneArray : isForward ? 0 : kOfCausalQueries);
 }
 
 /// The rows of all roles that walk tiles.

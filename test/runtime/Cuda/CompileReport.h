@@ -40,13 +40,13 @@ inline std::vector<std::pair<int, int>> allHeads() {
 struct MachineCode {
   int numWarpgroupProducts = 0; ///< HGMMA
   int numWarpProducts = 0;      ///< HMMA
-  int arrayBytes = 0; ///< that its instructions store to and load from local memory at computed addresses
+  int arrayBytes = 0;           ///< that its instructions store to and load from local memory at computed addresses
 };
 
 /// Counts instructions of `.text.<function>` in a cubin for sm_80 to sm_120. An instruction has 16 bytes; which one it is
-/// stands in its lowest 9 bits (3 more tell the forms of its operands apart), the register of an address in bits 24 to 31, the
-/// width of an access in bits 73 to 75. Spills lie at fixed distances from register 1, arrays that are indexed do not. The
-/// numbers are not documented; they are those of code whose PTX has the instruction and which reports its spills.
+/// stands in its lowest 9 bits (3 more tell the forms of its operands apart), the register of an address in bits 24 to 31,
+/// the width of an access in bits 73 to 75. Spills lie at fixed distances from register 1, arrays that are indexed do not.
+/// The numbers are not documented; they are those of code whose PTX has the instruction and which reports its spills.
 inline MachineCode machineCode(const std::vector<char> &cubin, const std::string &function) {
   constexpr uint64_t kOpcodeMask = 0x1ff, kWarpgroupProduct = 0x1f0, kWarpProduct = 0x3c, kStoreLocal = 0x187,
                      kLoadLocal = 0x183, kStackRegister = 1;
