@@ -1,4 +1,4 @@
-# Checks what a script can check of the project's style: which way includes point, names of passes and types, forbidden
+# Checks what a script can check of the project's style: which way includes point, names of passes and types, layout, forbidden
 # calls, first comments, file lengths, paths of one machine, messages without a test. Standard library only. Prints 'pass: NAME' or
 # 'fail: NAME: reason' for each check and ends with 1 when one failed. Looks at tracked files.
 import pathlib
@@ -175,6 +175,20 @@ def check_documents(files):
             yield f"{path} does not begin with what it answers"
 
 
+def check_layout(files):
+    sources = [path for path in files if path.endswith((".h", ".cpp", ".cuh", ".cu"))]
+    command = ["/usr/lib/llvm-22/bin/clang-format", "--dry-run", *sources]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError as error:
+        yield f"{command[0]} does not run: {error.strerror}; install clang-format-22"
+        return
+    for path in sorted({line.split(":")[0] for line in done.stderr.splitlines() if "-Wclang-format-violations" in line}):
+        yield f"{path} is not laid out as .clang-format says; run {command[0]} -i {path}"
+    if done.returncode != 0:
+        yield f"{command[0]} ended with {done.returncode}: {done.stderr.strip()}"
+
+
 def check_lengths(files):
     known = set(files)
     for path in files:
@@ -271,6 +285,7 @@ CHECKS = {
     "no exceptions, exits or printing": check_calls,
     "files begin with a comment": check_first_comments,
     "documents say what they answer": check_documents,
+    "layout": check_layout,
     "file lengths": check_lengths,
     "no paths of one machine": check_machine_paths,
     "every message has a test": check_messages,

@@ -70,9 +70,11 @@ private:
     llvm::IRBuilder<> &b = builder_;
     switch (entry.getTableOperation()) {
     case Operation::Add:
-      return Abstract{b.CreateAdd(operand(0).first, operand(1).first), b.CreateAdd(operand(0).second, operand(1).second)};
+      return Abstract{b.CreateAdd(operand(0).first, operand(1).first),
+                      b.CreateAdd(operand(0).second, operand(1).second)};
     case Operation::Sub:
-      return Abstract{b.CreateSub(operand(0).first, operand(1).second), b.CreateSub(operand(0).second, operand(1).first)};
+      return Abstract{b.CreateSub(operand(0).first, operand(1).second),
+                      b.CreateSub(operand(0).second, operand(1).first)};
     case Operation::FloorDiv: {
       auto *divisor = llvm::dyn_cast<llvm::ConstantInt>(operand(1).first);
       if (!divisor || !divisor->getValue().isPowerOf2())
@@ -87,9 +89,11 @@ private:
     case Operation::Eq: return equal(operand(0), operand(1));
     case Operation::Ne: return complement(equal(operand(0), operand(1)));
     case Operation::And:
-      return Abstract{b.CreateAnd(operand(0).first, operand(1).first), b.CreateOr(operand(0).second, operand(1).second)};
+      return Abstract{b.CreateAnd(operand(0).first, operand(1).first),
+                      b.CreateOr(operand(0).second, operand(1).second)};
     case Operation::Or:
-      return Abstract{b.CreateOr(operand(0).first, operand(1).first), b.CreateAnd(operand(0).second, operand(1).second)};
+      return Abstract{b.CreateOr(operand(0).first, operand(1).first),
+                      b.CreateAnd(operand(0).second, operand(1).second)};
     case Operation::Not: return complement(operand(0));
     default: return std::nullopt;
     }
@@ -101,11 +105,11 @@ private:
   }
 
   Abstract equal(Abstract a, Abstract b) {
-    llvm::Value *overlap = builder_.CreateAnd(builder_.CreateICmpSLE(a.first, b.second),
-                                              builder_.CreateICmpSLE(b.first, a.second));
-    llvm::Value *isOne = builder_.CreateAnd(builder_.CreateICmpEQ(a.first, a.second),
-                                            builder_.CreateAnd(builder_.CreateICmpEQ(b.first, b.second),
-                                                               builder_.CreateICmpEQ(a.first, b.first)));
+    llvm::Value *overlap =
+        builder_.CreateAnd(builder_.CreateICmpSLE(a.first, b.second), builder_.CreateICmpSLE(b.first, a.second));
+    llvm::Value *isOne = builder_.CreateAnd(
+        builder_.CreateICmpEQ(a.first, a.second),
+        builder_.CreateAnd(builder_.CreateICmpEQ(b.first, b.second), builder_.CreateICmpEQ(a.first, b.first)));
     return {overlap, builder_.CreateNot(isOne)};
   }
 

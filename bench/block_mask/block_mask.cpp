@@ -55,20 +55,14 @@ std::vector<ScalableMask> scalableMasks() {
   };
   return {
       {"causal", [](TapeBuilder &b, int64_t) { return causal(b); }, false, 0.05, 0.2, 2},
-      {"sliding window 1024",
-       [](TapeBuilder &b, int64_t) { return causal(b) & (b.q() - b.kv() < 1024); }, false, 0.05, 0,
-       8},
-      {"sink 4 + window 2044",
-       [](TapeBuilder &b, int64_t) {
-         return causal(b) & ((b.kv() < 4) | (b.q() - b.kv() < 2044));
-       }},
-      {"prefix-LM 1024", [](TapeBuilder &b, int64_t) { return causal(b) | (b.kv() < 1024); }, false,
-       0, 0, 8},
-      {"block-causal 32", [](TapeBuilder &b, int64_t) { return b.kv() / 32 <= b.q() / 32; }, false, 0,
+      {"sliding window 1024", [](TapeBuilder &b, int64_t) { return causal(b) & (b.q() - b.kv() < 1024); }, false, 0.05,
        0, 8},
-      {"chunked 2048",
-       [](TapeBuilder &b, int64_t) { return causal(b) & (b.q() / 2048 == b.kv() / 2048); }, false,
-       0, 0, 8},
+      {"sink 4 + window 2044",
+       [](TapeBuilder &b, int64_t) { return causal(b) & ((b.kv() < 4) | (b.q() - b.kv() < 2044)); }},
+      {"prefix-LM 1024", [](TapeBuilder &b, int64_t) { return causal(b) | (b.kv() < 1024); }, false, 0, 0, 8},
+      {"block-causal 32", [](TapeBuilder &b, int64_t) { return b.kv() / 32 <= b.q() / 32; }, false, 0, 0, 8},
+      {"chunked 2048", [](TapeBuilder &b, int64_t) { return causal(b) & (b.q() / 2048 == b.kv() / 2048); }, false, 0, 0,
+       8},
       {"8 documents, declared sorted", documents(8), true, 0.2, 2, 0},
       {"1000 documents, declared sorted", documents(1000), true, 0.2, 2, 8},
       {"1000 documents, nothing declared", documents(1000), false, 0.2, 2, 8},
@@ -86,8 +80,8 @@ std::vector<ScalableMask> scalableMasks() {
 }
 
 void printScaling(std::string_view wanted) {
-  fmt::print("{:<34} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>8}\n", "mask", "tokens",
-             "median ms", "least ms", "cpu ms", "goal", "KiB", "tiles", "points");
+  fmt::print("{:<34} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>8}\n", "mask", "tokens", "median ms", "least ms",
+             "cpu ms", "goal", "KiB", "tiles", "points");
   for (const ScalableMask &mask : scalableMasks()) {
     if (!std::string_view(mask.name).starts_with(wanted))
       continue;
@@ -101,18 +95,17 @@ void printScaling(std::string_view wanted) {
         declarations.emplace_back().isSorted = true;
       Measured measured = measure(builder, options, declarations, kBudgetMs);
       double goal = mask.goal(length);
-      fmt::print("{:<34} {:>9} {:>9.3f} {:>9.3f} {:>9.3f} {:>7} {:>9.1f} {:>9} {:>8}\n", mask.name,
-                 length, measured.median, measured.least, measured.leastProcessor,
-                 goal > 0 ? fmt::format("{}", goal) : "",
-                 static_cast<double>(sizeInBytes(measured.result.mask)) / 1024,
-                 measured.result.tilesEvaluated, measured.result.pointsEvaluated);
+      fmt::print("{:<34} {:>9} {:>9.3f} {:>9.3f} {:>9.3f} {:>7} {:>9.1f} {:>9} {:>8}\n", mask.name, length,
+                 measured.median, measured.least, measured.leastProcessor, goal > 0 ? fmt::format("{}", goal) : "",
+                 static_cast<double>(sizeInBytes(measured.result.mask)) / 1024, measured.result.tilesEvaluated,
+                 measured.result.pointsEvaluated);
     }
   }
 }
 
 void printCatalogue(std::string_view wanted) {
-  fmt::print("\n{:<8} {:>12} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9}\n", "case", "size", "median ms",
-             "least ms", "cpu ms", "tiles", "points", "points %");
+  fmt::print("\n{:<8} {:>12} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9}\n", "case", "size", "median ms", "least ms", "cpu ms",
+             "tiles", "points", "points %");
   std::vector<double> medians, processor;
   for (const CatalogueCase &mask : catalogue()) {
     if (!std::string_view(mask.name).starts_with(wanted))
@@ -124,9 +117,8 @@ void printCatalogue(std::string_view wanted) {
     medians.push_back(measured.median);
     processor.push_back(measured.leastProcessor);
     fmt::print("{:<8} {:>12} {:>9.3f} {:>9.3f} {:>9.3f} {:>9} {:>8} {:>9.4f}\n", mask.name,
-               fmt::format("{}x{}", mask.qLen, mask.kvLen), measured.median, measured.least,
-               measured.leastProcessor, measured.result.tilesEvaluated,
-               measured.result.pointsEvaluated,
+               fmt::format("{}x{}", mask.qLen, mask.kvLen), measured.median, measured.least, measured.leastProcessor,
+               measured.result.tilesEvaluated, measured.result.pointsEvaluated,
                100.0 * static_cast<double>(measured.result.pointsEvaluated) /
                    static_cast<double>(mask.qLen * mask.kvLen));
   }
@@ -136,8 +128,7 @@ void printCatalogue(std::string_view wanted) {
     std::sort(times->begin(), times->end());
   fmt::print("catalogue: median {:.3f} ms (processor {:.3f}; goal 1), longest {:.3f} ms (processor "
              "{:.3f}; goal 40)\n",
-             medians[medians.size() / 2], processor[processor.size() / 2], medians.back(),
-             processor.back());
+             medians[medians.size() / 2], processor[processor.size() / 2], medians.back(), processor.back());
 }
 
 /// 64 heads with ids of their own against one head, on 1 and 2 threads.
@@ -152,8 +143,7 @@ void printHeads() {
   }
   int doc = builder.capture(ElementType::I32, ids, {kHeads, kLength});
   Value h = builder.h();
-  builder.finish((builder.load(doc, {h, builder.q()}) == builder.load(doc, {h, builder.kv()})) &
-                 causal(builder));
+  builder.finish((builder.load(doc, {h, builder.q()}) == builder.load(doc, {h, builder.kv()})) & causal(builder));
   BlockMaskOptions options;
   options.qLen = options.kvLen = kLength;
   Measured one = measure(builder, options, {}, kBudgetMs);
@@ -162,8 +152,8 @@ void printHeads() {
   options.threads = 2;
   Measured onTwo = measure(builder, options, {}, 10 * kBudgetMs);
   auto print = [&](const char *what, const Measured &measured) {
-    fmt::print("{:<34} {:>9} {:>9.3f} {:>9.3f} {:>9.3f}\n", what, kLength, measured.median,
-               measured.least, measured.leastProcessor);
+    fmt::print("{:<34} {:>9} {:>9.3f} {:>9.3f} {:>9.3f}\n", what, kLength, measured.median, measured.least,
+               measured.leastProcessor);
   };
   fmt::print("\n");
   print("64 heads: one head", one);
@@ -171,8 +161,7 @@ void printHeads() {
   print("64 heads, two threads", onTwo);
   fmt::print("64 heads on two threads over one head: {:.1f} by the median, {:.1f} by the least, {:.1f} by the "
              "processor's time shared by two (goal 40); masks are {}\n",
-             onTwo.median / one.median, onTwo.least / one.least,
-             onTwo.leastProcessor / 2 / one.leastProcessor,
+             onTwo.median / one.median, onTwo.least / one.least, onTwo.leastProcessor / 2 / one.leastProcessor,
              many.result.mask == onTwo.result.mask ? "equal" : "NOT EQUAL");
 }
 

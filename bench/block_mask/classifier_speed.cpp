@@ -45,17 +45,12 @@ std::vector<ComparedMask> comparedMasks() {
       {"window 1024", [=](TapeBuilder &b, int) { return causal(b) & (b.q() - b.kv() < 1024); },
        "return kv <= q and q - kv < 1024"},
       {"sink 4 + window 2044",
-       [=](TapeBuilder &b, int) {
-         return causal(b) & ((b.kv() < 4) | (b.q() - b.kv() < 2044));
-       },
+       [=](TapeBuilder &b, int) { return causal(b) & ((b.kv() < 4) | (b.q() - b.kv() < 2044)); },
        "return kv <= q and (kv < 4 or q - kv < 2044)"},
-      {"chunked 2048",
-       [=](TapeBuilder &b, int) { return causal(b) & (b.q() / 2048 == b.kv() / 2048); },
+      {"chunked 2048", [=](TapeBuilder &b, int) { return causal(b) & (b.q() / 2048 == b.kv() / 2048); },
        "return kv <= q and q // 2048 == kv // 2048"},
       {"1000 documents",
-       [=](TapeBuilder &b, int ids) {
-         return causal(b) & (b.load(ids, {b.q()}) == b.load(ids, {b.kv()}));
-       },
+       [=](TapeBuilder &b, int ids) { return causal(b) & (b.load(ids, {b.q()}) == b.load(ids, {b.kv()})); },
        "return kv <= q and doc[q] == doc[kv]"},
   };
 }
@@ -96,8 +91,7 @@ template <typename Classifier> struct Walk {
     bool cutRows = rows.size() > 1 && (columns.size() == 1 || rows.size() * 2 > columns.size());
     bool cutColumns = columns.size() > 1 && (rows.size() == 1 || columns.size() * 2 > rows.size());
     auto middle = [](Range range) {
-      return range.begin +
-             static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
+      return range.begin + static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
     };
     int64_t row = cutRows ? middle(rows) : rows.end;
     int64_t column = cutColumns ? middle(columns) : columns.end;
@@ -125,9 +119,7 @@ struct PlainInterpreter {
 struct MachineCode {
   ClassifyFunction code;
   const std::vector<int32_t> &ids;
-  TileClass classify(const PositionBounds &tile) {
-    return TileClass(code(&tile, ids.data(), int64_t(ids.size())));
-  }
+  TileClass classify(const PositionBounds &tile) { return TileClass(code(&tile, ids.data(), int64_t(ids.size()))); }
 };
 
 struct Walked {
@@ -177,8 +169,8 @@ Compiled compiledOf(const char *text) {
 } // namespace
 
 int main() {
-  fmt::print("{:<22} {:>9} {:>9} {:>12} {:>12} {:>12} {:>9} {:>12}\n", "mask", "tokens", "tiles",
-             "interpreter", "with pruning", "machine code", "LLVM ms", "pays from");
+  fmt::print("{:<22} {:>9} {:>9} {:>12} {:>12} {:>12} {:>9} {:>12}\n", "mask", "tokens", "tiles", "interpreter",
+             "with pruning", "machine code", "LLVM ms", "pays from");
   for (const ComparedMask &mask : comparedMasks()) {
     Compiled compiled = compiledOf(mask.text);
     if (!compiled.code.classify) {
@@ -204,9 +196,8 @@ int main() {
         fmt::print("the forms of '{}' do not agree\n", mask.name);
       // Tiles after which the faster code has earned its compilation.
       double perTile = (pruning.milliseconds - code.milliseconds) / static_cast<double>(code.looked);
-      fmt::print("{:<22} {:>9} {:>9} {:>12.3f} {:>12.3f} {:>12.3f} {:>9.1f} {:>12}\n", mask.name,
-                 length, code.looked, plain.milliseconds, pruning.milliseconds, code.milliseconds,
-                 compiled.milliseconds,
+      fmt::print("{:<22} {:>9} {:>9} {:>12.3f} {:>12.3f} {:>12.3f} {:>9.1f} {:>12}\n", mask.name, length, code.looked,
+                 plain.milliseconds, pruning.milliseconds, code.milliseconds, compiled.milliseconds,
                  perTile > 0 ? fmt::format("{:.0f} tiles", compiled.milliseconds / perTile) : "never");
     }
   }

@@ -1,6 +1,6 @@
-// What does a step with new documents cost the host? From cumulative lengths to masks, layout, plans of both passes and the
-// masks of each rank's computes: all that changes when the documents of a batch do. Packed documents from the length table
-// of a real corpus. Usage: cpflexNewDocumentsBench [ranks] [tokens] [packs]
+// What does a step with new documents cost the host? From cumulative lengths to masks, layout, plans of both passes and
+// the masks of each rank's computes: all that changes when the documents of a batch do. Packed documents from the
+// length table of a real corpus. Usage: cpflexNewDocumentsBench [ranks] [tokens] [packs]
 #include "bench/cp/PackedDocuments.h"
 #include "lib/API/cpflex.h"
 #include "runtime/Plan/Layouts.h"
@@ -127,7 +127,8 @@ int main(int argc, char **argv) {
     alone.add(slowestAlone);
     all.add(done - start + slowest);
   }
-  std::printf("A step with new documents, %d ranks, %lld tokens, 64:8 heads of 128, bf16: %d packs, seed %u, documents cut at a\n"
+  std::printf("A step with new documents, %d ranks, %lld tokens, 64:8 heads of 128, bf16: %d packs, seed %u, documents "
+              "cut at a\n"
               "quarter of the sequence; milliseconds of processor time of one thread.\n\n%-36s %8s %8s\n",
               worldSize, (long long)length, numPacks, kSeed, "", "mean", "most");
   for (const Column *column : {&bind, &mask, &load, &plan, &own, &all, &alone})

@@ -12,9 +12,9 @@ struct LengthBin {
   int64_t length;
   double share;
 };
-inline constexpr LengthBin kLengths[] = {{200, 0.186},    {500, 0.467},    {1024, 0.714},  {2048, 0.870},
-                            {4096, 0.944},   {8192, 0.974},   {16384, 0.987}, {32768, 0.996},
-                            {65536, 0.997},  {131072, 0.9986}, {196608, 1.0}};
+inline constexpr LengthBin kLengths[] = {{200, 0.186},   {500, 0.467},     {1024, 0.714},  {2048, 0.870},
+                                         {4096, 0.944},  {8192, 0.974},    {16384, 0.987}, {32768, 0.996},
+                                         {65536, 0.997}, {131072, 0.9986}, {196608, 1.0}};
 
 /// One pack: lengths drawn and packed in order, each cut at a quarter of the sequence.
 inline std::vector<int64_t> packedDocuments(int64_t length, std::mt19937_64 &random) {

@@ -110,13 +110,14 @@ int main(int argc, char **argv) {
     worldSizes.push_back(std::atoi(argv[i]));
   if (worldSizes.empty())
     worldSizes = {8, 16, 32, 64, 128, 256, 512, 1024};
-  std::printf("Planning on packed documents, simulated: %d packs, seed %u, documents cut at a quarter of the sequence,\n"
-              "%lld tokens per rank, 64:8 heads of 128, bf16, need sets in tiles of %lld. Traffic as a share of a ring's\n"
-              "(ranks - 1) / ranks * tokens; bound: of any layout with equal counts and this balance; plan ms: processor time\n"
-              "of one thread.\n\n",
-              numPacks, kSeed, (long long)kTokensPerRank, (long long)kTile);
-  std::printf("%6s  %-14s %9s %9s %9s %9s %9s %11s %9s\n", "ranks", "layout", "max/mean", "worst im.", "traffic", "worst",
-              "plan ms", "bound", "pred ms");
+  std::printf(
+      "Planning on packed documents, simulated: %d packs, seed %u, documents cut at a quarter of the sequence,\n"
+      "%lld tokens per rank, 64:8 heads of 128, bf16, need sets in tiles of %lld. Traffic as a share of a ring's\n"
+      "(ranks - 1) / ranks * tokens; bound: of any layout with equal counts and this balance; plan ms: processor time\n"
+      "of one thread.\n\n",
+      numPacks, kSeed, (long long)kTokensPerRank, (long long)kTile);
+  std::printf("%6s  %-14s %9s %9s %9s %9s %9s %11s %9s\n", "ranks", "layout", "max/mean", "worst im.", "traffic",
+              "worst", "plan ms", "bound", "pred ms");
   for (int32_t worldSize : worldSizes) {
     const int64_t length = kTokensPerRank * worldSize;
     std::mt19937_64 random(kSeed);
@@ -125,8 +126,14 @@ int main(int argc, char **argv) {
     for (int pack = 0; pack < numPacks; ++pack) {
       BlockMask mask = documentMask(packedDocuments(length, random), length);
       PlanRequest request;
-      request.shape = {.batch = 1, .qHeads = 64, .kvHeads = 8, .qLen = length, .kvLen = length, .headDim = 128,
-                       .vHeadDim = 128, .type = ElementType::BF16};
+      request.shape = {.batch = 1,
+                       .qHeads = 64,
+                       .kvHeads = 8,
+                       .qLen = length,
+                       .kvLen = length,
+                       .headDim = 128,
+                       .vHeadDim = 128,
+                       .type = ElementType::BF16};
       request.worldSize = worldSize;
       request.mask = &mask;
       request.rotation = Rotation::Selective;

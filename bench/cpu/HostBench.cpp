@@ -1,5 +1,6 @@
-// How fast CPU attention is, beside a plain matrix product by the faster of OpenBLAS and oneDNN in the same run on the same
-// cores: dense, masked, with score functions, over a sweep of densities, and backward. Masks and scores are compiled from
+// How fast CPU attention is, beside a plain matrix product by the faster of OpenBLAS and oneDNN in the same run on the
+// same cores: dense, masked, with score functions, over a sweep of densities, and backward. Masks and scores are
+// compiled from
 // `.cpf` text. Prints one table.
 #include "lib/API/cpflex.h"
 #include "runtime/Host/HostAttention.h"
@@ -19,7 +20,8 @@ using namespace cpflex;
 
 namespace {
 
-/// Processor time of the process with one thread, so that other programs on the machine do not count; wall time with more.
+/// Processor time of the process with one thread, so that other programs on the machine do not count; wall time with
+/// more.
 double seconds(int numThreads) {
   timespec time;
   clock_gettime(numThreads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
@@ -76,8 +78,8 @@ Peer openBlas(int numThreads) {
   setThreads(numThreads);
   constexpr int kRowMajor = 101, kNoTranspose = 111;
   const double rate = rateOf(numThreads, [&](const float *a, const float *b, float *c) {
-    sgemm(kRowMajor, kNoTranspose, kNoTranspose, kPeerSize, kPeerSize, kPeerSize, 1.0f, a, kPeerSize, b, kPeerSize, 0.0f, c,
-          kPeerSize);
+    sgemm(kRowMajor, kNoTranspose, kNoTranspose, kPeerSize, kPeerSize, kPeerSize, 1.0f, a, kPeerSize, b, kPeerSize,
+          0.0f, c, kPeerSize);
   });
   return {config(), rate};
 }
@@ -93,8 +95,8 @@ Peer oneDnn(int numThreads) {
   };
   auto version = reinterpret_cast<const Version *(*)()>(dlsym(library, "dnnl_version"));
   auto setThreads = reinterpret_cast<void (*)(int)>(dlsym(library, "omp_set_num_threads"));
-  auto sgemm = reinterpret_cast<int (*)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *,
-                                        int64_t, float, float *, int64_t)>(dlsym(library, "dnnl_sgemm"));
+  auto sgemm = reinterpret_cast<int (*)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t,
+                                        const float *, int64_t, float, float *, int64_t)>(dlsym(library, "dnnl_sgemm"));
   if (!version || !setThreads || !sgemm)
     return {};
   setThreads(numThreads);
@@ -105,12 +107,13 @@ Peer oneDnn(int numThreads) {
   return {std::to_string(number.major) + "." + std::to_string(number.minor) + "." + std::to_string(number.patch), rate};
 }
 
-constexpr const char *kProgram = "W: param[int] = 1024\n"
-                                 "@mask\ndef window(b, h, q, kv):\n    return (q >= kv) & (q - kv < W)\n"
-                                 "@score\ndef alibi(s, b, h, q, kv):\n    return s + exp2(-float(h + 1)) * float(kv - q)\n"
-                                 "@score\ndef soft_cap(s, b, h, q, kv):\n    return 30.0 * tanh(s / 30.0)\n"
-                                 "attention(\"window\", mask=window)\nattention(\"alibi\", score=alibi)\n"
-                                 "attention(\"soft_cap\", score=soft_cap)\n";
+constexpr const char *kProgram =
+    "W: param[int] = 1024\n"
+    "@mask\ndef window(b, h, q, kv):\n    return (q >= kv) & (q - kv < W)\n"
+    "@score\ndef alibi(s, b, h, q, kv):\n    return s + exp2(-float(h + 1)) * float(kv - q)\n"
+    "@score\ndef soft_cap(s, b, h, q, kv):\n    return 30.0 * tanh(s / 30.0)\n"
+    "attention(\"window\", mask=window)\nattention(\"alibi\", score=alibi)\n"
+    "attention(\"soft_cap\", score=soft_cap)\n";
 
 /// What a call ends with that failed.
 [[noreturn]] void giveUp(const std::string &message) {
@@ -205,8 +208,8 @@ public:
     problem_.bindings = &bindings_;
   }
 
-  double forward(const char *name, const HostFunctions &functions, const BlockMask *mask, int64_t width, double densePairs,
-                 ElementType type = ElementType::F32) {
+  double forward(const char *name, const HostFunctions &functions, const BlockMask *mask, int64_t width,
+                 double densePairs, ElementType type = ElementType::F32) {
     set(functions, mask, width);
     const bool isNarrow = type != ElementType::F32;
     HostForwardTensors tensors{.q = view(isNarrow ? (void *)qNarrow_.data() : q_.data(), type),
@@ -214,9 +217,8 @@ public:
                                .v = view(isNarrow ? (void *)vNarrow_.data() : v_.data(), type),
                                .out = view(out_.data(), ElementType::F32),
                                .lse = row()};
-    const double time = leastSeconds(repetitionsFor(densePairs), threads_.numThreads(), [&] {
-      check(hostAttentionForward(problem_, tensors, {.threads = &threads_}));
-    });
+    const double time = leastSeconds(repetitionsFor(densePairs), threads_.numThreads(),
+                                     [&] { check(hostAttentionForward(problem_, tensors, {.threads = &threads_})); });
     print(name, time, 4.0 * densePairs * double(headDim_));
     return time;
   }
@@ -224,15 +226,18 @@ public:
   double backward(const char *name, const HostFunctions &functions, const BlockMask *mask, int64_t width,
                   double densePairs, double forwardTime) {
     set(functions, mask, width);
-    HostForwardTensors forwardTensors{.q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()),
-                                      .out = view(out_.data()), .lse = row()};
+    HostForwardTensors forwardTensors{
+        .q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()), .out = view(out_.data()), .lse = row()};
     check(hostAttentionForward(problem_, forwardTensors, {.threads = &threads_}));
-    HostBackwardTensors tensors{.q = view(q_.data()), .k = view(k_.data()), .v = view(v_.data()),
-                                .out = view(out_.data()), .lse = row(), .dOut = view(dOut_.data())};
+    HostBackwardTensors tensors{.q = view(q_.data()),
+                                .k = view(k_.data()),
+                                .v = view(v_.data()),
+                                .out = view(out_.data()),
+                                .lse = row(),
+                                .dOut = view(dOut_.data())};
     tensors.dQ = view(dQ_.data()), tensors.dK = view(dK_.data()), tensors.dV = view(dV_.data());
-    const double time = leastSeconds(repetitionsFor(densePairs * 2.5), threads_.numThreads(), [&] {
-      check(hostAttentionBackward(problem_, tensors, {.threads = &threads_}));
-    });
+    const double time = leastSeconds(repetitionsFor(densePairs * 2.5), threads_.numThreads(),
+                                     [&] { check(hostAttentionBackward(problem_, tensors, {.threads = &threads_})); });
     print(name, time, 10.0 * densePairs * double(headDim_));
     std::printf("%-34s %9s %9.2f times forward\n", "", "", time / forwardTime);
     return time;

@@ -1,6 +1,6 @@
 // What is it worth to evaluate, in a partial tile, only the part of the mask that is open there? Compiled masks over
-// 8,192 tokens, one head of size 64, one thread: the pairs of all numbered tiles by the whole mask and by their residuals,
-// then attention both ways, in turns. Times are the processor's, medians.
+// 8,192 tokens, one head of size 64, one thread: the pairs of all numbered tiles by the whole mask and by their
+// residuals, then attention both ways, in turns. Times are the processor's, medians.
 #include "lib/API/cpflex.h"
 
 #include <fmt/format.h>
@@ -53,14 +53,19 @@ template <typename First, typename Second> std::pair<double, double> inTurns(con
 int run(const ComparedMask &mask) {
   CompileOptions compile;
   compile.cacheDir = "";
-  const std::string text = fmt::format("doc: tensor[i32, KV_LEN](sorted)\n@mask\ndef m(b, h, q, kv):\n    {}\n", mask.text);
+  const std::string text =
+      fmt::format("doc: tensor[i32, KV_LEN](sorted)\n@mask\ndef m(b, h, q, kv):\n    {}\n", mask.text);
   const auto program = compileText("m.cpf", text, compile).program;
   std::vector<int32_t> documents(kLength);
   for (int64_t i = 0; i < kLength; ++i)
     documents[i] = int32_t(i * 13 / kLength);
   BindRequest request;
-  request.views["doc"] = {.data = documents.data(), .type = ElementType::I32, .shape = {kLength}, .strides = {1},
-                          .device = {}, .owner = nullptr};
+  request.views["doc"] = {.data = documents.data(),
+                          .type = ElementType::I32,
+                          .shape = {kLength},
+                          .strides = {1},
+                          .device = {},
+                          .owner = nullptr};
   request.sizes = {.qLen = kLength, .kvLen = kLength};
   const auto binding = Binding::create(*program, request);
   if (!binding)
@@ -86,10 +91,11 @@ int run(const ComparedMask &mask) {
       const TileRun run = rows.runs[i];
       for (int64_t column = run.begin; column < run.end && run.tileClass == TileClass::Partial; ++column) {
         ++numPartial;
-        const EvaluateTileFunction residual = run.residual > 0 ? functions->evaluateResidual[run.residual - 1] : nullptr;
+        const EvaluateTileFunction residual =
+            run.residual > 0 ? functions->evaluateResidual[run.residual - 1] : nullptr;
         if (residual)
-          numbered.push_back({{.qBegin = row * kTile, .qCount = kTile, .kvBegin = column * kTile, .kvCount = kTile},
-                              residual});
+          numbered.push_back(
+              {{.qBegin = row * kTile, .qCount = kTile, .kvBegin = column * kTile, .kvCount = kTile}, residual});
       }
     }
   std::vector<uint8_t> allowed(kTile * kTile);
@@ -116,24 +122,29 @@ int run(const ComparedMask &mask) {
   std::vector<float> inputs(kLength * kDepth, 0.25f), outputs[3];
   auto tensor = [](std::vector<float> &values, int64_t depth) {
     values.resize(size_t(kLength * depth));
-    return CallTensor{.data = values.data(), .type = ElementType::F32, .shape = {1, 1, kLength, depth},
-                      .strides = {kLength * depth, kLength * depth, depth, 1}, .device = {}};
+    return CallTensor{.data = values.data(),
+                      .type = ElementType::F32,
+                      .shape = {1, 1, kLength, depth},
+                      .strides = {kLength * depth, kLength * depth, depth, 1},
+                      .device = {}};
   };
   std::vector<float> out, lse;
   const CallTensor input = tensor(inputs, kDepth), outTensor = tensor(out, kDepth), lseTensor = tensor(lse, 1);
   auto forward = [&](const Executable &executable) {
-    (void)executable.forward({.q = input, .k = input, .v = input, .out = outTensor, .lse = lseTensor, .rowMax = {}}, nullptr,
-                             0);
+    (void)executable.forward({.q = input, .k = input, .v = input, .out = outTensor, .lse = lseTensor, .rowMax = {}},
+                             nullptr, 0);
   };
   BackwardCallTensors tensors{.q = input, .k = input, .v = input, .out = outTensor, .lse = lseTensor};
   tensors.dOut = input;
-  tensors.dQ = tensor(outputs[0], kDepth), tensors.dK = tensor(outputs[1], kDepth), tensors.dV = tensor(outputs[2], kDepth);
+  tensors.dQ = tensor(outputs[0], kDepth), tensors.dK = tensor(outputs[1], kDepth),
+  tensors.dV = tensor(outputs[2], kDepth);
   auto backward = [&](const Executable &executable) { (void)executable.backward(tensors, nullptr, 0); };
   const auto [forwardWhole, forwardParts] = inTurns([&] { forward(*whole); }, [&] { forward(*parts); });
   const auto [backwardWhole, backwardParts] = inTurns([&] { backward(*whole); }, [&] { backward(*parts); });
-  fmt::print("{:<22} {:>4} of {:>4} {:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f} {:>7.3f} {:>9.2f} {:>9.2f} {:>7.3f} {:>9.1f}\n", mask.name,
-             numbered.size(), numPartial, wholeMs * perTile, residualMs * perTile, forwardWhole, forwardParts,
-             forwardParts / forwardWhole, backwardWhole, backwardParts, backwardParts / backwardWhole, compileMs);
+  fmt::print("{:<22} {:>4} of {:>4} {:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f} {:>7.3f} {:>9.2f} {:>9.2f} {:>7.3f} {:>9.1f}\n",
+             mask.name, numbered.size(), numPartial, wholeMs * perTile, residualMs * perTile, forwardWhole,
+             forwardParts, forwardParts / forwardWhole, backwardWhole, backwardParts, backwardParts / backwardWhole,
+             compileMs);
   return 0;
 }
 

@@ -154,8 +154,8 @@ struct MergeQuotients : OpRewritePattern<FloorDivOp> {
     if (outerDivisor->isZero() || innerDivisor->isZero())
       return failure();
     bool overflows = false;
-    APInt product = isUnsigned ? outerDivisor->umul_ov(*innerDivisor, overflows)
-                               : outerDivisor->smul_ov(*innerDivisor, overflows);
+    APInt product =
+        isUnsigned ? outerDivisor->umul_ov(*innerDivisor, overflows) : outerDivisor->smul_ov(*innerDivisor, overflows);
     if (overflows)
       return failure();
     rewriter.replaceOpWithNewOp<FloorDivOp>(op, inner.getLhs(),
@@ -249,10 +249,10 @@ struct UnrollShortReduction : OpRewritePattern<ReduceOp> {
 } // namespace
 
 void populateArithmeticPatterns(RewritePatternSet &patterns) {
-  patterns.add<CollectTerms<AddOp>, CollectTerms<SubOp>, CollectTerms<MulOp>, CollectTerms<NegOp>,
-               DifferenceToRemainder, MergeQuotients, DropRemainder, NegateDifference, DropSignUnderAbs,
-               UnrollShortReduction>(
-      patterns.getContext());
+  patterns
+      .add<CollectTerms<AddOp>, CollectTerms<SubOp>, CollectTerms<MulOp>, CollectTerms<NegOp>, DifferenceToRemainder,
+           MergeQuotients, DropRemainder, NegateDifference, DropSignUnderAbs, UnrollShortReduction>(
+          patterns.getContext());
 }
 
 } // namespace cpflex::mask

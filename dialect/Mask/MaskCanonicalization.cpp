@@ -100,8 +100,8 @@ template <typename CompareOp> struct ConstantsToTheRight : OpRewritePattern<Comp
   LogicalResult matchAndRewrite(CompareOp op, PatternRewriter &rewriter) const override {
     if (!isConstant(op.getLhs()) || isConstant(op.getRhs()))
       return failure();
-    rewriter.replaceOp(op, buildComparison(rewriter, op.getLoc(),
-                                           {exchanged(op.getTableOperation()), op.getRhs(), op.getLhs()}));
+    rewriter.replaceOp(
+        op, buildComparison(rewriter, op.getLoc(), {exchanged(op.getTableOperation()), op.getRhs(), op.getLhs()}));
     return success();
   }
 };
@@ -163,7 +163,8 @@ struct PushNot : OpRewritePattern<NotOp> {
       auto opposite = complement(comparison->entry, comparison->lhs.getType());
       if (!opposite)
         return failure();
-      rewriter.replaceOp(op, buildComparison(rewriter, operand.getLoc(), {*opposite, comparison->lhs, comparison->rhs}));
+      rewriter.replaceOp(op,
+                         buildComparison(rewriter, operand.getLoc(), {*opposite, comparison->lhs, comparison->rhs}));
       return success();
     }
     mlir::Operation *inner = operand.getDefiningOp();
@@ -211,8 +212,8 @@ template <typename LogicOp, typename DualOp> struct SimplifyLogic : OpRewritePat
   static LogicalResult mergeBounds(LogicOp op, PatternRewriter &rewriter) {
     constexpr bool isAnd = std::is_same_v<LogicOp, AndOp>;
     auto first = comparisonOf(op.getLhs()), second = comparisonOf(op.getRhs());
-    if (!first || !second || first->entry != second->entry || first->lhs != second->lhs ||
-        !isConstant(first->rhs) || !isConstant(second->rhs) || toValueType(first->lhs.getType()) == ValueType::Float)
+    if (!first || !second || first->entry != second->entry || first->lhs != second->lhs || !isConstant(first->rhs) ||
+        !isConstant(second->rhs) || toValueType(first->lhs.getType()) == ValueType::Float)
       return failure();
     bool isUpper = first->entry == Operation::Lt || first->entry == Operation::Le;
     bool isLower = first->entry == Operation::Gt || first->entry == Operation::Ge;
@@ -318,8 +319,7 @@ struct SimplifySelect : OpRewritePattern<SelectOp> {
 void MaskDialect::getCanonicalizationPatterns(RewritePatternSet &patterns) const {
   patterns.add<ConstantsToTheRight<LtOp>, ConstantsToTheRight<LeOp>, ConstantsToTheRight<GtOp>,
                ConstantsToTheRight<GeOp>, SimplifyEquality<EqOp>, SimplifyEquality<NeOp>, PushNot,
-               SimplifyLogic<AndOp, OrOp>, SimplifyLogic<OrOp, AndOp>, XorToNot, SimplifySelect>(
-      patterns.getContext());
+               SimplifyLogic<AndOp, OrOp>, SimplifyLogic<OrOp, AndOp>, XorToNot, SimplifySelect>(patterns.getContext());
   populateArithmeticPatterns(patterns);
 }
 

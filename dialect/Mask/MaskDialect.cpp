@@ -28,8 +28,8 @@ Type comparisonResultType(Type operandType) {
 }
 
 static bool isValueType(Type type) {
-  return type.isInteger(1) || type.isSignlessInteger(32) || type.isSignlessInteger(64) ||
-         type.isUnsignedInteger(32) || type.isF32();
+  return type.isInteger(1) || type.isSignlessInteger(32) || type.isSignlessInteger(64) || type.isUnsignedInteger(32) ||
+         type.isF32();
 }
 
 static bool isElementType(Type type) {
@@ -76,16 +76,11 @@ ElementType toElementType(Type type) {
     return ElementType::F32;
   auto integer = llvm::cast<IntegerType>(type);
   switch (integer.getWidth()) {
-  case 1:
-    return ElementType::Bool;
-  case 8:
-    return integer.isUnsigned() ? ElementType::U8 : ElementType::I8;
-  case 16:
-    return integer.isUnsigned() ? ElementType::U16 : ElementType::I16;
-  case 32:
-    return integer.isUnsigned() ? ElementType::U32 : ElementType::I32;
-  default:
-    return integer.isUnsigned() ? ElementType::U64 : ElementType::I64;
+  case 1: return ElementType::Bool;
+  case 8: return integer.isUnsigned() ? ElementType::U8 : ElementType::I8;
+  case 16: return integer.isUnsigned() ? ElementType::U16 : ElementType::I16;
+  case 32: return integer.isUnsigned() ? ElementType::U32 : ElementType::I32;
+  default: return integer.isUnsigned() ? ElementType::U64 : ElementType::I64;
   }
 }
 
@@ -127,12 +122,9 @@ LogicalResult verifyTableOperation(mlir::Operation *op) {
   StringRef domains;
   switch (entry) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, operandDomains)                                        \
-  case Operation::Enumerator:                                                                                          \
-    domains = operandDomains;                                                                                          \
-    break;
+  case Operation::Enumerator: domains = operandDomains; break;
 #include "runtime/contract/Operations.def"
-  default:
-    break;
+  default: break;
   }
   bool isInterval = llvm::isa<IntervalType>(op->getResult(0).getType());
   for (auto [index, type] : llvm::enumerate(op->getOperandTypes())) {
@@ -256,8 +248,8 @@ LogicalResult ReduceOp::verify() {
 
 LogicalResult CaptureOp::verify() {
   if (!isElementType(getElementType()))
-    return emitOpError("has elements of ") << getElementType()
-                                           << "; expected i1, i8 to i64, ui8 to ui64, f16, bf16 or f32";
+    return emitOpError("has elements of ")
+           << getElementType() << "; expected i1, i8 to i64, ui8 to ui64, f16, bf16 or f32";
   if (getDims().size() > static_cast<size_t>(kMaxCaptureRank))
     return emitOpError("has ") << getDims().size() << " dimensions; expected at most " << kMaxCaptureRank;
   bool isFloat = llvm::isa<FloatType>(getElementType());
@@ -281,9 +273,8 @@ LogicalResult ParamOp::verify() {
 ParseResult parseFunction(OpAsmParser &parser, OperationState &result, StringAttr functionTypeName,
                           StringAttr argAttrsName, StringAttr resAttrsName) {
   auto toFunctionType = [](Builder &builder, ArrayRef<Type> inputs, ArrayRef<Type> results,
-                           function_interface_impl::VariadicFlag, std::string &) -> Type {
-    return builder.getFunctionType(inputs, results);
-  };
+                           function_interface_impl::VariadicFlag,
+                           std::string &) -> Type { return builder.getFunctionType(inputs, results); };
   return function_interface_impl::parseFunctionOp(parser, result, /*allowVariadic=*/false, functionTypeName,
                                                   toFunctionType, argAttrsName, resAttrsName);
 }
@@ -320,24 +311,22 @@ static bool isFunctionOf(FunctionType type, unsigned numFloats, function_ref<boo
 }
 
 LogicalResult PredicateOp::verify() {
-  return verifyFunction(*this,
-                        isFunctionOf(getFunctionType(), /*numFloats=*/0, isCoordinateType,
-                                     [](Type type) { return type.isInteger(1); }),
-                        "(i64, i64, i64, i64) -> i1");
+  return verifyFunction(
+      *this,
+      isFunctionOf(getFunctionType(), /*numFloats=*/0, isCoordinateType, [](Type type) { return type.isInteger(1); }),
+      "(i64, i64, i64, i64) -> i1");
 }
 
 LogicalResult ScoreOp::verify() {
-  return verifyFunction(*this,
-                        isFunctionOf(getFunctionType(), /*numFloats=*/1, isCoordinateType,
-                                     [](Type type) { return type.isF32(); }),
-                        "(f32, i64, i64, i64, i64) -> f32");
+  return verifyFunction(
+      *this, isFunctionOf(getFunctionType(), /*numFloats=*/1, isCoordinateType, [](Type type) { return type.isF32(); }),
+      "(f32, i64, i64, i64, i64) -> f32");
 }
 
 LogicalResult ScoreGradientOp::verify() {
-  return verifyFunction(*this,
-                        isFunctionOf(getFunctionType(), /*numFloats=*/2, isCoordinateType,
-                                     [](Type type) { return type.isF32(); }),
-                        "(f32, f32, i64, i64, i64, i64) -> f32");
+  return verifyFunction(
+      *this, isFunctionOf(getFunctionType(), /*numFloats=*/2, isCoordinateType, [](Type type) { return type.isF32(); }),
+      "(f32, f32, i64, i64, i64, i64) -> f32");
 }
 
 LogicalResult ClassifierOp::verify() {
@@ -394,7 +383,7 @@ void MaskDialect::initialize() {
 #include "dialect/Mask/MaskDialect.cpp.inc"
 #include "dialect/Mask/MaskEnums.cpp.inc"
 #define GET_TYPEDEF_CLASSES
-#include "dialect/Mask/MaskTypes.cpp.inc"
 #include "dialect/Mask/MaskInterfaces.cpp.inc"
+#include "dialect/Mask/MaskTypes.cpp.inc"
 #define GET_OP_CLASSES
 #include "dialect/Mask/MaskOps.cpp.inc"

@@ -22,8 +22,8 @@
 #include "dialect/Mask/MaskDialect.h.inc"
 #include "dialect/Mask/MaskEnums.h.inc"
 #define GET_TYPEDEF_CLASSES
-#include "dialect/Mask/MaskTypes.h.inc"
 #include "dialect/Mask/MaskInterfaces.h.inc"
+#include "dialect/Mask/MaskTypes.h.inc"
 #define GET_OP_CLASSES
 #include "dialect/Mask/MaskOps.h.inc"
 

@@ -1,5 +1,5 @@
-// What operations of the `mask` dialect fold to: constants by the functions of runtime/contract/Operations.h, and values
-// that an identity of the arithmetic proves equal.
+// What operations of the `mask` dialect fold to: constants by the functions of runtime/contract/Operations.h, and
+// values that an identity of the arithmetic proves equal.
 #include "dialect/Mask/MaskDialect.h"
 #include "runtime/contract/Operations.h"
 
@@ -119,11 +119,9 @@ Attribute foldConstants(mlir::Operation *op, ArrayRef<Attribute> operands) {
     return {};
   switch (llvm::cast<TableOpInterface>(op).getTableOperation()) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, operandDomains)                                        \
-  case Operation::Enumerator:                                                                                          \
-    return applyEntry<Table##Enumerator, arity>(op, operands);
+  case Operation::Enumerator: return applyEntry<Table##Enumerator, arity>(op, operands);
 #include "runtime/contract/Operations.def"
-  default:
-    return {};
+  default: return {};
   }
 }
 
@@ -155,13 +153,10 @@ OpFoldResult foldFloatIdentity(Operation entry, Value lhs, Attribute right) {
   switch (entry) {
   case Operation::Add: // x + -0 is x for every x; x + 0 is not, when x is -0
     return isFloat(right, -0.0f) ? OpFoldResult(lhs) : OpFoldResult();
-  case Operation::Sub:
-    return isFloat(right, 0.0f) ? OpFoldResult(lhs) : OpFoldResult();
+  case Operation::Sub: return isFloat(right, 0.0f) ? OpFoldResult(lhs) : OpFoldResult();
   case Operation::Mul:
-  case Operation::Div:
-    return isFloat(right, 1.0f) ? OpFoldResult(lhs) : OpFoldResult();
-  default:
-    return {};
+  case Operation::Div: return isFloat(right, 1.0f) ? OpFoldResult(lhs) : OpFoldResult();
+  default: return {};
   }
 }
 
@@ -172,10 +167,8 @@ OpFoldResult foldIntegerIdentity(Operation entry, Value lhs, Value rhs, Attribut
   auto constant = [&](int64_t value) { return OpFoldResult(integerConstant(type, value)); };
   auto truth = [&](bool value) { return OpFoldResult(integerConstant(comparisonResultType(type), value)); };
   switch (entry) {
-  case Operation::Add:
-    return isInteger(right, 0) ? OpFoldResult(lhs) : OpFoldResult();
-  case Operation::Sub:
-    return isInteger(right, 0) ? OpFoldResult(lhs) : areSame ? constant(0) : OpFoldResult();
+  case Operation::Add: return isInteger(right, 0) ? OpFoldResult(lhs) : OpFoldResult();
+  case Operation::Sub: return isInteger(right, 0) ? OpFoldResult(lhs) : areSame ? constant(0) : OpFoldResult();
   case Operation::Mul:
     return isInteger(right, 1) ? OpFoldResult(lhs) : isInteger(right, 0) ? constant(0) : OpFoldResult();
   case Operation::FloorDiv:
@@ -185,14 +178,12 @@ OpFoldResult foldIntegerIdentity(Operation entry, Value lhs, Value rhs, Attribut
   case Operation::Mod: // also x % x when x is 0
     return areSame || isInteger(right, 1) || isInteger(right, 0) || isInteger(left, 0) ? constant(0) : OpFoldResult();
   case Operation::Min:
-  case Operation::Max:
-    return areSame ? OpFoldResult(lhs) : OpFoldResult();
+  case Operation::Max: return areSame ? OpFoldResult(lhs) : OpFoldResult();
   case Operation::And:
     return areSame || isInteger(right, -1) ? OpFoldResult(lhs) : isInteger(right, 0) ? constant(0) : OpFoldResult();
   case Operation::Or:
     return areSame || isInteger(right, 0) ? OpFoldResult(lhs) : isInteger(right, -1) ? constant(-1) : OpFoldResult();
-  case Operation::Xor:
-    return isInteger(right, 0) ? OpFoldResult(lhs) : areSame ? constant(0) : OpFoldResult();
+  case Operation::Xor: return isInteger(right, 0) ? OpFoldResult(lhs) : areSame ? constant(0) : OpFoldResult();
   case Operation::Shl:
   case Operation::Shr:
     return isInteger(right, 0) ? OpFoldResult(lhs) : isInteger(left, 0) ? constant(0) : OpFoldResult();
@@ -205,13 +196,10 @@ OpFoldResult foldIntegerIdentity(Operation entry, Value lhs, Value rhs, Attribut
       return lhs;
     return areSame ? truth(false) : OpFoldResult();
   case Operation::Le:
-  case Operation::Ge:
-    return areSame ? truth(true) : OpFoldResult();
+  case Operation::Ge: return areSame ? truth(true) : OpFoldResult();
   case Operation::Lt:
-  case Operation::Gt:
-    return areSame ? truth(false) : OpFoldResult();
-  default:
-    return {};
+  case Operation::Gt: return areSame ? truth(false) : OpFoldResult();
+  default: return {};
   }
 }
 
@@ -242,19 +230,16 @@ OpFoldResult foldUnaryIdentity(mlir::Operation *op, Operation entry) {
       return operandOf(inner);
     return operand.getType() == resultType ? OpFoldResult(operand) : OpFoldResult();
   case Operation::ToInt:
-  case Operation::ToFloat:
-    return operand.getType() == resultType ? OpFoldResult(operand) : OpFoldResult();
+  case Operation::ToFloat: return operand.getType() == resultType ? OpFoldResult(operand) : OpFoldResult();
   case Operation::ToU32: // the low bits of a u32's int are the u32
     if (auto inner = operand.getDefiningOp<ToIntOp>())
       if (OpFoldResult folded = operandOf(inner))
         return folded;
     return operand.getType() == resultType ? OpFoldResult(operand) : OpFoldResult();
-  case Operation::Not:
-    return operandOf(operand.getDefiningOp<NotOp>());
+  case Operation::Not: return operandOf(operand.getDefiningOp<NotOp>());
   case Operation::Neg: // exact for floats, and for ints since they wrap
     return operandOf(operand.getDefiningOp<NegOp>());
-  default:
-    return {};
+  default: return {};
   }
 }
 

@@ -41,8 +41,11 @@ int failed(const char *step, const cpflex::Status &status) {
 /// A dense tensor [1, heads, rows, columns] over `values`.
 cpflex::CallTensor tensorOf(std::vector<float> &values, int64_t heads, int64_t rows, int64_t columns) {
   values.resize(size_t(heads * rows * columns));
-  return {.data = values.data(), .type = cpflex::ElementType::F32, .shape = {1, heads, rows, columns},
-          .strides = {heads * rows * columns, rows * columns, columns, 1}, .device = {cpflex::DeviceType::Cpu, 0}};
+  return {.data = values.data(),
+          .type = cpflex::ElementType::F32,
+          .shape = {1, heads, rows, columns},
+          .strides = {heads * rows * columns, rows * columns, columns, 1},
+          .device = {cpflex::DeviceType::Cpu, 0}};
 }
 
 void fill(std::vector<float> &values, double frequency) {
@@ -55,8 +58,9 @@ void fill(std::vector<float> &values, double frequency) {
 int main() {
   // 1. Compile. Errors are located in the program's text; warnings may come beside a program.
   cpflex::CompileOptions compile;
-  compile.log = {.level = cpflex::LogLevel::Warning,
-                 .function = [](cpflex::LogLevel, const std::string &text) { std::fprintf(stderr, "%s\n", text.c_str()); }};
+  compile.log = {.level = cpflex::LogLevel::Warning, .function = [](cpflex::LogLevel, const std::string &text) {
+                   std::fprintf(stderr, "%s\n", text.c_str());
+                 }};
   const cpflex::CompileResult compiled = cpflex::compileText("packed.cpf", kProgram, compile);
   for (const cpflex::Diagnostic &diagnostic : compiled.diagnostics)
     std::fputs(cpflex::renderDiagnostic(diagnostic).c_str(), stderr);
@@ -74,8 +78,12 @@ int main() {
   const std::vector<float> slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
   cpflex::BindRequest request;
   request.arrays["doc"] = *ids;
-  request.views["slope"] = {.data = slopes.data(), .type = cpflex::ElementType::F32, .shape = {kHeads}, .strides = {1},
-                            .device = {}, .owner = nullptr};
+  request.views["slope"] = {.data = slopes.data(),
+                            .type = cpflex::ElementType::F32,
+                            .shape = {kHeads},
+                            .strides = {1},
+                            .device = {},
+                            .owner = nullptr};
   request.sizes = {.batch = 1, .heads = kHeads, .kvHeads = kKVHeads, .qLen = kLength, .kvLen = kLength};
   const auto binding = cpflex::Binding::create(*program, request);
   if (!binding)
@@ -94,13 +102,13 @@ int main() {
   cpflex::LoadOptions load;
   load.headDim = kHeadDim;
   load.passes = cpflex::CallPasses::ForwardAndBackward;
-  const auto executable = cpflex::Executable::load(program, **entry, *binding,
-                                                   std::make_shared<const cpflex::BlockMask>(mask->mask), load);
+  const auto executable =
+      cpflex::Executable::load(program, **entry, *binding, std::make_shared<const cpflex::BlockMask>(mask->mask), load);
   if (!executable)
     return failed("loading", executable.status());
   using Pass = cpflex::Executable::Pass;
-  std::vector<char> workspace(size_t(std::max((*executable)->workspaceInBytes(Pass::Forward),
-                                              (*executable)->workspaceInBytes(Pass::Backward))));
+  std::vector<char> workspace(size_t(
+      std::max((*executable)->workspaceInBytes(Pass::Forward), (*executable)->workspaceInBytes(Pass::Backward))));
 
   // 5. Forward.
   std::vector<float> q, k, v, out, lse;
@@ -111,10 +119,12 @@ int main() {
   forward.out = tensorOf(out, kHeads, kLength, kHeadDim);
   forward.lse = tensorOf(lse, kHeads, kLength, 1);
   fill(q, 0.37), fill(k, 0.73), fill(v, 0.11);
-  if (const cpflex::Status status = (*executable)->forward(forward, workspace.data(), int64_t(workspace.size())); !status)
+  if (const cpflex::Status status = (*executable)->forward(forward, workspace.data(), int64_t(workspace.size()));
+      !status)
     return failed("forward", status);
 
-  // 6. Backward, for the loss 'sum of out': then the gradients in V sum to the number of outputs, since weights sum to 1.
+  // 6. Backward, for the loss 'sum of out': then the gradients in V sum to the number of outputs, since weights sum
+  // to 1.
   std::vector<float> dOut, dQ, dK, dV, dSlope(kHeads);
   cpflex::BackwardCallTensors backward;
   backward.q = forward.q, backward.k = forward.k, backward.v = forward.v;
@@ -134,7 +144,8 @@ int main() {
     sum += gradient;
   std::printf("gradients in V sum to %.1f of %lld\n", sum, (long long)(kHeads * kLength * kHeadDim));
 
-  // 7. The same call by three ranks, here threads: each gets its shard of the tensors and receives the keys that it needs.
+  // 7. The same call by three ranks, here threads: each gets its shard of the tensors and receives the keys that it
+  // needs.
   const auto plan = cpflex::ContextParallelPlan::create(*executable, {.worldSize = 3});
   if (!plan)
     return failed("planning", plan.status());
@@ -149,8 +160,8 @@ int main() {
     const int32_t index = communicator.rank();
     const int64_t rows = layout.shardSize(index);
     const auto shapeOf = [](int64_t heads) {
-      return cpflex::SequenceArrayShape{.batch = 1, .outer = heads, .inner = kHeadDim,
-                                        .elementSizeInBytes = int64_t(sizeof(float))};
+      return cpflex::SequenceArrayShape{
+          .batch = 1, .outer = heads, .inner = kHeadDim, .elementSizeInBytes = int64_t(sizeof(float))};
     };
     std::vector<float> myQ, myK, myV, myOut;
     cpflex::ForwardCallTensors shards;

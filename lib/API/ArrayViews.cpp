@@ -17,8 +17,8 @@ Status checkView(const std::string &name, const ArrayView &view) {
   int64_t count = 1;
   for (size_t axis = 0; axis < view.shape.size(); ++axis) {
     if (view.shape[axis] < 0)
-      return Status::invalid(fmt::format("axis {} of the array for '{}' has size {}; expected 0 or more", axis, name,
-                                         view.shape[axis]));
+      return Status::invalid(
+          fmt::format("axis {} of the array for '{}' has size {}; expected 0 or more", axis, name, view.shape[axis]));
     count = view.shape[axis] == 0 ? 0 : count;
   }
   if (count > 0 && !view.data)
@@ -83,8 +83,12 @@ StatusOr<Array> denseCopy(const ArrayView &view, void *stream) {
 
 ArrayView viewOfArray(Array array) {
   auto owner = std::make_shared<const Array>(std::move(array));
-  ArrayView view{.data = owner->bytes.data(), .type = owner->type, .shape = owner->shape, .strides = {},
-                 .device = {DeviceType::Cpu, 0}, .owner = owner};
+  ArrayView view{.data = owner->bytes.data(),
+                 .type = owner->type,
+                 .shape = owner->shape,
+                 .strides = {},
+                 .device = {DeviceType::Cpu, 0},
+                 .owner = owner};
   view.strides.resize(view.shape.size());
   int64_t stride = 1;
   for (size_t axis = view.shape.size(); axis-- > 0;) {

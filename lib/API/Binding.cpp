@@ -86,7 +86,8 @@ private:
     }
     skipSpaces();
     const size_t begin = position_;
-    while (position_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[position_])) || text_[position_] == '_'))
+    while (position_ < text_.size() &&
+           (std::isalnum(static_cast<unsigned char>(text_[position_])) || text_[position_] == '_'))
       ++position_;
     const std::string_view word = text_.substr(begin, position_ - begin);
     if (word.empty())
@@ -106,8 +107,7 @@ private:
 
 bool isName(const std::string &text) {
   return !text.empty() && !std::isdigit(static_cast<unsigned char>(text[0])) &&
-         std::all_of(text.begin(), text.end(),
-                     [](unsigned char c) { return std::isalnum(c) || c == '_'; });
+         std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; });
 }
 
 bool isFloat(ElementType type) {
@@ -199,8 +199,8 @@ Status unify(std::map<std::string, int64_t> &sizes, std::map<std::string, std::s
     origins[name] = origin;
   if (found->second == size)
     return Status::ok();
-  return Status::invalid(fmt::format("dimension '{}' is {} in {} and {} in {}", name, found->second, origins[name],
-                                     size, origin));
+  return Status::invalid(
+      fmt::format("dimension '{}' is {} in {} and {} in {}", name, found->second, origins[name], size, origin));
 }
 
 bool isBuiltin(const std::string &name) {
@@ -221,9 +221,8 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
 
   // 1. Params, which axes may name.
   for (const auto &[name, text] : request.params)
-    if (!program.hasConstant(name) &&
-        std::none_of(signature.params.begin(), signature.params.end(),
-                     [&](const ParamDeclaration &param) { return param.name == name; }))
+    if (!program.hasConstant(name) && std::none_of(signature.params.begin(), signature.params.end(),
+                                                   [&](const ParamDeclaration &param) { return param.name == name; }))
       return Status::invalid(fmt::format("the program declares no param or const '{}'", name));
   for (const ParamDeclaration &param : signature.params) {
     auto given = request.params.find(param.name);
@@ -271,8 +270,8 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
     // A size of 1 fits any built-in dimension by broadcasting, so it fixes none.
     for (size_t axis = 0; axis < capture.dims.size(); ++axis)
       if (isName(capture.dims[axis]) && !(shape[axis] == 1 && isBuiltin(capture.dims[axis])))
-        CPFLEX_RETURN_IF_ERROR(unify(sizes, origins, capture.dims[axis], shape[axis],
-                                     fmt::format("axis {} of '{}'", axis, capture.name)));
+        CPFLEX_RETURN_IF_ERROR(
+            unify(sizes, origins, capture.dims[axis], shape[axis], fmt::format("axis {} of '{}'", axis, capture.name)));
   }
 
   // 3. Defaults of the built-in sizes.
@@ -282,17 +281,18 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
   call.heads = orDefault("H", sizes.count("HKV") ? sizes["HKV"] : 1);
   call.kvHeads = orDefault("HKV", call.heads);
   if (!sizes.count("Q_LEN") && !sizes.count("KV_LEN"))
-    return Status::invalid("the lengths are unknown; expected that of the queries, or an array with an axis Q_LEN or KV_LEN");
+    return Status::invalid(
+        "the lengths are unknown; expected that of the queries, or an array with an axis Q_LEN or KV_LEN");
   call.qLen = orDefault("Q_LEN", sizes.count("KV_LEN") ? sizes["KV_LEN"] : 0);
   call.kvLen = orDefault("KV_LEN", call.qLen);
   for (const char *name : {"B", "H", "HKV"})
     if (sizes[name] < 1 || sizes[name] > kMostBatchesOrHeads)
-      return Status::invalid(fmt::format("dimension '{}' is {}; expected 1 to {}", name, sizes[name],
-                                         kMostBatchesOrHeads));
+      return Status::invalid(
+          fmt::format("dimension '{}' is {}; expected 1 to {}", name, sizes[name], kMostBatchesOrHeads));
   for (const char *name : {"Q_LEN", "KV_LEN"})
     if (sizes[name] < 0 || sizes[name] > kLongestDimension)
-      return Status::invalid(fmt::format("dimension '{}' is {}; expected 0 to {}", name, sizes[name],
-                                         kLongestDimension));
+      return Status::invalid(
+          fmt::format("dimension '{}' is {}; expected 0 to {}", name, sizes[name], kLongestDimension));
   for (const std::string &name : signature.dims) {
     if (!sizes.count(name))
       return Status::invalid(fmt::format("dimension '{}' is fixed by no bound array", name));
@@ -307,7 +307,8 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
       const std::string &dim = capture.dims[axis];
       std::optional<int64_t> expected = AxisExpression(dim, sizes).value();
       if (!expected)
-        return Status::invalid(fmt::format("axis {} of '{}' is '{}', which no bound array fixes", axis, capture.name, dim));
+        return Status::invalid(
+            fmt::format("axis {} of '{}' is '{}', which no bound array fixes", axis, capture.name, dim));
       const bool isBroadcast = view.shape[axis] == 1 && isBuiltin(dim);
       if (view.shape[axis] != *expected && !isBroadcast)
         return Status::invalid(fmt::format("axis {} of '{}' has size {}; expected {} = {}", axis, capture.name,
@@ -319,9 +320,8 @@ StatusOr<std::shared_ptr<Binding>> Binding::create(const Program &program, const
     }
     CPFLEX_RETURN_IF_ERROR(verifyFacts(capture, view));
   }
-  binding->bindings_ = {.captures = binding->views_.data(),
-                        .params = binding->params_.data(),
-                        .dims = binding->dims_.data()};
+  binding->bindings_ = {
+      .captures = binding->views_.data(), .params = binding->params_.data(), .dims = binding->dims_.data()};
   return binding;
 }
 
@@ -397,16 +397,16 @@ StatusOr<int64_t> Binding::dimension(const std::string &name) const {
   for (size_t i = 0; i < signature_.dims.size(); ++i)
     if (signature_.dims[i] == name)
       return dims_[i];
-  return Status::invalid(fmt::format("the program has no dimension '{}'; expected one of {}", name,
-                                     fmt::join(signature_.dims, ", ")));
+  return Status::invalid(
+      fmt::format("the program has no dimension '{}'; expected one of {}", name, fmt::join(signature_.dims, ", ")));
 }
 
 StatusOr<Array> documentIdArray(const Program &program, const std::string &capture,
                                 const std::vector<int64_t> &cumulativeLengths, int64_t length) {
   const int64_t count = length >= 0 || cumulativeLengths.empty() ? length : cumulativeLengths.back();
   if (count < 0 || count > kLongestDimension)
-    return Status::invalid(fmt::format("cumulative lengths for '{}' end with {}; expected 0 to {}", capture, count,
-                                       kLongestDimension));
+    return Status::invalid(
+        fmt::format("cumulative lengths for '{}' end with {}; expected 0 to {}", capture, count, kLongestDimension));
   StatusOr<std::vector<int32_t>> ids = documentIds(cumulativeLengths, count);
   if (!ids)
     return Status::invalid(fmt::format("cumulative lengths for '{}': {}", capture, ids.status().message()));

@@ -30,8 +30,7 @@ void bindArray(cpflex_bind_request &request, const char *name, Array array) {
   request.request.arrays[name] = std::move(array);
 }
 
-template <typename Managed>
-cpflex_error *takeAndBind(cpflex_bind_request *request, const char *name, Managed *tensor) {
+template <typename Managed> cpflex_error *takeAndBind(cpflex_bind_request *request, const char *name, Managed *tensor) {
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(required(tensor, "tensor"));
     StatusOr<ArrayView> view = takeDLPack(tensor);
@@ -47,8 +46,9 @@ StatusOr<std::vector<int64_t>> cumulativeLengths(const cpflex_array &array, void
   if (!view)
     return view.status();
   if (view->shape.size() != 1 || (view->type != ElementType::I32 && view->type != ElementType::I64))
-    return Status::invalid(fmt::format("'cu_seqlens' has {} axes and elements of type {}; expected one axis of i32 or i64",
-                                       view->shape.size(), toString(view->type)));
+    return Status::invalid(
+        fmt::format("'cu_seqlens' has {} axes and elements of type {}; expected one axis of i32 or i64",
+                    view->shape.size(), toString(view->type)));
   CPFLEX_RETURN_IF_ERROR(checkView("cu_seqlens", *view));
   StatusOr<Array> dense = denseCopy(*view, stream);
   if (!dense)
@@ -118,8 +118,8 @@ cpflex_error *cpflex_bind_request_array(cpflex_bind_request *request, const char
   return guarded([&]() -> Status {
     CPFLEX_RETURN_IF_ERROR(allRequired({{request, "request"}, {name, "name"}, {array, "array"}}));
     if (ownership != CPFLEX_COPY && ownership != CPFLEX_BORROW)
-      return Status::invalid(fmt::format("'ownership' is {}; expected {} or {}", ownership, int(CPFLEX_COPY),
-                                         int(CPFLEX_BORROW)));
+      return Status::invalid(
+          fmt::format("'ownership' is {}; expected {} or {}", ownership, int(CPFLEX_COPY), int(CPFLEX_BORROW)));
     StatusOr<ArrayView> view = fromC(*array, name);
     if (!view)
       return view.status();
@@ -256,8 +256,8 @@ cpflex_error *cpflex_binding_evaluate_mask(const cpflex_binding *binding, const 
     StatusOr<const EntryPoint *> point = findEntry(*binding->program, entry);
     if (!point)
       return point.status();
-    StatusOr<HostFunctions> functions = binding->program->hostFunctions(**point, binding->binding->bindings(),
-                                                                         CallPasses::Forward);
+    StatusOr<HostFunctions> functions =
+        binding->program->hostFunctions(**point, binding->binding->bindings(), CallPasses::Forward);
     if (!functions)
       return functions.status();
     if (functions->evaluateTile) {

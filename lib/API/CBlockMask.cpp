@@ -34,9 +34,10 @@ StatusOr<PairCounts> countPairs(const cpflex_block_mask &mask) {
   if (!mask.binding)
     return Status::invalid("the mask was read or imported and has no program; expected one built from a binding");
   if (mask.version != mask.binding->version())
-    return Status::invalid(fmt::format("the mask was built for version {} of the binding, which has version {}; build it "
-                                       "again",
-                                       mask.version, mask.binding->version()));
+    return Status::invalid(
+        fmt::format("the mask was built for version {} of the binding, which has version {}; build it "
+                    "again",
+                    mask.version, mask.binding->version()));
   const BlockMask &blocks = mask.result->mask;
   return countAllowed(blocks, mask.entry->hasMask ? &mask.entry->tape : nullptr, mask.binding->bindings(),
                       blockMaskOptions(*mask.program, *mask.entry, *mask.binding, blocks.tileQ, blocks.tileKV,
@@ -52,8 +53,8 @@ StatusOr<std::vector<std::vector<int64_t>>> documentBounds(const cpflex_block_ma
       bounds = documentBoundsOf(mask.program->signature().captures, mask.binding->bindings(), mask.result->mask);
     return bounds;
   }
-  std::vector<int64_t> &given = bounds.emplace_back(options.document_bounds,
-                                                    options.document_bounds + options.num_document_bounds);
+  std::vector<int64_t> &given =
+      bounds.emplace_back(options.document_bounds, options.document_bounds + options.num_document_bounds);
   if (!std::is_sorted(given.begin(), given.end()))
     return Status::invalid("'document_bounds' do not ascend; expected the positions where documents begin, in order");
   return bounds;
@@ -108,9 +109,9 @@ StatusOr<std::string> draw(const cpflex_block_mask &mask, const std::string &for
 }
 
 const std::vector<int32_t> *listOf(const IndexLists &lists, cpflex_index_list list) {
-  const std::vector<int32_t> *all[] = {&lists.byQ.partialCounts,  &lists.byQ.partialIndices,  &lists.byQ.fullCounts,
-                                       &lists.byQ.fullIndices,    &lists.byKV.partialCounts,  &lists.byKV.partialIndices,
-                                       &lists.byKV.fullCounts,    &lists.byKV.fullIndices};
+  const std::vector<int32_t> *all[] = {&lists.byQ.partialCounts, &lists.byQ.partialIndices, &lists.byQ.fullCounts,
+                                       &lists.byQ.fullIndices,   &lists.byKV.partialCounts, &lists.byKV.partialIndices,
+                                       &lists.byKV.fullCounts,   &lists.byKV.fullIndices};
   return list >= CPFLEX_KV_NUM_BLOCKS && list <= CPFLEX_FULL_Q_INDICES ? all[list] : nullptr;
 }
 
@@ -153,8 +154,9 @@ cpflex_error *cpflex_block_mask_build(const cpflex_binding *binding, const char 
     handle->part = fromC(given.part);
     handle->numThreads = given.num_threads;
     const auto begin = std::chrono::steady_clock::now();
-    auto built = buildBlockMask(*binding->program, **point, *binding->binding, given.tile_q ? given.tile_q : kDefaultTile,
-                                given.tile_kv ? given.tile_kv : kDefaultTile, given.num_threads, handle->part);
+    auto built =
+        buildBlockMask(*binding->program, **point, *binding->binding, given.tile_q ? given.tile_q : kDefaultTile,
+                       given.tile_kv ? given.tile_kv : kDefaultTile, given.num_threads, handle->part);
     if (!built)
       return built.status();
     handle->buildMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
@@ -170,9 +172,19 @@ cpflex_block_mask_statistics cpflex_block_mask_statistics_of(const cpflex_block_
     return {};
   const BlockMask &blocks = mask->result->mask;
   const TileCounts counts = countTiles(blocks);
-  return {blocks.qLen,  blocks.kvLen, blocks.tileQ, blocks.tileKV, blocks.batch,
-          blocks.heads, int64_t(blocks.rowSets.size()), counts.empty, counts.full, counts.partial,
-          sizeInBytes(blocks), mask->result->pointsEvaluated, mask->buildMs};
+  return {blocks.qLen,
+          blocks.kvLen,
+          blocks.tileQ,
+          blocks.tileKV,
+          blocks.batch,
+          blocks.heads,
+          int64_t(blocks.rowSets.size()),
+          counts.empty,
+          counts.full,
+          counts.partial,
+          sizeInBytes(blocks),
+          mask->result->pointsEvaluated,
+          mask->buildMs};
 }
 
 cpflex_error *cpflex_block_mask_count_pairs(const cpflex_block_mask *mask, cpflex_pair_counts *counts) {
@@ -191,8 +203,8 @@ cpflex_error *cpflex_block_mask_classes(const cpflex_block_mask *mask, int64_t b
     CPFLEX_RETURN_IF_ERROR(bothRequired(mask, "mask", classes, "classes"));
     const BlockMask &blocks = mask->result->mask;
     if (b < 0 || b >= blocks.batch || h < 0 || h >= blocks.heads)
-      return Status::invalid(fmt::format("'b' is {} and 'h' is {}; expected them below {} and {}", b, h, blocks.batch,
-                                         blocks.heads));
+      return Status::invalid(
+          fmt::format("'b' is {} and 'h' is {}; expected them below {} and {}", b, h, blocks.batch, blocks.heads));
     const int64_t numRows = blocks.numQTiles(), numColumns = blocks.numKVTiles();
     if (size < size_t(numRows * numColumns))
       return Status::invalid(fmt::format("'classes' holds {} bytes; expected at least {}", size, numRows * numColumns));
@@ -275,8 +287,8 @@ cpflex_error *cpflex_index_lists_array(const cpflex_index_lists *lists, cpflex_i
     const IndexLists &held = lists->lists;
     const std::vector<int32_t> *values = listOf(held, list);
     if (!values)
-      return Status::invalid(fmt::format("'list' is {}; expected {} to {}", list, int(CPFLEX_KV_NUM_BLOCKS),
-                                         int(CPFLEX_FULL_Q_INDICES)));
+      return Status::invalid(
+          fmt::format("'list' is {}; expected {} to {}", list, int(CPFLEX_KV_NUM_BLOCKS), int(CPFLEX_FULL_Q_INDICES)));
     const bool isByQ = list <= CPFLEX_FULL_KV_INDICES, isIndices = list % 2 == 1;
     const int64_t shape[4] = {held.batch, held.heads, isByQ ? held.numQTiles() : held.numKVTiles(),
                               isByQ ? held.numKVTiles() : held.numQTiles()};

@@ -14,8 +14,8 @@ constexpr size_t kTransportTextBytes = 512;
 
 /// The value of a word of the command line; none for "auto" or no text.
 template <typename Kind>
-Status fromWord(const char *text, const char *what, std::optional<Kind> (*parse)(std::string_view), const char *expected,
-                std::optional<Kind> &kind) {
+Status fromWord(const char *text, const char *what, std::optional<Kind> (*parse)(std::string_view),
+                const char *expected, std::optional<Kind> &kind) {
   if (!text || std::string_view(text) == "auto")
     return Status::ok();
   kind = parse(text);
@@ -75,8 +75,8 @@ CommunicatorCallbacks callbacksOf(const cpflex_transport &transport) {
       for (const ReceiveOperation &receive : group.receives)
         messages.push_back({receive.peer, 0, receive.data, receive.sizeInBytes});
       char text[kTransportTextBytes] = {};
-      const int32_t code = transport.start(transport.user_data, ticket, group.step, group.purpose.c_str(), messages.data(),
-                                           messages.size(), text, sizeof(text));
+      const int32_t code = transport.start(transport.user_data, ticket, group.step, group.purpose.c_str(),
+                                           messages.data(), messages.size(), text, sizeof(text));
       return statusOf(code, text);
     };
   if (transport.wait)
@@ -170,9 +170,16 @@ cpflex_error *cpflex_plan_numbers_of(const cpflex_plan *plan, cpflex_pass pass, 
       largest = std::max(largest, load.work);
     }
     // The words are literals, so they end with a 0 byte.
-    *numbers = {toString(schedule.rotation).data(), schedule.worldSize, schedule.numSteps,
-                int64_t(schedule.transfers.size()), largest, total / schedule.worldSize, certificate.workBound,
-                certificate.receivedBound, certificate.receivedBoundWorst, certificate.predictedSeconds};
+    *numbers = {toString(schedule.rotation).data(),
+                schedule.worldSize,
+                schedule.numSteps,
+                int64_t(schedule.transfers.size()),
+                largest,
+                total / schedule.worldSize,
+                certificate.workBound,
+                certificate.receivedBound,
+                certificate.receivedBoundWorst,
+                certificate.predictedSeconds};
     return Status::ok();
   });
 }
@@ -248,7 +255,8 @@ cpflex_error *cpflex_communicator_of_nccl(const void *id, int32_t rank, int32_t 
     NcclId group;
     static_assert(sizeof(group) == CPFLEX_NCCL_ID_BYTES);
     std::memcpy(group.data(), id, group.size());
-    return giveCommunicator(openNcclCommunicator(group, rank, world_size, gpu, deadlineOrDefault(deadline_seconds)), communicator);
+    return giveCommunicator(openNcclCommunicator(group, rank, world_size, gpu, deadlineOrDefault(deadline_seconds)),
+                            communicator);
   });
 }
 

@@ -15,18 +15,12 @@ namespace {
 cpflex_code toC(StatusCode code) {
   switch (code) {
   case StatusCode::Ok:
-  case StatusCode::InvalidArgument:
-    return CPFLEX_INVALID_ARGUMENT;
-  case StatusCode::Unsupported:
-    return CPFLEX_UNSUPPORTED;
-  case StatusCode::Unavailable:
-    return CPFLEX_UNAVAILABLE;
-  case StatusCode::OutOfMemory:
-    return CPFLEX_OUT_OF_MEMORY;
-  case StatusCode::DeadlineExceeded:
-    return CPFLEX_DEADLINE_EXCEEDED;
-  case StatusCode::DataLoss:
-    return CPFLEX_DATA_LOSS;
+  case StatusCode::InvalidArgument: return CPFLEX_INVALID_ARGUMENT;
+  case StatusCode::Unsupported: return CPFLEX_UNSUPPORTED;
+  case StatusCode::Unavailable: return CPFLEX_UNAVAILABLE;
+  case StatusCode::OutOfMemory: return CPFLEX_OUT_OF_MEMORY;
+  case StatusCode::DeadlineExceeded: return CPFLEX_DEADLINE_EXCEEDED;
+  case StatusCode::DataLoss: return CPFLEX_DATA_LOSS;
   }
   return CPFLEX_INVALID_ARGUMENT;
 }
@@ -59,8 +53,8 @@ cpflex_diagnostic toC(const std::vector<Diagnostic> &diagnostics, size_t index) 
   const cpflex_severity severity = diagnostic.severity == Severity::Error     ? CPFLEX_SEVERITY_ERROR
                                    : diagnostic.severity == Severity::Warning ? CPFLEX_SEVERITY_WARNING
                                                                               : CPFLEX_SEVERITY_NOTE;
-  return {diagnostic.file.c_str(), diagnostic.line,     diagnostic.column,          diagnostic.endLine,
-          diagnostic.endColumn,    severity,            diagnostic.message.c_str(), diagnostic.sourceLine.c_str()};
+  return {diagnostic.file.c_str(), diagnostic.line, diagnostic.column,          diagnostic.endLine,
+          diagnostic.endColumn,    severity,        diagnostic.message.c_str(), diagnostic.sourceLine.c_str()};
 }
 
 Status required(const void *pointer, const char *name) {
@@ -73,8 +67,8 @@ StatusOr<ArrayView> fromC(const cpflex_array &array, const char *name) {
   if (array.rank < 0 || array.rank > kMaxCaptureRank)
     return Status::invalid(fmt::format("'{}' has {} axes; expected 0 to {}", name, array.rank, kMaxCaptureRank));
   if (array.dtype < CPFLEX_BOOL || array.dtype > CPFLEX_F32)
-    return Status::invalid(fmt::format("'{}' has dtype {}; expected {} to {}", name, array.dtype, int(CPFLEX_BOOL),
-                                       int(CPFLEX_F32)));
+    return Status::invalid(
+        fmt::format("'{}' has dtype {}; expected {} to {}", name, array.dtype, int(CPFLEX_BOOL), int(CPFLEX_F32)));
   if (array.device_type < CPFLEX_DEVICE_UNKNOWN || array.device_type > CPFLEX_DEVICE_CUDA)
     return Status::invalid(fmt::format("'{}' has device type {}; expected {} to {}", name, array.device_type,
                                        int(CPFLEX_DEVICE_UNKNOWN), int(CPFLEX_DEVICE_CUDA)));

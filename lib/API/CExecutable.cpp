@@ -44,11 +44,17 @@ Status toCallTensors(std::initializer_list<Argument> arguments) {
 }
 
 // Names of arguments in C where they are others than in C++.
-constexpr std::pair<std::string_view, std::string_view> kNamesInC[] = {
-    {"'rowMax'", "'row_max'"}, {"'dOut'", "'d_out'"}, {"'dLse'", "'d_lse'"}, {"'dQ'", "'d_q'"}, {"'dK'", "'d_k'"},
-    {"'dV'", "'d_v'"}, {"'captureGradients'", "'capture_gradients'"}, {"'sinkGradient'", "'sink_gradient'"},
-    {"'type'", "'dtype'"}, {"'numThreads'", "'num_threads'"},
-    {"'otherMasks'", "'other_masks'"}};
+constexpr std::pair<std::string_view, std::string_view> kNamesInC[] = {{"'rowMax'", "'row_max'"},
+                                                                       {"'dOut'", "'d_out'"},
+                                                                       {"'dLse'", "'d_lse'"},
+                                                                       {"'dQ'", "'d_q'"},
+                                                                       {"'dK'", "'d_k'"},
+                                                                       {"'dV'", "'d_v'"},
+                                                                       {"'captureGradients'", "'capture_gradients'"},
+                                                                       {"'sinkGradient'", "'sink_gradient'"},
+                                                                       {"'type'", "'dtype'"},
+                                                                       {"'numThreads'", "'num_threads'"},
+                                                                       {"'otherMasks'", "'other_masks'"}};
 
 bool isSamePart(const CallPart &left, const CallPart &right, const CallSizes &sizes) {
   const CallPart a = withEnds(left, sizes), b = withEnds(right, sizes);
@@ -129,8 +135,7 @@ Status fromC(const cpflex_backward_tensors &tensors, BackwardCallTensors &call) 
                                         {"d_k", tensors.d_k, 4, call.dK},
                                         {"d_v", tensors.d_v, 4, call.dV}}));
   if (tensors.capture_gradients)
-    call.captureGradients.assign(tensors.capture_gradients,
-                                 tensors.capture_gradients + tensors.num_capture_gradients);
+    call.captureGradients.assign(tensors.capture_gradients, tensors.capture_gradients + tensors.num_capture_gradients);
   call.sinkGradient = tensors.sink_gradient;
   return Status::ok();
 }

@@ -1,6 +1,6 @@
 // The C interface's layouts: made by rule or from positions, told as data, applied to arrays.
-#include "lib/API/CHandles.h"
 #include "lib/API/ArrayViews.h"
+#include "lib/API/CHandles.h"
 #include "runtime/Plan/Layouts.h"
 
 #include <fmt/format.h>
@@ -17,8 +17,8 @@ StatusOr<std::vector<int64_t>> integersOf(const cpflex_array &array, const char 
   if (!view)
     return view.status();
   if ((view->type != ElementType::I32 && view->type != ElementType::I64) || view->shape.size() != 1)
-    return Status::invalid(fmt::format("'{}' is {} with {} axes; expected i32 or i64 with one", name, toString(view->type),
-                                       view->shape.size()));
+    return Status::invalid(fmt::format("'{}' is {} with {} axes; expected i32 or i64 with one", name,
+                                       toString(view->type), view->shape.size()));
   StatusOr<Array> dense = denseCopy(*view);
   if (!dense)
     return dense.status();
@@ -31,8 +31,8 @@ StatusOr<std::vector<int64_t>> integersOf(const cpflex_array &array, const char 
 
 Status checkWorld(int64_t length, int32_t worldSize) {
   if (length < 0 || worldSize < 1)
-    return Status::invalid(fmt::format("a layout of {} tokens for {} ranks; expected 0 or more tokens and 1 or more ranks",
-                                       length, worldSize));
+    return Status::invalid(fmt::format(
+        "a layout of {} tokens for {} ranks; expected 0 or more tokens and 1 or more ranks", length, worldSize));
   return Status::ok();
 }
 
@@ -52,7 +52,8 @@ StatusOr<Layout> layoutByRule(const char *kind, int64_t length, int32_t worldSiz
     return headTailLayout(length, worldSize);
   if (rule == LayoutKind::Striped)
     return stripedLayout(length, worldSize);
-  return Status::invalid(fmt::format("kind of layout is '{}'; expected contiguous, head-tail, striped or per-document", kind));
+  return Status::invalid(
+      fmt::format("kind of layout is '{}'; expected contiguous, head-tail, striped or per-document", kind));
 }
 
 StatusOr<Layout> layoutOfPositions(const cpflex_array &permutation, const int64_t *shardSizes, int32_t worldSize) {
@@ -61,8 +62,8 @@ StatusOr<Layout> layoutOfPositions(const cpflex_array &permutation, const int64_
     return view.status();
   const size_t rank = view->shape.size();
   if (view->type != ElementType::I64 || rank < 1 || rank > 2)
-    return Status::invalid(fmt::format("'permutation' is {} with {} axes; expected i64 with one or two", toString(view->type),
-                                       rank));
+    return Status::invalid(
+        fmt::format("'permutation' is {} with {} axes; expected i64 with one or two", toString(view->type), rank));
   Layout layout;
   layout.kind = LayoutKind::Custom;
   layout.length = view->shape[rank - 1];
@@ -72,13 +73,13 @@ StatusOr<Layout> layoutOfPositions(const cpflex_array &permutation, const int64_
   int64_t total = 0;
   for (int32_t each = 0; each < worldSize; ++each) {
     if (shardSizes[each] < 0 || shardSizes[each] > layout.length)
-      return Status::invalid(fmt::format("shard size of rank {} is {}; expected 0 to {}", each, shardSizes[each],
-                                         layout.length));
+      return Status::invalid(
+          fmt::format("shard size of rank {} is {}; expected 0 to {}", each, shardSizes[each], layout.length));
     total += shardSizes[each];
   }
   if (total != layout.length)
-    return Status::invalid(fmt::format("the shards have {} tokens together; expected {}, the length of 'permutation'", total,
-                                       layout.length));
+    return Status::invalid(fmt::format("the shards have {} tokens together; expected {}, the length of 'permutation'",
+                                       total, layout.length));
   StatusOr<Array> dense = denseCopy(*view);
   if (!dense)
     return dense.status();
@@ -108,14 +109,16 @@ StatusOr<SequenceArrayShape> sequenceShape(const Layout &layout, int32_t rank, i
   if (rank < 0 || rank >= layout.worldSize)
     return Status::invalid(fmt::format("rank is {}; expected 0 to {}", rank, layout.worldSize - 1));
   if (axis < 0 || axis >= int32_t(whole.shape.size()))
-    return Status::invalid(fmt::format("'axis' is {}; expected one of the {} axes of 'whole'", axis, whole.shape.size()));
+    return Status::invalid(
+        fmt::format("'axis' is {}; expected one of the {} axes of 'whole'", axis, whole.shape.size()));
   std::vector<int64_t> expected = whole.shape;
   expected[size_t(axis)] = layout.shardSize(rank);
   if (whole.shape[size_t(axis)] != layout.length || part.shape != expected || whole.type != part.type)
-    return Status::invalid(fmt::format("'whole' is {} [{}] and 'shard' is {} [{}]; expected one dtype, {} tokens along axis "
-                                       "{} of 'whole' and {} of 'shard'",
-                                       toString(whole.type), fmt::join(whole.shape, ", "), toString(part.type),
-                                       fmt::join(part.shape, ", "), layout.length, axis, layout.shardSize(rank)));
+    return Status::invalid(
+        fmt::format("'whole' is {} [{}] and 'shard' is {} [{}]; expected one dtype, {} tokens along axis "
+                    "{} of 'whole' and {} of 'shard'",
+                    toString(whole.type), fmt::join(whole.shape, ", "), toString(part.type),
+                    fmt::join(part.shape, ", "), layout.length, axis, layout.shardSize(rank)));
   if (!isDense(whole) || !isDense(part) || !isOnHost(whole) || !isOnHost(part))
     return Status::invalid("'whole' or 'shard' is not dense in host memory; expected both to be");
   SequenceArrayShape shape;

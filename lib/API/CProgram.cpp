@@ -82,9 +82,8 @@ cpflex_error *cpflex_compile_text(const char *path, const char *text, size_t siz
                                   const cpflex_compile_options *options, cpflex_program **program) {
   if (!path || !text)
     return guarded([&] { return required(nullptr, path ? "text" : "path"); });
-  return compiled(options, program, [&](const CompileOptions &given) {
-    return compileText(path, std::string(text, size), given);
-  });
+  return compiled(options, program,
+                  [&](const CompileOptions &given) { return compileText(path, std::string(text, size), given); });
 }
 
 cpflex_error *cpflex_compile_file(const char *path, const cpflex_compile_options *options, cpflex_program **program) {
@@ -143,7 +142,7 @@ cpflex_error *cpflex_program_entry(const cpflex_program *program, size_t index, 
     if (!found)
       return found.status();
     const EntryPoint &point = **found;
-    *entry = {point.name.c_str(), point.hasMask,           point.hasScore,   point.hasSoftmax,
+    *entry = {point.name.c_str(),      point.hasMask,           point.hasScore,   point.hasSoftmax,
               point.scale.has_value(), point.scale.value_or(0), point.sinkCapture};
     return Status::ok();
   });
@@ -160,9 +159,16 @@ cpflex_error *cpflex_program_capture(const cpflex_program *program, size_t index
     if (!found)
       return found.status();
     const CaptureDeclaration &declared = **found;
-    *capture = {declared.name.c_str(), cpflex_dtype(declared.type), int32_t(declared.dims.size()), {},
-                declared.isSorted,     declared.hasLo,              declared.hasHi,                declared.lo,
-                declared.hi,           declared.needsGradient};
+    *capture = {declared.name.c_str(),
+                cpflex_dtype(declared.type),
+                int32_t(declared.dims.size()),
+                {},
+                declared.isSorted,
+                declared.hasLo,
+                declared.hasHi,
+                declared.lo,
+                declared.hi,
+                declared.needsGradient};
     for (size_t axis = 0; axis < declared.dims.size(); ++axis)
       capture->dims[axis] = declared.dims[axis].c_str();
     return Status::ok();
@@ -198,9 +204,14 @@ cpflex_error *cpflex_program_emit(const cpflex_program *program, const char *sta
     const std::pair<const void *, const char *> arguments[] = {{program, "program"}, {stage, "stage"}, {text, "text"}};
     for (auto [pointer, name] : arguments)
       CPFLEX_RETURN_IF_ERROR(required(pointer, name));
-    constexpr std::pair<const char *, Stage> kStages[] = {
-        {"ast", Stage::Ast},   {"mask", Stage::Mask},         {"mask-opt", Stage::MaskOpt}, {"mask-grad", Stage::MaskGrad},
-        {"classifier", Stage::Classifier}, {"llvm", Stage::Llvm}, {"assembly", Stage::Assembly}, {"cuda", Stage::Cuda}};
+    constexpr std::pair<const char *, Stage> kStages[] = {{"ast", Stage::Ast},
+                                                          {"mask", Stage::Mask},
+                                                          {"mask-opt", Stage::MaskOpt},
+                                                          {"mask-grad", Stage::MaskGrad},
+                                                          {"classifier", Stage::Classifier},
+                                                          {"llvm", Stage::Llvm},
+                                                          {"assembly", Stage::Assembly},
+                                                          {"cuda", Stage::Cuda}};
     std::string names;
     for (auto [name, number] : kStages) {
       names += fmt::format("{}{}", names.empty() ? "" : ", ", name);

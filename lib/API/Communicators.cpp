@@ -74,8 +74,8 @@ StatusOr<NcclId> newNcclId() {
   return id;
 }
 
-StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, int32_t rank, int32_t worldSize, int32_t gpu,
-                                                             double deadlineSeconds) {
+StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, int32_t rank, int32_t worldSize,
+                                                             int32_t gpu, double deadlineSeconds) {
   if (worldSize < 1 || rank < 0 || rank >= worldSize)
     return Status::invalid(fmt::format("rank {} of {}; expected a rank in [0, {})", rank, worldSize, worldSize));
   StatusOr<NcclAndPort> opened = openNccl(gpu, deadlineSeconds);
@@ -96,7 +96,8 @@ StatusOr<std::shared_ptr<Communicator>> adoptNcclCommunicator(void *ncclComm, in
       NcclCommunicator::adopt(opened->library, opened->port, static_cast<nccl::Comm>(ncclComm), deadlineSeconds));
 }
 
-StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize, const std::vector<int32_t> &gpus) {
+StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize,
+                                                                     const std::vector<int32_t> &gpus) {
   constexpr int32_t kMostThreads = 4096;
   if (worldSize < 1 || worldSize > kMostThreads)
     return Status::invalid(fmt::format("a group of {} threads; expected 1 to {}", worldSize, kMostThreads));

@@ -30,7 +30,7 @@ struct RankExecutable::State {
   std::unique_ptr<CudaExecutionDevice> cuda; ///< null on the CPU
   PreparedComputes prepared;
   std::unique_ptr<HostThreads> threads;
-  RunReport report;                                 ///< counters and peak
+  RunReport report;                                      ///< counters and peak
   std::vector<TraceEvent> forwardEvents, backwardEvents; ///< of the last pass of each kind
 };
 
@@ -56,8 +56,13 @@ RankCall rankCallOf(const Executable::State &executable) {
 PlanRequest planRequestOf(const Executable::State &executable, const ContextParallelOptions &options) {
   const AttentionProblem &problem = executable.problem;
   PlanRequest request;
-  request.shape = {.batch = problem.batch, .qHeads = problem.qHeads, .kvHeads = problem.kvHeads, .qLen = problem.qLen,
-                   .kvLen = problem.kvLen, .headDim = problem.headDim, .vHeadDim = problem.vHeadDim,
+  request.shape = {.batch = problem.batch,
+                   .qHeads = problem.qHeads,
+                   .kvHeads = problem.kvHeads,
+                   .qLen = problem.qLen,
+                   .kvLen = problem.kvLen,
+                   .headDim = problem.headDim,
+                   .vHeadDim = problem.vHeadDim,
                    .type = executable.type};
   request.worldSize = options.worldSize;
   request.mask = executable.mask.get();
@@ -107,8 +112,8 @@ struct ShardArgument {
 Status checkShards(const RankExecutable::State &rank, std::initializer_list<ShardArgument> arguments) {
   const Executable::State &executable = rank.plan->state().executable->state();
   if (const uint64_t version = executable.binding->version(); version != executable.version)
-    return Status::invalid(fmt::format("the binding has version {} and the plan was made for version {}; plan again", version,
-                                       executable.version));
+    return Status::invalid(fmt::format("the binding has version {} and the plan was made for version {}; plan again",
+                                       version, executable.version));
   std::vector<CheckedTensor> checked;
   for (const ShardArgument &argument : arguments) {
     CPFLEX_RETURN_IF_ERROR(checkTensor({argument.name, argument.tensor, argument.shape}, rank.device));
@@ -168,10 +173,10 @@ ContextParallelPlan::create(std::shared_ptr<const Executable> executable, const 
   const Executable::State &loaded = executable->state();
   const CallSizes &sizes = loaded.binding->sizes();
   if (loaded.part.q != Range{0, sizes.qLen} || loaded.part.kv != Range{0, sizes.kvLen})
-    return Status::invalid(fmt::format("the executable has queries {} to {} and keys {} to {}; expected all {} and {}, which "
-                                       "the ranks share",
-                                       loaded.part.q.begin, loaded.part.q.end, loaded.part.kv.begin, loaded.part.kv.end,
-                                       sizes.qLen, sizes.kvLen));
+    return Status::invalid(fmt::format(
+        "the executable has queries {} to {} and keys {} to {}; expected all {} and {}, which "
+        "the ranks share",
+        loaded.part.q.begin, loaded.part.q.end, loaded.part.kv.begin, loaded.part.kv.end, sizes.qLen, sizes.kvLen));
   for (const std::shared_ptr<const BlockMask> &mask : options.otherMasks)
     if (!mask)
       return Status::invalid("one of 'otherMasks' is null; expected masks");
@@ -201,7 +206,8 @@ StatusOr<std::shared_ptr<RankExecutable>> RankExecutable::load(std::shared_ptr<c
                                                                std::shared_ptr<Communicator> communicator,
                                                                const RankOptions &options) {
   if (!plan || !communicator)
-    return Status::invalid(fmt::format("'{}' is null; a rank needs a plan and a communicator", plan ? "communicator" : "plan"));
+    return Status::invalid(
+        fmt::format("'{}' is null; a rank needs a plan and a communicator", plan ? "communicator" : "plan"));
   const Schedule &schedule = plan->forward();
   if (communicator->worldSize() != schedule.worldSize)
     return Status::invalid(fmt::format("the plan is for {} ranks and the communicator has {}; expected as many",
@@ -210,9 +216,10 @@ StatusOr<std::shared_ptr<RankExecutable>> RankExecutable::load(std::shared_ptr<c
   const Executable::State &loaded = executable->state();
   const CudaCommunicator *onGpu = communicator->asCuda();
   if (loaded.device.type == DeviceType::Cuda && !onGpu)
-    return Status::invalid(fmt::format("the plan's executable is on CUDA and the communicator '{}' has its messages in host "
-                                       "memory; expected an executable on the cpu, or a communicator between GPUs",
-                                       communicator->transport()));
+    return Status::invalid(
+        fmt::format("the plan's executable is on CUDA and the communicator '{}' has its messages in host "
+                    "memory; expected an executable on the cpu, or a communicator between GPUs",
+                    communicator->transport()));
   if (!(options.deadlineSeconds > 0))
     return Status::invalid(fmt::format("deadline of {} seconds; expected a number above 0", options.deadlineSeconds));
   CPFLEX_RETURN_IF_ERROR(checkOptions({.numThreads = options.numThreads}));
@@ -246,10 +253,11 @@ Status RankExecutable::forward(const ForwardCallTensors &shards, void *stream) {
     return Status::unsupported("'rowMax' is given; expected null, since ranks do not compute it");
   if (shards.lse.data && rank.shardProblem.normalization == AttentionProblem::Normalization::None)
     return Status::invalid("'lse' is given without softmax; expected null, since it is not defined then");
-  CPFLEX_RETURN_IF_ERROR(checkShards(
-      rank, {{"q", shards.q, shapes.q}, {"k", shards.k, shapes.k}, {"v", shards.v, shapes.v},
-             {"out", shards.out, shapes.out, Types::LikeFirst, Role::Output},
-             {"lse", shards.lse, shapes.row, Types::F32, Role::Output, Optional}}));
+  CPFLEX_RETURN_IF_ERROR(checkShards(rank, {{"q", shards.q, shapes.q},
+                                            {"k", shards.k, shapes.k},
+                                            {"v", shards.v, shapes.v},
+                                            {"out", shards.out, shapes.out, Types::LikeFirst, Role::Output},
+                                            {"lse", shards.lse, shapes.row, Types::F32, Role::Output, Optional}}));
   RunReport report;
   const Status status = runInStream(rank, stream, [&] {
     return runForward(rank.plan->forward(), rank.plan->state().call,
@@ -270,15 +278,16 @@ Status RankExecutable::backward(const BackwardCallTensors &shards, void *stream)
   using enum ShardArgument::Need;
   const bool isSoftmax = rank.shardProblem.normalization == AttentionProblem::Normalization::Softmax;
   const auto forSoftmax = isSoftmax ? Required : Optional;
-  CPFLEX_RETURN_IF_ERROR(checkShards(
-      rank, {{"q", shards.q, shapes.q}, {"k", shards.k, shapes.k}, {"v", shards.v, shapes.v},
-             {"out", shards.out, shapes.out, Types::LikeFirst, Role::Input, forSoftmax},
-             {"lse", shards.lse, shapes.row, Types::F32, Role::Input, forSoftmax},
-             {"dOut", shards.dOut, shapes.out, Types::LikeFirst},
-             {"dLse", shards.dLse, shapes.row, Types::F32, Role::Input, Optional},
-             {"dQ", shards.dQ, shapes.q, Types::LikeFirst, Role::Output},
-             {"dK", shards.dK, shapes.k, Types::LikeFirst, Role::Output},
-             {"dV", shards.dV, shapes.v, Types::LikeFirst, Role::Output}}));
+  CPFLEX_RETURN_IF_ERROR(checkShards(rank, {{"q", shards.q, shapes.q},
+                                            {"k", shards.k, shapes.k},
+                                            {"v", shards.v, shapes.v},
+                                            {"out", shards.out, shapes.out, Types::LikeFirst, Role::Input, forSoftmax},
+                                            {"lse", shards.lse, shapes.row, Types::F32, Role::Input, forSoftmax},
+                                            {"dOut", shards.dOut, shapes.out, Types::LikeFirst},
+                                            {"dLse", shards.dLse, shapes.row, Types::F32, Role::Input, Optional},
+                                            {"dQ", shards.dQ, shapes.q, Types::LikeFirst, Role::Output},
+                                            {"dK", shards.dK, shapes.k, Types::LikeFirst, Role::Output},
+                                            {"dV", shards.dV, shapes.v, Types::LikeFirst, Role::Output}}));
   CPFLEX_RETURN_IF_ERROR(checkCaptureGradients(*rank.plan->state().executable->state().program, shards));
   RankBackwardTensors tensors;
   tensors.q = shardView(rank, shards.q);
@@ -298,7 +307,8 @@ Status RankExecutable::backward(const BackwardCallTensors &shards, void *stream)
   tensors.sinkGradient = shards.sinkGradient;
   RunReport report;
   const Status status = runInStream(rank, stream, [&] {
-    return runBackward(*schedule, rank.plan->state().call, tensors, *rank.communicator, executorOptionsOf(rank, report));
+    return runBackward(*schedule, rank.plan->state().call, tensors, *rank.communicator,
+                       executorOptionsOf(rank, report));
   });
   rank.backwardEvents = added(rank.report, std::move(report));
   return status;

@@ -57,9 +57,10 @@ StatusOr<CudaCalls::OnDevice> CudaCalls::stage(const Program &program, const Bin
     const std::string name = fmt::format("array '{}'", program.signature().captures[slot].name);
     const CaptureView &onHost = binding.bindings().captures[slot];
     if (isReadInPlace_[slot] && elementSpan(onHost).size() > 0)
-      return Status::invalid(fmt::format("{} is not in the memory of cuda:{}; expected it there, where the executable was "
-                                         "loaded to read it in place",
-                                         name, deviceIndex_));
+      return Status::invalid(
+          fmt::format("{} is not in the memory of cuda:{}; expected it there, where the executable was "
+                      "loaded to read it in place",
+                      name, deviceIndex_));
     StatusOr<CaptureView> copy = copies_.stage(slot, name, onHost);
     if (!copy)
       return copy.status();
@@ -113,8 +114,7 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   if (!functions)
     return functions.status();
   CudaProgramOptions compiled = programOptions(problem, type, options);
-  compiled.positions =
-      positionMode(problem, *functions, compiled, machine->device->description().computeCapability);
+  compiled.positions = positionMode(problem, *functions, compiled, machine->device->description().computeCapability);
   auto kernels = programs.program(*machine, *functions, compiled, program.log());
   if (!kernels)
     return kernels.status();
@@ -134,7 +134,8 @@ StatusOr<std::unique_ptr<CudaCalls>> CudaCalls::load(const Program &program, con
   return calls;
 }
 
-Status CudaCalls::update(const Program &program, const Binding &binding, const AttentionProblem &problem, void *stream) {
+Status CudaCalls::update(const Program &program, const Binding &binding, const AttentionProblem &problem,
+                         void *stream) {
   if (!copies_.isEmpty())
     CPFLEX_RETURN_IF_ERROR(executable_->waitForUploads());
   StatusOr<OnDevice> staged = stage(program, binding, problem);
@@ -161,10 +162,17 @@ Status CudaCalls::forward(const ForwardCallTensors &tensors, void *workspace, vo
 }
 
 Status CudaCalls::backward(const BackwardCallTensors &tensors, void *workspace, void *stream) const {
-  CudaBackwardTensors views{toTensorView(tensors.q),    toTensorView(tensors.k),    toTensorView(tensors.v),
-                            toTensorView(tensors.out),  toTensorView(tensors.lse),  toTensorView(tensors.dOut),
-                            toTensorView(tensors.dLse), toTensorView(tensors.dQ),   toTensorView(tensors.dK),
-                            toTensorView(tensors.dV),   nullptr};
+  CudaBackwardTensors views{toTensorView(tensors.q),
+                            toTensorView(tensors.k),
+                            toTensorView(tensors.v),
+                            toTensorView(tensors.out),
+                            toTensorView(tensors.lse),
+                            toTensorView(tensors.dOut),
+                            toTensorView(tensors.dLse),
+                            toTensorView(tensors.dQ),
+                            toTensorView(tensors.dK),
+                            toTensorView(tensors.dV),
+                            nullptr};
   if (tensors.sinkGradient)
     views.dSink = tensors.sinkGradient + executable_->problem().headOffset;
   views.dCaptures = tensors.captureGradients;

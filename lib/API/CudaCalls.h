@@ -15,7 +15,8 @@ public:
   static StatusOr<MaskTile> maskTile(const Program &program, const AttentionProblem &problem, ElementType type,
                                      const LoadOptions &options, int deviceIndex);
 
-  /// Compiles or finds the kernels, uploads what is on the host, and binds. `problem` has its sizes, mask and host pointers.
+  /// Compiles or finds the kernels, uploads what is on the host, and binds. `problem` has its sizes, mask and host
+  /// pointers.
   static StatusOr<std::unique_ptr<CudaCalls>> load(const Program &program, const EntryPoint &entry,
                                                    const Binding &binding, const AttentionProblem &problem,
                                                    ElementType type, const LoadOptions &options, int deviceIndex);
@@ -41,7 +42,7 @@ private:
   StatusOr<OnDevice> stage(const Program &program, const Binding &binding, const AttentionProblem &problem);
 
   int deviceIndex_ = 0;
-  StagedCopies copies_; ///< of captures by slot, and last of the sinks
+  StagedCopies copies_;             ///< of captures by slot, and last of the sinks
   std::vector<bool> isReadInPlace_; ///< by slot, as of load()
   std::shared_ptr<CudaExecutable> executable_;
 };

@@ -4,7 +4,7 @@
 #include "lib/API/cpflex.h"
 #include "runtime/Cuda/CudaAttention.h"
 #include "runtime/Cuda/CudaProgram.h"
-#include "runtime/Executor/CudaExecutionDevice.h"
+#include "runtime/Executor/RankPrograms.h"
 
 #include <map>
 #include <mutex>
@@ -21,8 +21,8 @@ public:
   /// Has machine() give a GPU that the caller has opened.
   void adopt(CudaMachine machine);
 
-  /// The kernels of a functor with these options, compiled on first use. What the compiler and its cache warn of goes to
-  /// `log`.
+  /// The kernels of a functor with these options, compiled on first use. What the compiler and its cache warn of goes
+  /// to `log`.
   StatusOr<std::shared_ptr<const CudaProgram>> program(const CudaMachine &machine, const DeviceFunctions &functions,
                                                        const CudaProgramOptions &options, const Log &log);
 

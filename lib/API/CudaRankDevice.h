@@ -8,8 +8,8 @@
 
 namespace cpflex {
 
-/// Where a rank computes the call of `executable`, which may have been loaded on the CPU: only its program, binding, type
-/// and sinks are read. Captures in the memory of that GPU are read in place. InvalidArgument for f32.
+/// Where a rank computes the call of `executable`, which may have been loaded on the CPU: only its program, binding,
+/// type and sinks are read. Captures in the memory of that GPU are read in place. InvalidArgument for f32.
 StatusOr<std::unique_ptr<CudaExecutionDevice>> openRankDevice(const Executable &executable,
                                                               std::shared_ptr<const CudaPort> port);
 

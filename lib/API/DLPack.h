@@ -1,6 +1,6 @@
 /* The structs of DLPack, the exchange of arrays between libraries: https://github.com/dmlc/dlpack (versions 0.8 to 1.x,
- * Apache-2.0). Declared here because their layout is a public ABI, so that nothing else is needed to build; a program that
- * includes <dlpack/dlpack.h> too gets whichever comes first, and both agree. */
+ * Apache-2.0). Declared here because their layout is a public ABI, so that nothing else is needed to build; a program
+ * that includes <dlpack/dlpack.h> too gets whichever comes first, and both agree. */
 #ifndef DLPACK_DLPACK_H_
 #define DLPACK_DLPACK_H_
 
@@ -39,13 +39,7 @@ typedef struct {
   int32_t device_id;
 } DLDevice;
 
-typedef enum {
-  kDLInt = 0U,
-  kDLUInt = 1U,
-  kDLFloat = 2U,
-  kDLBfloat = 4U,
-  kDLBool = 6U
-} DLDataTypeCode;
+typedef enum { kDLInt = 0U, kDLUInt = 1U, kDLFloat = 2U, kDLBfloat = 4U, kDLBool = 6U } DLDataTypeCode;
 
 typedef struct {
   uint8_t code;   /**< DLDataTypeCode */

@@ -15,9 +15,9 @@ struct TypeRow {
   uint8_t bits;
 };
 constexpr TypeRow kTypes[] = {
-    {ElementType::Bool, kDLBool, 8},  {ElementType::I8, kDLInt, 8},     {ElementType::I16, kDLInt, 16},
-    {ElementType::I32, kDLInt, 32},   {ElementType::I64, kDLInt, 64},   {ElementType::U8, kDLUInt, 8},
-    {ElementType::U16, kDLUInt, 16},  {ElementType::U32, kDLUInt, 32},  {ElementType::U64, kDLUInt, 64},
+    {ElementType::Bool, kDLBool, 8},  {ElementType::I8, kDLInt, 8},       {ElementType::I16, kDLInt, 16},
+    {ElementType::I32, kDLInt, 32},   {ElementType::I64, kDLInt, 64},     {ElementType::U8, kDLUInt, 8},
+    {ElementType::U16, kDLUInt, 16},  {ElementType::U32, kDLUInt, 32},    {ElementType::U64, kDLUInt, 64},
     {ElementType::F16, kDLFloat, 16}, {ElementType::BF16, kDLBfloat, 16}, {ElementType::F32, kDLFloat, 32}};
 
 std::optional<ElementType> typeOf(DLDataType type) {
@@ -30,13 +30,10 @@ std::optional<ElementType> typeOf(DLDataType type) {
 std::optional<DeviceId> deviceOf(DLDevice device) {
   switch (int32_t(device.device_type)) {
   case kDLCPU:
-  case kDLCUDAHost:
-    return DeviceId{DeviceType::Cpu, 0};
+  case kDLCUDAHost: return DeviceId{DeviceType::Cpu, 0};
   case kDLCUDA:
-  case kDLCUDAManaged:
-    return DeviceId{DeviceType::Cuda, device.device_id};
-  default:
-    return std::nullopt;
+  case kDLCUDAManaged: return DeviceId{DeviceType::Cuda, device.device_id};
+  default: return std::nullopt;
   }
 }
 
@@ -79,24 +76,30 @@ template <typename Managed> Managed *give(const ArrayView &view) {
 StatusOr<ArrayView> viewOfDLTensor(const DLTensor &tensor) {
   const std::optional<ElementType> type = typeOf(tensor.dtype);
   if (!type)
-    return Status::invalid(fmt::format("the DLPack tensor has elements of code {}, {} bits and {} lanes; expected bool, ints "
-                                       "of 8 to 64 bits, f16, bf16 or f32",
-                                       tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes));
+    return Status::invalid(
+        fmt::format("the DLPack tensor has elements of code {}, {} bits and {} lanes; expected bool, ints "
+                    "of 8 to 64 bits, f16, bf16 or f32",
+                    tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes));
   const std::optional<DeviceId> device = deviceOf(tensor.device);
   if (!device)
-    return Status::unsupported(fmt::format("the DLPack tensor is on a device of type {}; expected a CPU (1) or CUDA (2)",
-                                           int32_t(tensor.device.device_type)));
+    return Status::unsupported(
+        fmt::format("the DLPack tensor is on a device of type {}; expected a CPU (1) or CUDA (2)",
+                    int32_t(tensor.device.device_type)));
   if (tensor.ndim < 0 || tensor.ndim > kMaxCaptureRank)
     return Status::invalid(
         fmt::format("the DLPack tensor has {} axes; expected 0 to {}", tensor.ndim, kMaxCaptureRank));
-  ArrayView view{.data = static_cast<const char *>(tensor.data) + tensor.byte_offset, .type = *type,
-                 .shape = {}, .strides = {}, .device = *device, .owner = nullptr};
+  ArrayView view{.data = static_cast<const char *>(tensor.data) + tensor.byte_offset,
+                 .type = *type,
+                 .shape = {},
+                 .strides = {},
+                 .device = *device,
+                 .owner = nullptr};
   view.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
   view.strides.assign(tensor.ndim, 1);
   for (int32_t axis = tensor.ndim; axis-- > 0;)
-    view.strides[axis] = tensor.strides             ? tensor.strides[axis]
+    view.strides[axis] = tensor.strides           ? tensor.strides[axis]
                          : axis + 1 < tensor.ndim ? view.strides[axis + 1] * view.shape[axis + 1]
-                                                    : 1;
+                                                  : 1;
   return view;
 }
 

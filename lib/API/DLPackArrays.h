@@ -6,8 +6,8 @@
 
 namespace cpflex {
 
-/// The tensor as a view that keeps nothing alive. InvalidArgument for vectors and element types that no declaration names,
-/// Unsupported for memory that neither the host nor CUDA reads.
+/// The tensor as a view that keeps nothing alive. InvalidArgument for vectors and element types that no declaration
+/// names, Unsupported for memory that neither the host nor CUDA reads.
 StatusOr<ArrayView> viewOfDLTensor(const DLTensor &tensor);
 
 /// The tensor as a view that owns it: its deleter is called with the last copy of the view, or here on failure.

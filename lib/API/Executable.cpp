@@ -53,12 +53,12 @@ Status fillProblem(Executable::State &state, const EntryPoint &entry, const Load
   CPFLEX_RETURN_IF_ERROR(checkPart(options.part, sizes));
   const CallPart part = state.part = withEnds(options.part, sizes);
   if (sizes.heads % sizes.kvHeads != 0)
-    return Status::invalid(
-        fmt::format("{} query heads do not divide over {} kv heads", sizes.heads, sizes.kvHeads));
+    return Status::invalid(fmt::format("{} query heads do not divide over {} kv heads", sizes.heads, sizes.kvHeads));
   const int64_t group = sizes.heads / sizes.kvHeads;
   if (part.heads.begin % group != 0 || part.heads.end % group != 0)
-    return Status::invalid(fmt::format("the part has heads {} to {}; expected multiples of {}, the heads of one kv head",
-                                       part.heads.begin, part.heads.end, group));
+    return Status::invalid(
+        fmt::format("the part has heads {} to {}; expected multiples of {}, the heads of one kv head", part.heads.begin,
+                    part.heads.end, group));
   constexpr int64_t kLargestHead = 4096;
   const int64_t vHeadDim = options.vHeadDim == -1 ? options.headDim : options.vHeadDim;
   if (options.headDim < 1 || options.headDim > kLargestHead || vHeadDim < 1 || vHeadDim > kLargestHead)
@@ -108,12 +108,14 @@ Status checkUpdate(const Executable::State &state, const Binding &binding) {
       return Status::invalid(
           fmt::format("the binding has {} {}; expected {}, for which the executable was loaded", size, what, expected));
   if (state.hasNarrowInts && !mayRunNarrowCode(state.program->signature(), binding.bindings()))
-    return Status::invalid("a param or dimension of the binding is beyond 2^30; expected smaller ones, as those that the "
-                           "executable was loaded with");
+    return Status::invalid(
+        "a param or dimension of the binding is beyond 2^30; expected smaller ones, as those that the "
+        "executable was loaded with");
   return Status::ok();
 }
 
-// The mask that is given or, where there is none, built with tiles of `tileQ` x `tileKV`; null for an entry without mask.
+// The mask that is given or, where there is none, built with tiles of `tileQ` x `tileKV`; null for an entry without
+// mask.
 StatusOr<std::shared_ptr<const BlockMask>> maskOf(const Executable::State &state, const Binding &binding,
                                                   std::shared_ptr<const BlockMask> given, MaskTile tile) {
   if (!state.entry.hasMask)
@@ -168,8 +170,8 @@ Status loadOnHost(Executable::State &state, const EntryPoint &entry, const LoadO
 }
 
 Status loadOnCuda(Executable::State &state, const EntryPoint &entry, const LoadOptions &options) {
-  auto calls = CudaCalls::load(*state.program, entry, *state.binding, state.problem, state.type, options,
-                               state.device.index);
+  auto calls =
+      CudaCalls::load(*state.program, entry, *state.binding, state.problem, state.type, options, state.device.index);
   if (!calls)
     return calls.status();
   state.cuda = std::move(*calls);
@@ -194,7 +196,8 @@ public:
   WorkspaceUse(const WorkspaceUse &) = delete;
 
   Status status() const {
-    return isTaken_ ? Status::invalid("'workspace' is in use by another call; expected one workspace for each call at a time")
+    return isTaken_ ? Status::invalid(
+                          "'workspace' is in use by another call; expected one workspace for each call at a time")
                     : Status::ok();
   }
 
@@ -224,9 +227,10 @@ private:
 Status checkCall(const Executable::State &state, void *workspace, int64_t workspaceInBytes, int64_t neededInBytes,
                  void *stream) {
   if (const uint64_t version = state.binding->version(); version != state.version)
-    return Status::invalid(fmt::format("the binding has version {} and the executable was loaded for version {}; load it "
-                                       "again",
-                                       version, state.version));
+    return Status::invalid(
+        fmt::format("the binding has version {} and the executable was loaded for version {}; load it "
+                    "again",
+                    version, state.version));
   if (!state.cuda && stream)
     return Status::invalid("'stream' is given for the cpu; expected null");
   if ((workspace || state.cuda) && workspaceInBytes < neededInBytes)
@@ -327,9 +331,12 @@ Status Executable::forward(const ForwardCallTensors &tensors, void *workspace, i
   State &state = *state_;
   CPFLEX_RETURN_IF_ERROR(checkCall(state, workspace, workspaceInBytes, state.forwardInBytes, stream));
   const AttentionShapes shapes(state.problem);
-  for (const NamedTensor &argument :
-       {NamedTensor{"q", tensors.q, shapes.q}, {"k", tensors.k, shapes.k}, {"v", tensors.v, shapes.v},
-        {"out", tensors.out, shapes.out}, {"lse", tensors.lse, shapes.row}, {"rowMax", tensors.rowMax, shapes.row}})
+  for (const NamedTensor &argument : {NamedTensor{"q", tensors.q, shapes.q},
+                                      {"k", tensors.k, shapes.k},
+                                      {"v", tensors.v, shapes.v},
+                                      {"out", tensors.out, shapes.out},
+                                      {"lse", tensors.lse, shapes.row},
+                                      {"rowMax", tensors.rowMax, shapes.row}})
     CPFLEX_RETURN_IF_ERROR(checkTensor(argument, state.device));
   for (auto [name, tensor] : {std::pair("q", &tensors.q), {"k", &tensors.k}, {"v", &tensors.v}, {"out", &tensors.out}})
     CPFLEX_RETURN_IF_ERROR(checkType(name, *tensor, state.type));
@@ -343,8 +350,11 @@ Status Executable::forward(const ForwardCallTensors &tensors, void *workspace, i
   options.workspace = workspace;
   options.workspaceInBytes = workspaceInBytes;
   return hostAttentionForward(state.problem,
-                              {.q = toTensorView(tensors.q), .k = toTensorView(tensors.k), .v = toTensorView(tensors.v),
-                               .out = toTensorView(tensors.out), .lse = toTensorView(tensors.lse),
+                              {.q = toTensorView(tensors.q),
+                               .k = toTensorView(tensors.k),
+                               .v = toTensorView(tensors.v),
+                               .out = toTensorView(tensors.out),
+                               .lse = toTensorView(tensors.lse),
                                .rowMax = toTensorView(tensors.rowMax)},
                               options);
 }
@@ -356,11 +366,16 @@ Status Executable::backward(const BackwardCallTensors &tensors, void *workspace,
     return Status::invalid("the executable was loaded for forward only; expected one loaded for backward too");
   CPFLEX_RETURN_IF_ERROR(checkCall(state, workspace, workspaceInBytes, state.backwardInBytes, stream));
   const AttentionShapes shapes(state.problem);
-  for (const NamedTensor &argument :
-       {NamedTensor{"q", tensors.q, shapes.q}, {"k", tensors.k, shapes.k}, {"v", tensors.v, shapes.v},
-        {"out", tensors.out, shapes.out}, {"lse", tensors.lse, shapes.row}, {"dOut", tensors.dOut, shapes.out},
-        {"dLse", tensors.dLse, shapes.row}, {"dQ", tensors.dQ, shapes.q}, {"dK", tensors.dK, shapes.k},
-        {"dV", tensors.dV, shapes.v}})
+  for (const NamedTensor &argument : {NamedTensor{"q", tensors.q, shapes.q},
+                                      {"k", tensors.k, shapes.k},
+                                      {"v", tensors.v, shapes.v},
+                                      {"out", tensors.out, shapes.out},
+                                      {"lse", tensors.lse, shapes.row},
+                                      {"dOut", tensors.dOut, shapes.out},
+                                      {"dLse", tensors.dLse, shapes.row},
+                                      {"dQ", tensors.dQ, shapes.q},
+                                      {"dK", tensors.dK, shapes.k},
+                                      {"dV", tensors.dV, shapes.v}})
     CPFLEX_RETURN_IF_ERROR(checkTensor(argument, state.device));
   for (auto [name, tensor] : {std::pair("q", &tensors.q), {"k", &tensors.k}, {"v", &tensors.v}})
     CPFLEX_RETURN_IF_ERROR(checkType(name, *tensor, state.type));
@@ -374,10 +389,15 @@ Status Executable::backward(const BackwardCallTensors &tensors, void *workspace,
   options.threads = threads.get();
   options.workspace = workspace;
   options.workspaceInBytes = workspaceInBytes;
-  HostBackwardTensors views{.q = toTensorView(tensors.q), .k = toTensorView(tensors.k), .v = toTensorView(tensors.v),
-                            .out = toTensorView(tensors.out), .lse = toTensorView(tensors.lse),
-                            .dOut = toTensorView(tensors.dOut), .dLse = toTensorView(tensors.dLse),
-                            .dQ = toTensorView(tensors.dQ), .dK = toTensorView(tensors.dK),
+  HostBackwardTensors views{.q = toTensorView(tensors.q),
+                            .k = toTensorView(tensors.k),
+                            .v = toTensorView(tensors.v),
+                            .out = toTensorView(tensors.out),
+                            .lse = toTensorView(tensors.lse),
+                            .dOut = toTensorView(tensors.dOut),
+                            .dLse = toTensorView(tensors.dLse),
+                            .dQ = toTensorView(tensors.dQ),
+                            .dK = toTensorView(tensors.dK),
                             .dV = toTensorView(tensors.dV)};
   if (!tensors.captureGradients.empty()) {
     views.captureGradients = tensors.captureGradients.data();

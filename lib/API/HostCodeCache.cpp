@@ -80,8 +80,9 @@ Status HostCodeCache::store(const std::string &key, const std::string &entry, co
                             {"score_gradient", object.hasScoreGradient}};
   const std::string text = description.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   const DiskCache::File files[] = {{kObjectFile, object.bytes}, {kDescriptionFile, text}};
-  return disk_.store(key, files, [&] { return !find(key); }, "cache of compiled code",
-                     "code is compiled anew in each process until it can");
+  return disk_.store(
+      key, files, [&] { return !find(key); }, "cache of compiled code",
+      "code is compiled anew in each process until it can");
 }
 
 std::vector<HostCodeCache::Entry> HostCodeCache::list() const {

@@ -60,8 +60,7 @@ std::vector<Diagnostic> located(const Program &program, const std::vector<Lint> 
 // At the value of an entry point's mask, as the user wrote it.
 Diagnostic warningAtMask(const Program &program, const EntryPoint &entry, std::string message) {
   auto predicate = program.state().declaration<mask::PredicateOp>(entry.name + ".mask");
-  mlir::Location loc =
-      predicate ? predicate.getYieldedValue().getLoc() : program.state().importedModule().getLoc();
+  mlir::Location loc = predicate ? predicate.getYieldedValue().getLoc() : program.state().importedModule().getLoc();
   // A coordinate or constant has no place of its own.
   if (predicate && !loc->findInstanceOf<mlir::FileLineColRange>())
     loc = predicate.getLoc();
@@ -78,13 +77,12 @@ struct AskedTape {
 std::string messageOf(const LintQuestion &question) {
   switch (question.kind) {
   case LintQuestionKind::IndexNegative:
-    return fmt::format("index '{}' of '{}' is negative, where PyTorch wraps around and this load gives 0", question.text,
-                       question.capture);
+    return fmt::format("index '{}' of '{}' is negative, where PyTorch wraps around and this load gives 0",
+                       question.text, question.capture);
   case LintQuestionKind::IndexPastEnd:
     return fmt::format("index '{}' of '{}' is outside axis {}, which has size {}; the load gives 0", question.text,
                        question.capture, question.axis, question.size);
-  case LintQuestionKind::ConditionHolds:
-    break;
+  case LintQuestionKind::ConditionHolds: break;
   }
   return fmt::format("'{}'", question.text);
 }
@@ -109,7 +107,8 @@ StatusOr<std::vector<AskedTape>> tapesToAsk(const Program &program, const EntryP
     return binding.bindings().captures[captureSlot(state.summary.signature, capture)].shape[axis];
   };
   std::vector<AskedTape> result;
-  for (const LintQuestion &question : addLintQuestions(*module, module->lookupSymbol<mask::AttentionOp>(entry.name), axisSize)) {
+  for (const LintQuestion &question :
+       addLintQuestions(*module, module->lookupSymbol<mask::AttentionOp>(entry.name), axisSize)) {
     mlir::FailureOr<Tape> tape = tapeFromPredicate(question.predicate, state.summary.signature);
     if (mlir::failed(tape))
       return Status::invalid("a lint has no tape: " + question.text);
@@ -246,9 +245,10 @@ private:
   }
 
   void warnOfLength() {
-    warn(fmt::format("a pair takes up to {:.0f} operations, too many to look for rows and keys without partners among {} x {}; "
-                     "check a shorter length",
-                     operationsPerPair(entry_.tape, binding_.bindings()), options_.qLen, options_.kvLen));
+    warn(fmt::format(
+        "a pair takes up to {:.0f} operations, too many to look for rows and keys without partners among {} x {}; "
+        "check a shorter length",
+        operationsPerPair(entry_.tape, binding_.bindings()), options_.qLen, options_.kvLen));
   }
 
   Status addMaskLints() {
@@ -265,13 +265,14 @@ private:
     const int64_t numTiles = counts.empty + counts.full + counts.partial;
     const bool isLong = numTiles > int64_t(mask.rowSets.size()); // one tile says nothing
     if (isLong && counts.partial == numTiles)
-      warn(fmt::format("every tile of {0} x {0} is partial, so nothing is skipped and every pair is decided one by one{1}",
-                       kTile, advice));
+      warn(fmt::format(
+          "every tile of {0} x {0} is partial, so nothing is skipped and every pair is decided one by one{1}", kTile,
+          advice));
     else if (isLong && counts.empty == 0)
       warn(fmt::format("no tile of {0} x {0} is empty, so nothing is skipped", kTile));
     else if (isLong && counts.full == 0 && counts.partial > 0)
-      warn(fmt::format("no tile of {0} x {0} is full, so every pair of the tiles that remain is decided one by one{1}", kTile,
-                       advice));
+      warn(fmt::format("no tile of {0} x {0} is full, so every pair of the tiles that remain is decided one by one{1}",
+                       kTile, advice));
     if (isTooMuch(counts.partial, entry_.tape, binding_.bindings())) {
       warnOfLength();
       return Status::ok();
@@ -288,7 +289,8 @@ private:
               ? fmt::format(" in (b, h) = ({}, {})", rowSet.batchHead / mask.heads, rowSet.batchHead % mask.heads)
               : std::string();
       if (!rowSet.rowsWithoutKeys.empty() && numShown[0]++ < kMostRowSets)
-        warn(fmt::format("query rows attend to nothing{}: {}; their output is 0", where, rangesText(rowSet.rowsWithoutKeys)));
+        warn(fmt::format("query rows attend to nothing{}: {}; their output is 0", where,
+                         rangesText(rowSet.rowsWithoutKeys)));
       if (!rowSet.columnsWithoutQueries.empty() && numShown[1]++ < kMostRowSets)
         warn(fmt::format("keys are seen by no query{}: {}", where, rangesText(rowSet.columnsWithoutQueries)));
     }
@@ -322,7 +324,8 @@ private:
       const bool isAlways = counts.empty == 0 && counts.partial == 0, isNever = counts.full == 0 && counts.partial == 0;
       if (isAlways == isNever) // both in an empty mask
         return Status::ok();
-      message.message += fmt::format(" is {} for every pair of {} x {}", isAlways ? "True" : "False", options.qLen, options.kvLen);
+      message.message +=
+          fmt::format(" is {} for every pair of {} x {}", isAlways ? "True" : "False", options.qLen, options.kvLen);
     } else if (isTooMuch(std::min(counts.partial, kMostTilesSearched), question.tape, binding_.bindings())) {
       return Status::ok();
     } else {

@@ -1,5 +1,5 @@
-// What about a program is probably a mistake, although it has a meaning? What depends on bound arrays the classifier decides
-// exactly.
+// What about a program is probably a mistake, although it has a meaning? What depends on bound arrays the classifier
+// decides exactly.
 #pragma once
 
 #include "lib/API/cpflex.h"

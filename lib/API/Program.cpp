@@ -149,8 +149,8 @@ static std::optional<std::string> fillEntries(mlir::ModuleOp module, ProgramSumm
 std::optional<std::string> Program::State::makeModules(const ast::File &file, DiagnosticList &diagnostics,
                                                        std::vector<std::string> *texts) {
   ctx = std::make_unique<mlir::MLIRContext>(mlir::MLIRContext::Threading::DISABLED);
-  ImportOptions importOptions{.includeDirs = options.includeDirs, .constants = options.constants, .files = &files,
-                              .texts = texts};
+  ImportOptions importOptions{
+      .includeDirs = options.includeDirs, .constants = options.constants, .files = &files, .texts = texts};
   imported = importProgram(file, *ctx, importOptions, diagnostics);
   syntaxLints = diagnostics.lints();
   if (!imported || diagnostics.hasErrors())
@@ -176,7 +176,7 @@ Status Program::State::needModules() {
     const std::optional<std::string> problem = makeModules(file, diagnostics, /*texts=*/nullptr);
     if (!narrow)
       modulesStatus = Status::invalid(problem || diagnostics.all().empty() ? problem.value_or("")
-                                                                          : diagnostics.all().front().message);
+                                                                           : diagnostics.all().front().message);
   });
   return modulesStatus;
 }
@@ -277,14 +277,10 @@ StatusOr<std::string> Program::emit(Stage stage, const EntryPoint &entry) const 
     return Status::invalid("this stage cannot be printed: " + collector.text());
   };
   switch (stage) {
-  case Stage::Ast:
-    break;
-  case Stage::Mask:
-    return textOf(*state.imported);
-  case Stage::MaskOpt:
-    return textOf(*state.simplified);
-  case Stage::MaskGrad:
-    return textOf(*state.differentiated);
+  case Stage::Ast: break;
+  case Stage::Mask: return textOf(*state.imported);
+  case Stage::MaskOpt: return textOf(*state.simplified);
+  case Stage::MaskGrad: return textOf(*state.differentiated);
   case Stage::Classifier: {
     mlir::OwningOpRef<mlir::ModuleOp> module = transformed(*state.simplified, addClassifierDerivation);
     if (!module)
@@ -368,7 +364,8 @@ StatusOr<HostFunctions> Program::hostFunctions(const EntryPoint &entry, const Bi
       warnUnlessOk(state, state.codeCache->store(key, entry.name, *object));
   }
   if (!state.programKey.empty()) {
-    warnUnlessOk(state, ProgramCache(*state.options.cacheDir).store(state.programKey, state.source->path(), state.summary));
+    warnUnlessOk(state,
+                 ProgramCache(*state.options.cacheDir).store(state.programKey, state.source->path(), state.summary));
     state.programKey.clear();
   }
   functions->residualKey = residualKeyOf(entry.tape, entry.residuals);

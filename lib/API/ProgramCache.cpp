@@ -31,13 +31,19 @@ void fromJson(const Json &json, ParamDeclaration &param) {
 }
 
 Json toJson(const TapeInstruction &instruction) {
-  return {int(instruction.operation), int(instruction.operandType), int(instruction.resultType), instruction.operands[0],
-          instruction.operands[1],    instruction.operands[2],      instruction.operands[3],     instruction.immediate,
-          instruction.line,           instruction.column};
+  return {int(instruction.operation), int(instruction.operandType), int(instruction.resultType),
+          instruction.operands[0],    instruction.operands[1],      instruction.operands[2],
+          instruction.operands[3],    instruction.immediate,        instruction.line,
+          instruction.column};
 }
 void fromJson(const Json &json, TapeInstruction &instruction) {
-  instruction = {Operation(int(json[0])), ValueType(int(json[1])), ValueType(int(json[2])),
-                 {json[3], json[4], json[5], json[6]}, json[7], json[8], json[9]};
+  instruction = {Operation(int(json[0])),
+                 ValueType(int(json[1])),
+                 ValueType(int(json[2])),
+                 {json[3], json[4], json[5], json[6]},
+                 json[7],
+                 json[8],
+                 json[9]};
 }
 
 Json toJson(const ResidualAssumption &assumption) { return {assumption.instruction, assumption.value}; }
@@ -104,7 +110,8 @@ bool isParam(const ast::File &file, const std::string &name) {
     const ast::Expr *annotation = statement->annotation.get();
     while (annotation && (annotation->kind == ast::ExprKind::Call || annotation->kind == ast::ExprKind::Subscript))
       annotation = annotation->operands[0].get();
-    if (statement->kind == ast::StmtKind::Declare && statement->name == name && annotation && annotation->name == "param")
+    if (statement->kind == ast::StmtKind::Declare && statement->name == name && annotation &&
+        annotation->name == "param")
       return true;
   }
   return false;
@@ -161,8 +168,9 @@ Status ProgramCache::store(const std::string &key, const std::string &path, cons
   const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   const std::string contents = sha256(text) + "\n" + text;
   const DiskCache::File files[] = {{kSummaryFile, contents}};
-  return disk_.store(key, files, [&] { return !find(key); }, "cache of compiled code",
-                     "code is compiled anew in each process until it can");
+  return disk_.store(
+      key, files, [&] { return !find(key); }, "cache of compiled code",
+      "code is compiled anew in each process until it can");
 }
 
 std::vector<ProgramCache::Entry> ProgramCache::list() const {

@@ -22,8 +22,8 @@ class ProgramCache {
 public:
   explicit ProgramCache(std::string folder) : disk_(std::move(folder)) {}
 
-  /// The digest that names a program: of its text and path, the files that it imports, the values of its constants (those
-  /// of `options` that the file declares as params are none), and the compiler's own sources.
+  /// The digest that names a program: of its text and path, the files that it imports, the values of its constants
+  /// (those of `options` that the file declares as params are none), and the compiler's own sources.
   static std::string key(const ast::File &file, const ImportedFiles &imported, const CompileOptions &options);
 
   /// What is kept under `key`; nothing when there is none, or when it is damaged (a store then replaces it).

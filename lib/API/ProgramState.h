@@ -46,9 +46,9 @@ struct Program::State {
 
   /// Held by whoever uses the context, its modules, `hostFunctions` or `deviceFunctions`.
   mutable std::mutex mutex;
-  SourceRef source;                    ///< the main file
+  SourceRef source; ///< the main file
   CompileOptions options;
-  ImportedFiles files;                 ///< as they were when the program was compiled
+  ImportedFiles files; ///< as they were when the program was compiled
   std::string astText;
   ProgramSummary summary;
 

@@ -1,5 +1,5 @@
-// What is wrong with a tensor of a call before a runtime sees it: its shape, device, alignment or type. The runtimes check
-// the rest.
+// What is wrong with a tensor of a call before a runtime sees it: its shape, device, alignment or type. The runtimes
+// check the rest.
 #pragma once
 
 #include "lib/API/cpflex.h"
@@ -13,7 +13,8 @@ struct NamedTensor {
   const int64_t (&shape)[4];
 };
 
-/// InvalidArgument unless a tensor that is given has its shape, lies on the device and at a multiple of its element size.
+/// InvalidArgument unless a tensor that is given has its shape, lies on the device and at a multiple of its element
+/// size.
 Status checkTensor(const NamedTensor &argument, DeviceId device);
 
 /// InvalidArgument unless the elements of each row of a tensor that is given lie side by side, as kernels read them.

@@ -1,8 +1,9 @@
-// The embedded compiler: how a program compiles `.cpf` text, binds arrays, derives block masks and runs attention on the
-// CPU or a GPU. No type of LLVM, MLIR, CUDA or MPI appears here. cpflex.c.h is the same in C.
+// The embedded compiler: how a program compiles `.cpf` text, binds arrays, derives block masks and runs attention on
+// the CPU or a GPU. No type of LLVM, MLIR, CUDA or MPI appears here. cpflex.c.h is the same in C.
 //
-// The way through it: compileText -> Program; Binding::create -> Binding; buildBlockMask -> BlockMask; Executable::load ->
-// Executable; forward and backward into the caller's arrays. Nothing is printed or thrown, and there is no global state.
+// The way through it: compileText -> Program; Binding::create -> Binding; buildBlockMask -> BlockMask; Executable::load
+// -> Executable; forward and backward into the caller's arrays. Nothing is printed or thrown, and there is no global
+// state.
 #pragma once
 
 #include "lib/Frontend/Diagnostic.h"
@@ -41,8 +42,8 @@ enum class LogLevel {
   Debug,   ///< what was found in caches
 };
 
-/// Where messages of a program and of all that is made from it go. `function` gets one line without its line end; it may be
-/// called by any thread that is inside this API, by several at once, and must not call back.
+/// Where messages of a program and of all that is made from it go. `function` gets one line without its line end; it
+/// may be called by any thread that is inside this API, by several at once, and must not call back.
 struct Log {
   LogLevel level = LogLevel::None;
   std::function<void(LogLevel level, const std::string &text)> function = {};
@@ -60,7 +61,7 @@ struct CompileOptions {
   std::map<std::string, std::string> constants = {}; ///< values of `const` declarations; other names are left alone
   Log log = {};
   std::optional<std::string> cacheDir = {}; ///< folder of compiled code; none: $CPFLEX_CACHE_DIR, else the user's
-                                           ///< cache; empty: no cache
+                                            ///< cache; empty: no cache
 };
 
 /// Where `Program::emit` stops.
@@ -74,7 +75,7 @@ struct EntryPoint {
   int sinkCapture = -1;       ///< slot of the sinks, -1 without
   std::optional<float> scale; ///< none: 1 / sqrt(head size)
   bool hasSoftmax = true;
-  Tape tape;                  ///< of the mask; meaningful when hasMask
+  Tape tape; ///< of the mask; meaningful when hasMask
   std::vector<Residual> residuals;
   std::vector<std::string> files; ///< per instruction of the tape, the source that its line is of; empty when unknown
 };
@@ -117,8 +118,8 @@ public:
   /// The program's text at a stage of the compiler; of one entry point for Llvm, Assembly and Cuda.
   StatusOr<std::string> emit(Stage stage, const EntryPoint &entry) const;
 
-  /// Machine code for this CPU: from this object, from the cache on disk, or compiled and kept in both. `bindings` decide
-  /// between 32-bit and 64-bit ints. Without backward there may be no scoreGradient.
+  /// Machine code for this CPU: from this object, from the cache on disk, or compiled and kept in both. `bindings`
+  /// decide between 32-bit and 64-bit ints. Without backward there may be no scoreGradient.
   StatusOr<HostFunctions> hostFunctions(const EntryPoint &entry, const Bindings &bindings,
                                         CallPasses passes = CallPasses::ForwardAndBackward) const;
 
@@ -144,7 +145,8 @@ struct DeviceId {
   friend bool operator==(const DeviceId &, const DeviceId &) = default;
 };
 
-/// An array in the memory of somebody else, to be bound without copying. Strides count elements and may be 0 or negative.
+/// An array in the memory of somebody else, to be bound without copying. Strides count elements and may be 0 or
+/// negative.
 struct ArrayView {
   const void *data = nullptr; ///< the element at index 0 of every axis
   ElementType type = ElementType::F32;
@@ -164,14 +166,14 @@ struct BindRequest {
   std::map<std::string, ArrayView> views = {};    ///< read in place where type and device allow it
   std::map<std::string, std::string> params = {}; ///< values as text; constants of the program may be among them
   CallSizes sizes = {};
-  /// CUDA: where `views` in a GPU's memory are read, which the host waits for; also by Binding::setVersion. It must wait for
-  /// whoever writes them. Null: the default stream.
+  /// CUDA: where `views` in a GPU's memory are read, which the host waits for; also by Binding::setVersion. It must
+  /// wait for whoever writes them. Null: the default stream.
   void *stream = nullptr;
 };
 
-/// The document ids of cumulative lengths [0, l0, l0 + l1, ...] (`cu_seqlens`), to be bound to `capture`: one for each of
-/// `length` tokens, or of the last cumulative length when `length` is negative. Leading axes of the capture have size 1.
-/// InvalidArgument unless the lengths begin with 0 and never decrease.
+/// The document ids of cumulative lengths [0, l0, l0 + l1, ...] (`cu_seqlens`), to be bound to `capture`: one for each
+/// of `length` tokens, or of the last cumulative length when `length` is negative. Leading axes of the capture have
+/// size 1. InvalidArgument unless the lengths begin with 0 and never decrease.
 StatusOr<Array> documentIdArray(const Program &program, const std::string &capture,
                                 const std::vector<int64_t> &cumulativeLengths, int64_t length = -1);
 
@@ -200,8 +202,8 @@ public:
 
   /// The version of the contents of `views`, 0 at first.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
-  /// Says that contents of `views` changed: copies them again where they were copied, verifies the stated facts and drops
-  /// summaries. Executables and masks of another version are refused then. Not beside other uses of the binding.
+  /// Says that contents of `views` changed: copies them again where they were copied, verifies the stated facts and
+  /// drops summaries. Executables and masks of another version are refused then. Not beside other uses of the binding.
   Status setVersion(uint64_t version);
 
 private:
@@ -240,8 +242,8 @@ StatusOr<BlockMaskResult> buildBlockMask(const Program &program, const EntryPoin
 BlockMaskOptions blockMaskOptions(const Program &program, const EntryPoint &entry, const Binding &binding,
                                   int64_t tileQ, int64_t tileKV, int threads, const CallPart &part = {});
 
-/// A tensor in the caller's memory, indexed [b, h, s, d] whatever its order there; strides count elements. LSE-like tensors
-/// have d = 1. Null data: not given.
+/// A tensor in the caller's memory, indexed [b, h, s, d] whatever its order there; strides count elements. LSE-like
+/// tensors have d = 1. Null data: not given.
 struct CallTensor {
   void *data = nullptr;
   ElementType type = ElementType::F32;
@@ -287,35 +289,35 @@ struct LoadOptions {
 /// A bound program on a device, ready to run. Several threads may call it at once, each with its own workspace.
 class Executable {
 public:
-  /// Compiles for the device, or takes code from a cache. `mask` may be null: then it is built. Keeps all that it is given
-  /// alive. InvalidArgument for a mask of other sizes; Unavailable without the device.
+  /// Compiles for the device, or takes code from a cache. `mask` may be null: then it is built. Keeps all that it is
+  /// given alive. InvalidArgument for a mask of other sizes; Unavailable without the device.
   static StatusOr<std::shared_ptr<Executable>> load(std::shared_ptr<const Program> program, const EntryPoint &entry,
                                                     std::shared_ptr<const Binding> binding,
                                                     std::shared_ptr<const BlockMask> mask, const LoadOptions &options);
   ~Executable();
 
-  /// Takes another binding of the same program and sizes, or the same one at another version, for the calls that follow;
-  /// null `mask`: it is built, with the tiles of the one before. Nothing is compiled. On CUDA nothing is allocated either,
-  /// and the host waits for no more than the upload of the update before: uploads are queued on `stream`, behind calls that
-  /// are queued there with the old binding, and calls on other streams must wait for it. Graphs of calls see the new
-  /// binding too, but for addresses and shapes of arrays that are read in place. The new mask may need twice the memory of
-  /// the first one, arrays of the host that are copied to the GPU as much as the first ones. The old binding is kept alive
-  /// until the update after. On the CPU `stream` is null. InvalidArgument for what does not fit; the executable is then as
-  /// it was. Workspaces may have other sizes afterwards where tiles or shapes of arrays do. Not beside other uses of the
-  /// executable, and not when a plan was made of it.
+  /// Takes another binding of the same program and sizes, or the same one at another version, for the calls that
+  /// follow; null `mask`: it is built, with the tiles of the one before. Nothing is compiled. On CUDA nothing is
+  /// allocated either, and the host waits for no more than the upload of the update before: uploads are queued on
+  /// `stream`, behind calls that are queued there with the old binding, and calls on other streams must wait for it.
+  /// Graphs of calls see the new binding too, but for addresses and shapes of arrays that are read in place. The new
+  /// mask may need twice the memory of the first one, arrays of the host that are copied to the GPU as much as the
+  /// first ones. The old binding is kept alive until the update after. On the CPU `stream` is null. InvalidArgument for
+  /// what does not fit; the executable is then as it was. Workspaces may have other sizes afterwards where tiles or
+  /// shapes of arrays do. Not beside other uses of the executable, and not when a plan was made of it.
   Status update(std::shared_ptr<const Binding> binding, std::shared_ptr<const BlockMask> mask, void *stream = nullptr);
 
   enum class Pass { Forward, Backward };
-  /// Bytes of scratch memory that a pass needs on the executable's device: host memory of any alignment, or CUDA memory at
-  /// a multiple of 256. Contents need no preparation.
+  /// Bytes of scratch memory that a pass needs on the executable's device: host memory of any alignment, or CUDA memory
+  /// at a multiple of 256. Contents need no preparation.
   int64_t workspaceInBytes(Pass pass) const;
   /// Bytes of device memory that it holds as long as it lives: tables of the mask, decided tiles and the captures that
   /// were copied there. 0 on the CPU.
   int64_t deviceMemoryInBytes() const;
 
-  /// Computes attention. `workspace` is used by one call at a time; null on the CPU: allocated for the call. On CUDA the
-  /// work is queued on `stream` and nothing waits; on the CPU `stream` is null. InvalidArgument for wrong shapes, types,
-  /// strides or devices, overlapping outputs, a workspace that is too small or in use, a changed binding.
+  /// Computes attention. `workspace` is used by one call at a time; null on the CPU: allocated for the call. On CUDA
+  /// the work is queued on `stream` and nothing waits; on the CPU `stream` is null. InvalidArgument for wrong shapes,
+  /// types, strides or devices, overlapping outputs, a workspace that is too small or in use, a changed binding.
   Status forward(const ForwardCallTensors &tensors, void *workspace, int64_t workspaceInBytes,
                  void *stream = nullptr) const;
   /// Computes gradients by recomputing the scores; otherwise as forward.
@@ -335,10 +337,10 @@ private:
 };
 
 // How ranks share one attention call. Every rank loads an Executable of the whole call, makes the same plan of it, and
-// computes its own shards: Executable::load -> ContextParallelPlan::create -> RankExecutable::load -> forward, backward.
-// shard, unshard and permutation (ShardArrays.h) apply the plan's layouts to arrays; a Communicator carries messages, and
-// says where the rank computes. On the CPU: ThreadsCommunicator, MPI, or CallbackCommunicator over functions of the caller.
-// On GPUs: NCCL, or threads of one process.
+// computes its own shards: Executable::load -> ContextParallelPlan::create -> RankExecutable::load -> forward,
+// backward. shard, unshard and permutation (ShardArrays.h) apply the plan's layouts to arrays; a Communicator carries
+// messages, and says where the rank computes. On the CPU: ThreadsCommunicator, MPI, or CallbackCommunicator over
+// functions of the caller. On GPUs: NCCL, or threads of one process.
 
 /// How ranks share a call. What is left out is chosen by the cost model.
 struct ContextParallelOptions {
@@ -349,15 +351,16 @@ struct ContextParallelOptions {
   std::optional<Layout> kvLayout; ///< none: qLayout when the lengths agree, else contiguous
   KeyOrder keyOrder = KeyOrder::Arrival;
   TokenCounts tokenCounts = TokenCounts::Equal;
-  NeedPrecision needPrecision = NeedPrecision::Tile; ///< Token sends fewer rows and evaluates partial tiles for it
+  NeedPrecision needPrecision = NeedPrecision::Tile;      ///< Token sends fewer rows and evaluates partial tiles for it
   std::vector<std::vector<int64_t>> documentOffsets = {}; ///< for per-document layouts; empty: read off the mask
   /// Masks of other calls that use the same layout, as layers with and without a window do.
   std::vector<std::shared_ptr<const BlockMask>> otherMasks = {};
   CostModel cost = {};
 };
 
-/// Who owns, computes and sends what: the schedules of one call, and all that a rank needs to run them. Immutable, shared
-/// freely between threads. A plan is a function of mask, sizes and options, so that ranks that make it alone agree.
+/// Who owns, computes and sends what: the schedules of one call, and all that a rank needs to run them. Immutable,
+/// shared freely between threads. A plan is a function of mask, sizes and options, so that ranks that make it alone
+/// agree.
 class ContextParallelPlan {
 public:
   /// Plans the call of `executable`, which is kept alive: its batch rows and heads, all of its queries and keys. The
@@ -390,54 +393,55 @@ StatusOr<NcclId> newNcclId();
 
 /// This rank's end of a group of GPUs, one GPU each, in one process or many. Waits until all ranks have joined, at most
 /// `deadlineSeconds`; the same limit holds for NCCL to take each step's messages. Unavailable without NCCL or the GPU.
-StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, int32_t rank, int32_t worldSize, int32_t gpu,
-                                                             double deadlineSeconds = 60);
+StatusOr<std::shared_ptr<Communicator>> openNcclCommunicator(const NcclId &id, int32_t rank, int32_t worldSize,
+                                                             int32_t gpu, double deadlineSeconds = 60);
 
-/// The same over the caller's own ncclComm_t, of the NCCL library that this process has loaded. It stays the caller's, and
-/// lives longer than the communicator, unless an error aborts it.
+/// The same over the caller's own ncclComm_t, of the NCCL library that this process has loaded. It stays the caller's,
+/// and lives longer than the communicator, unless an error aborts it.
 StatusOr<std::shared_ptr<Communicator>> adoptNcclCommunicator(void *ncclComm, int32_t gpu, double deadlineSeconds = 60);
 
 /// The communicators of ranks that are threads of this process, rank r on gpus[r % gpus.size()]; ranks may share a GPU.
 /// Copy engines carry the messages.
-StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize, const std::vector<int32_t> &gpus);
+StatusOr<std::vector<std::shared_ptr<Communicator>>> openCudaThreads(int32_t worldSize,
+                                                                     const std::vector<int32_t> &gpus);
 
 /// How one rank runs.
 struct RankOptions {
   double deadlineSeconds = 60; ///< for each step's messages
   int numThreads = 1;          ///< of the rank's calls on the CPU; 0: one per hardware thread
-  /// Whether passes on a GPU note for report() when they computed and exchanged; the host then waits for the end of each.
-  /// On the CPU they always do.
+  /// Whether passes on a GPU note for report() when they computed and exchanged; the host then waits for the end of
+  /// each. On the CPU they always do.
   enum class Times : uint8_t { WhereFree, Always } times = Times::WhereFree;
 };
 
-/// One rank of a plan, ready to run where its communicator has its messages: on the CPU, or on a GPU in bf16 or f16. Used
-/// by one thread at a time.
+/// One rank of a plan, ready to run where its communicator has its messages: on the CPU, or on a GPU in bf16 or f16.
+/// Used by one thread at a time.
 class RankExecutable {
 public:
-  /// Several may share a communicator when their calls come in the same order on every rank. The plan's executable may be
-  /// one on the CPU also for ranks on GPUs: planning needs none. InvalidArgument when the plan is for another number of
-  /// ranks, for f32 on a GPU, and for an executable on CUDA when the communicator has its messages in host memory.
+  /// Several may share a communicator when their calls come in the same order on every rank. The plan's executable may
+  /// be one on the CPU also for ranks on GPUs: planning needs none. InvalidArgument when the plan is for another number
+  /// of ranks, for f32 on a GPU, and for an executable on CUDA when the communicator has its messages in host memory.
   static StatusOr<std::shared_ptr<RankExecutable>> load(std::shared_ptr<const ContextParallelPlan> plan,
                                                         std::shared_ptr<Communicator> communicator,
                                                         const RankOptions &options = {});
   ~RankExecutable();
 
-  /// Computes the rank's shards: tensors as of Executable::forward, but with the rows that the layouts give to the rank, in
-  /// their order. All ranks call it together. No wait outlasts the deadline; an error names rank, step and peer, the
-  /// communicator is of no more use after it, and its `abort` tells the others. `rowMax` is not computed. On a GPU tensors
-  /// are in its memory; work waits for that of the caller's `stream` so far, and what follows in `stream` waits for it. The
-  /// call waits while messages travel, not for the end of its work.
+  /// Computes the rank's shards: tensors as of Executable::forward, but with the rows that the layouts give to the
+  /// rank, in their order. All ranks call it together. No wait outlasts the deadline; an error names rank, step and
+  /// peer, the communicator is of no more use after it, and its `abort` tells the others. `rowMax` is not computed. On
+  /// a GPU tensors are in its memory; work waits for that of the caller's `stream` so far, and what follows in `stream`
+  /// waits for it. The call waits while messages travel, not for the end of its work.
   Status forward(const ForwardCallTensors &shards, void *stream = nullptr);
-  /// Gradients of the rank's shards. Those of captures and sinks are sums over all ranks, in rank order, on every rank, in
-  /// arrays in host memory, and complete when the call returns.
+  /// Gradients of the rank's shards. Those of captures and sinks are sums over all ranks, in rank order, on every rank,
+  /// in arrays in host memory, and complete when the call returns.
   Status backward(const BackwardCallTensors &shards, void *stream = nullptr);
 
-  /// Bytes of device memory that it holds between calls, known after the first: tables of its masks and the captures that
-  /// were copied there. 0 on the CPU.
+  /// Bytes of device memory that it holds between calls, known after the first: tables of its masks and the captures
+  /// that were copied there. 0 on the CPU.
   int64_t deviceMemoryInBytes() const;
 
-  /// Messages and bytes by purpose and peer of all passes so far, the most memory held, and the spans of the last forward
-  /// and the last backward pass where their times were noted, which toTraceJson prints.
+  /// Messages and bytes by purpose and peer of all passes so far, the most memory held, and the spans of the last
+  /// forward and the last backward pass where their times were noted, which toTraceJson prints.
   RunReport report() const;
 
   struct State;

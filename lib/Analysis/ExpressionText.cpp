@@ -11,7 +11,19 @@ namespace {
 
 /// Binding strength of Python's operators, weakest first.
 enum Precedence : int {
-  kConditional, kOr, kAnd, kNot, kCompare, kBitOr, kBitXor, kBitAnd, kShift, kSum, kProduct, kUnary, kAtom
+  kConditional,
+  kOr,
+  kAnd,
+  kNot,
+  kCompare,
+  kBitOr,
+  kBitXor,
+  kBitAnd,
+  kShift,
+  kSum,
+  kProduct,
+  kUnary,
+  kAtom
 };
 
 struct Operator {
@@ -166,8 +178,7 @@ private:
         stream << " else ";
         print(op->getOperand(2), kConditional);
       });
-    default:
-      return printList(functionName(op), "(", op->getOperands(), ")");
+    default: return printList(functionName(op), "(", op->getOperands(), ")");
     }
   }
 

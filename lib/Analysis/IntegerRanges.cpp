@@ -103,8 +103,7 @@ IntegerRange fullRange(Type type) {
   return {INT64_MIN, INT64_MAX};
 }
 
-IntegerRanges::IntegerRanges(ModuleOp module, RangeAssumptions assumptions)
-    : module(module), assumptions(assumptions) {
+IntegerRanges::IntegerRanges(ModuleOp module, RangeAssumptions assumptions) : module(module), assumptions(assumptions) {
   for (mlir::Operation &op : module.getBody()->getOperations())
     if (auto function = llvm::dyn_cast<FunctionOpInterface>(op))
       visitFunction(function, function.getNumArguments() - 4);
@@ -270,10 +269,8 @@ IntegerRange IntegerRanges::rangeOfTableOperation(mlir::Operation *op) {
   }
   case Operation::Min: return {std::min(a.lo, b.lo), std::min(a.hi, b.hi)};
   case Operation::Max: return {std::max(a.lo, b.lo), std::max(a.hi, b.hi)};
-  case Operation::And:
-    return isBool ? IntegerRange{a.lo & b.lo, a.hi & b.hi} : bitwise(entry, a, b);
-  case Operation::Or:
-    return isBool ? IntegerRange{a.lo | b.lo, a.hi | b.hi} : bitwise(entry, a, b);
+  case Operation::And: return isBool ? IntegerRange{a.lo & b.lo, a.hi & b.hi} : bitwise(entry, a, b);
+  case Operation::Or: return isBool ? IntegerRange{a.lo | b.lo, a.hi | b.hi} : bitwise(entry, a, b);
   case Operation::Xor: return bitwise(entry, a, b);
   case Operation::Not:
     if (isBool || isU32)
@@ -294,8 +291,7 @@ IntegerRange IntegerRanges::rangeOfTableOperation(mlir::Operation *op) {
     const auto ifFalse = rangeOfArm(op->getOperand(2), op->getOperand(0), /*holds=*/false);
     return !ifTrue ? ifFalse.value_or(full) : !ifFalse ? *ifTrue : unionOf(*ifTrue, *ifFalse);
   }
-  case Operation::ToBool:
-    return {!a.contains(0), !(a.isPoint() && a.lo == 0)};
+  case Operation::ToBool: return {!a.contains(0), !(a.isPoint() && a.lo == 0)};
   case Operation::ToInt: return a;
   case Operation::ToU32: return a.lo >= 0 && a.hi <= UINT32_MAX ? a : full;
   default: return op->getNumOperands() == 2 ? comparison(entry, a, b) : full;

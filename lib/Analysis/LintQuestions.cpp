@@ -76,8 +76,13 @@ public:
         continue;
       Clone clone = cloneOf(maskFunction);
       setYielded(clone.predicate, clone.copies.lookup(condition));
-      result.push_back({LintQuestionKind::ConditionHolds, clone.predicate, condition.getLoc(),
-                        expressionText(condition, kShownOperations), {}, 0, 0});
+      result.push_back({LintQuestionKind::ConditionHolds,
+                        clone.predicate,
+                        condition.getLoc(),
+                        expressionText(condition, kShownOperations),
+                        {},
+                        0,
+                        0});
     }
   }
 
@@ -109,16 +114,17 @@ private:
     builder.setInsertionPointToEnd(module.getBody());
     Type integer = builder.getI64Type();
     Clone clone;
-    clone.predicate = mask::PredicateOp::create(
-        builder, function.getLoc(), "lint." + std::to_string(result.size()),
-        builder.getFunctionType({integer, integer, integer, integer}, {builder.getI1Type()}));
+    clone.predicate =
+        mask::PredicateOp::create(builder, function.getLoc(), "lint." + std::to_string(result.size()),
+                                  builder.getFunctionType({integer, integer, integer, integer}, {builder.getI1Type()}));
     Block &body = clone.predicate.getBody().front();
     builder.setInsertionPointToEnd(&body);
     const auto copy = [&](FunctionOpInterface original) {
       Block &from = original.getFunctionBody().front();
       unsigned numBefore = from.getNumArguments() - 4;
       for (unsigned i = 0; i < numBefore; ++i)
-        clone.copies.map(from.getArgument(i), mask::ConstantOp::create(builder, original.getLoc(), builder.getF32FloatAttr(0)));
+        clone.copies.map(from.getArgument(i),
+                         mask::ConstantOp::create(builder, original.getLoc(), builder.getF32FloatAttr(0)));
       for (unsigned i = 0; i < 4; ++i)
         clone.copies.map(from.getArgument(numBefore + i), body.getArgument(i));
       for (mlir::Operation &op : from.without_terminator())

@@ -25,8 +25,9 @@ void addConstantConditions(const IntegerRanges &ranges, FunctionOpInterface func
       return;
     IntegerRange range = ranges.of(op->getResult(0));
     if (range.isPoint())
-      lints.push_back({op->getLoc(), fmt::format("'{}' is always {}", expressionText(op->getResult(0), kShownOperations),
-                                                 range.lo ? "True" : "False")});
+      lints.push_back(
+          {op->getLoc(), fmt::format("'{}' is always {}", expressionText(op->getResult(0), kShownOperations),
+                                     range.lo ? "True" : "False")});
   });
 }
 
@@ -69,9 +70,9 @@ void addLooseLoads(ModuleOp module, std::vector<Lint> &lints) {
     if (auto inner = index.getDefiningOp<mask::LoadOp>())
       advice = fmt::format("; if it cannot, say so where '{}' is declared: (lo=0{})", inner.getCapture().str(),
                            isFixedSize ? ", hi=" + dimension.str() : std::string());
-    lints.push_back({load.getLoc(), fmt::format("index '{}' of '{}' {}; the load gives 0 there{}",
-                                                expressionText(index, kShownOperations), load.getCapture().str(), where,
-                                                advice)});
+    lints.push_back(
+        {load.getLoc(), fmt::format("index '{}' of '{}' {}; the load gives 0 there{}",
+                                    expressionText(index, kShownOperations), load.getCapture().str(), where, advice)});
   }
 }
 
@@ -86,10 +87,11 @@ void addMaskingScores(mask::ScoreOp score, std::vector<Lint> &lints) {
   score.walk([&](mask::SelectOp op) {
     bool isMasking = isMinusInfinity(op.getTrueValue()) != isMinusInfinity(op.getFalseValue());
     if (isMasking && !dependence.of(op.getCondition()).score)
-      lints.push_back({op.getLoc(), fmt::format("a score of -inf where '{}' is {}; write that as a mask, which also skips "
-                                                "whole tiles",
-                                                expressionText(op.getCondition(), kShownOperations),
-                                                isMinusInfinity(op.getTrueValue()) ? "True" : "False")});
+      lints.push_back(
+          {op.getLoc(), fmt::format("a score of -inf where '{}' is {}; write that as a mask, which also skips "
+                                    "whole tiles",
+                                    expressionText(op.getCondition(), kShownOperations),
+                                    isMinusInfinity(op.getTrueValue()) ? "True" : "False")});
   });
 }
 
@@ -145,13 +147,15 @@ std::string reorderingAdvice(mask::PredicateOp function) {
     width = std::max(width, set.q != set.kv ? size : 0);
   });
   if (hasQuotient && isGridOfQ && isGridOfKV)
-    return fmt::format("; storing the grid of width {} tile by tile, as 'sliding_tile' of cpflex.std does, would decide more "
-                       "tiles",
-                       width);
+    return fmt::format(
+        "; storing the grid of width {} tile by tile, as 'sliding_tile' of cpflex.std does, would decide more "
+        "tiles",
+        width);
   if (!hasQuotient && remainder > 1)
-    return fmt::format("; storing tokens by their remainder by {}, all of one remainder together, would make tiles full or "
-                       "empty",
-                       remainder);
+    return fmt::format(
+        "; storing tokens by their remainder by {}, all of one remainder together, would make tiles full or "
+        "empty",
+        remainder);
   return advice;
 }
 

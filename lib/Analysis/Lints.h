@@ -17,8 +17,8 @@ struct Lint {
   std::string message;
 };
 
-/// Scores of -inf that a mask could forbid. These functions expect a module as imported, whose operations still are what
-/// the user wrote.
+/// Scores of -inf that a mask could forbid. These functions expect a module as imported, whose operations still are
+/// what the user wrote.
 std::vector<Lint> maskingScoresOf(mlir::ModuleOp module);
 
 /// Comparisons that are always true or false, and loads that may leave their arrays and have no condition around them,

@@ -27,8 +27,8 @@ class BelowDimension {
 public:
   BelowDimension(StringRef name, const IntegerRanges &ranges) : name(name), ranges(ranges) {}
 
-  /// Whether `value` is a coordinate that counts the dimension, 0, a remainder by it, an extremum of such values, or such
-  /// a value or the dimension itself less something.
+  /// Whether `value` is a coordinate that counts the dimension, 0, a remainder by it, an extremum of such values, or
+  /// such a value or the dimension itself less something.
   bool holds(Value value) {
     if (--stepsLeft < 0)
       return false;

@@ -1,5 +1,5 @@
-// Which loads may leave their arrays, for the lints of `cpflexc check`. Such a load gives 0, so none is an error; where an
-// index may be negative, PyTorch would have wrapped it around.
+// Which loads may leave their arrays, for the lints of `cpflexc check`. Such a load gives 0, so none is an error; where
+// an index may be negative, PyTorch would have wrapped it around.
 #pragma once
 
 #include "lib/Analysis/IntegerRanges.h"

@@ -1,4 +1,5 @@
-// Walks from the result through `and`, `or`, `not` and selects of bools; beside each operand stands what must be decided.
+// Walks from the result through `and`, `or`, `not` and selects of bools; beside each operand stands what must be
+// decided.
 #include "lib/Analysis/Residuals.h"
 
 #include "runtime/contract/Residual.h"

@@ -10,9 +10,9 @@ namespace {
 
 /// How a value depends on the score s.
 enum class Dependence {
-  None,  ///< not at all
+  None,   ///< not at all
   Itself, ///< it is s
-  Unit,  ///< s + f
+  Unit,   ///< s + f
   Scaled, ///< s * g + f
   Other,
 };
@@ -43,10 +43,8 @@ Dependence combine(mlir::Operation *op, llvm::function_ref<Dependence(Value)> of
     if (isNone(0) || isNone(1))
       return atLeast(of(op->getOperand(isNone(0) ? 1 : 0)), Dependence::Scaled);
     return Dependence::Other;
-  case Operation::Div:
-    return isNone(1) ? atLeast(of(op->getOperand(0)), Dependence::Scaled) : Dependence::Other;
-  case Operation::Neg:
-    return atLeast(of(op->getOperand(0)), Dependence::Scaled);
+  case Operation::Div: return isNone(1) ? atLeast(of(op->getOperand(0)), Dependence::Scaled) : Dependence::Other;
+  case Operation::Neg: return atLeast(of(op->getOperand(0)), Dependence::Scaled);
   case Operation::Select: {
     if (!isNone(0))
       return Dependence::Other;
@@ -54,8 +52,7 @@ Dependence combine(mlir::Operation *op, llvm::function_ref<Dependence(Value)> of
     bool isUnit = onTrue != Dependence::None && onFalse != Dependence::None;
     return atLeast(std::max(onTrue, onFalse), isUnit ? Dependence::Unit : Dependence::Scaled);
   }
-  default:
-    return Dependence::Other;
+  default: return Dependence::Other;
   }
 }
 

@@ -6,8 +6,8 @@
 
 namespace cpflex {
 
-/// The simplest form that the straight-line reading of `score` proves. `score * g + f` counts as Scaled: its gradient is
-/// scaled, whatever the score was.
+/// The simplest form that the straight-line reading of `score` proves. `score * g + f` counts as Scaled: its gradient
+/// is scaled, whatever the score was.
 ScoreForm scoreFormOf(mask::ScoreOp score);
 
 } // namespace cpflex

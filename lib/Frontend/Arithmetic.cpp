@@ -14,14 +14,10 @@ namespace {
 
 const char *withArticle(ValueType type) {
   switch (type) {
-  case ValueType::Bool:
-    return "a bool";
-  case ValueType::Int:
-    return "an int";
-  case ValueType::U32:
-    return "a u32";
-  case ValueType::Float:
-    return "a float";
+  case ValueType::Bool: return "a bool";
+  case ValueType::Int: return "an int";
+  case ValueType::U32: return "a u32";
+  case ValueType::Float: return "a float";
   }
   return "";
 }
@@ -32,72 +28,50 @@ bool isZero(const Constant &constant) {
 
 } // namespace
 
-const char *typeName(ValueType type) {
-  return withArticle(type) + (type == ValueType::Int ? 3 : 2);
-}
+const char *typeName(ValueType type) { return withArticle(type) + (type == ValueType::Int ? 3 : 2); }
 
 std::string describe(const Entity &entity) {
   switch (entity.kind) {
-  case EntityKind::Scalar:
-    return withArticle(entity.type);
-  case EntityKind::Tuple:
-    return "a tuple";
-  case EntityKind::Tensor:
-    return fmt::format("array '{}'", entity.tensor->name);
-  case EntityKind::Mask:
-    return "a mask";
+  case EntityKind::Scalar: return withArticle(entity.type);
+  case EntityKind::Tuple: return "a tuple";
+  case EntityKind::Tensor: return fmt::format("array '{}'", entity.tensor->name);
+  case EntityKind::Mask: return "a mask";
   case EntityKind::Function:
     return fmt::format("{} '{}'",
                        entity.function->role == FunctionRole::Mask    ? "mask"
                        : entity.function->role == FunctionRole::Score ? "score function"
                                                                       : "function",
                        entity.function->statement->name);
-  case EntityKind::Builtin:
-    return fmt::format("function '{}'", entity.name);
-  case EntityKind::Library:
-    return fmt::format("module '{}'", entity.name);
-  case EntityKind::Module:
-    return "a module";
-  case EntityKind::Type:
-    return fmt::format("type '{}'", typeName(entity.type));
-  case EntityKind::Text:
-    return "a text";
-  case EntityKind::None:
-    return "None";
-  case EntityKind::Slice:
-    return "':'";
-  case EntityKind::Error:
-    return "an error";
+  case EntityKind::Builtin: return fmt::format("function '{}'", entity.name);
+  case EntityKind::Library: return fmt::format("module '{}'", entity.name);
+  case EntityKind::Module: return "a module";
+  case EntityKind::Type: return fmt::format("type '{}'", typeName(entity.type));
+  case EntityKind::Text: return "a text";
+  case EntityKind::None: return "None";
+  case EntityKind::Slice: return "':'";
+  case EntityKind::Error: return "an error";
   }
   return "";
 }
 
 mlir::Type dialectType(mlir::MLIRContext &ctx, ValueType type) {
   switch (type) {
-  case ValueType::Bool:
-    return mlir::IntegerType::get(&ctx, 1);
-  case ValueType::Int:
-    return mlir::IntegerType::get(&ctx, 64);
-  case ValueType::U32:
-    return mlir::IntegerType::get(&ctx, 32, mlir::IntegerType::Unsigned);
-  case ValueType::Float:
-    return mlir::Float32Type::get(&ctx);
+  case ValueType::Bool: return mlir::IntegerType::get(&ctx, 1);
+  case ValueType::Int: return mlir::IntegerType::get(&ctx, 64);
+  case ValueType::U32: return mlir::IntegerType::get(&ctx, 32, mlir::IntegerType::Unsigned);
+  case ValueType::Float: return mlir::Float32Type::get(&ctx);
   }
   return {};
 }
 
 ValueType loadedValueType(ElementType type) {
   switch (type) {
-  case ElementType::Bool:
-    return ValueType::Bool;
-  case ElementType::U32:
-    return ValueType::U32;
+  case ElementType::Bool: return ValueType::Bool;
+  case ElementType::U32: return ValueType::U32;
   case ElementType::F16:
   case ElementType::BF16:
-  case ElementType::F32:
-    return ValueType::Float;
-  default:
-    return ValueType::Int;
+  case ElementType::F32: return ValueType::Float;
+  default: return ValueType::Int;
   }
 }
 
@@ -110,14 +84,12 @@ static std::string elementText(const TensorDeclaration &tensor) {
 Entity Importer::toScalar(const Entity &entity, SourceRange range) {
   switch (entity.kind) {
   case EntityKind::Scalar:
-  case EntityKind::Error:
-    return entity;
+  case EntityKind::Error: return entity;
   case EntityKind::Tensor: {
     size_t rank = entity.tensor->dims.size();
     size_t given = entity.elements.size();
-    if (rank == given &&
-        std::none_of(entity.elements.begin(), entity.elements.end(),
-                     [](const Entity &index) { return index.kind == EntityKind::Slice; }))
+    if (rank == given && std::none_of(entity.elements.begin(), entity.elements.end(),
+                                      [](const Entity &index) { return index.kind == EntityKind::Slice; }))
       return load(entity, range);
     bool hasSlice = given == rank;
     Diagnostic &diagnostic =
@@ -131,17 +103,14 @@ Entity Importer::toScalar(const Entity &entity, SourceRange range) {
     addNote(diagnostic, entity.tensor->module->file.source, entity.tensor->range, "declared here");
     return {};
   }
-  case EntityKind::Mask:
-    return fail(range, "a mask where a value is expected; call it, as in causal(b, h, q, kv)");
-  case EntityKind::Function:
-    return fail(range, fmt::format("{} where a value is expected; call it", describe(entity)));
+  case EntityKind::Mask: return fail(range, "a mask where a value is expected; call it, as in causal(b, h, q, kv)");
+  case EntityKind::Function: return fail(range, fmt::format("{} where a value is expected; call it", describe(entity)));
   case EntityKind::Text:
-    return fail(range, "a text where a number or bool is expected; to choose between variants, declare a const[bool] or "
-                       "const[int]");
-  case EntityKind::None:
-    return fail(range, "None where a number or bool is expected; everything has a value here");
-  default:
-    return fail(range, fmt::format("{} where a number or bool is expected", describe(entity)));
+    return fail(range,
+                "a text where a number or bool is expected; to choose between variants, declare a const[bool] or "
+                "const[int]");
+  case EntityKind::None: return fail(range, "None where a number or bool is expected; everything has a value here");
+  default: return fail(range, fmt::format("{} where a number or bool is expected", describe(entity)));
   }
 }
 
@@ -149,16 +118,14 @@ Entity Importer::toInt(const Entity &entity, SourceRange range, const std::strin
   Entity value = toScalar(entity, range);
   if (value.isError() || value.type == ValueType::Int)
     return value;
-  return fail(range, fmt::format("{} is an int; this is {}, write int(...) around it", what,
-                                 describe(value)));
+  return fail(range, fmt::format("{} is an int; this is {}, write int(...) around it", what, describe(value)));
 }
 
 Entity Importer::toBool(const Entity &entity, SourceRange range, const std::string &what) {
   Entity value = toScalar(entity, range);
   if (value.isError() || value.type == ValueType::Bool)
     return value;
-  return fail(range, fmt::format("{} works on bools; this is {}, write '!= 0' or bool(...)", what,
-                                 describe(value)));
+  return fail(range, fmt::format("{} works on bools; this is {}, write '!= 0' or bool(...)", what, describe(value)));
 }
 
 Entity Importer::convert(const Entity &entity, ValueType type, SourceRange range) {
@@ -181,8 +148,8 @@ bool Importer::unify(Entity &lhs, Entity &rhs, SourceRange range, const std::str
       from = convert(from, ValueType::Float, range);
       return true;
     }
-    if (from.type == ValueType::Int && to.type == ValueType::U32 && from.isConstant() &&
-        from.constant->bits >= 0 && from.constant->bits <= UINT32_MAX) {
+    if (from.type == ValueType::Int && to.type == ValueType::U32 && from.isConstant() && from.constant->bits >= 0 &&
+        from.constant->bits <= UINT32_MAX) {
       from = convert(from, ValueType::U32, range);
       return true;
     }
@@ -193,8 +160,7 @@ bool Importer::unify(Entity &lhs, Entity &rhs, SourceRange range, const std::str
   const char *advice = lhs.type == ValueType::Bool || rhs.type == ValueType::Bool
                            ? "a bool becomes a number by int(...)"
                            : "convert one by int(...), u32(...) or float(...)";
-  error(range, fmt::format("{} between {} and {}; {}", what, withArticle(lhs.type),
-                           withArticle(rhs.type), advice));
+  error(range, fmt::format("{} between {} and {}; {}", what, withArticle(lhs.type), withArticle(rhs.type), advice));
   return false;
 }
 
@@ -209,9 +175,8 @@ Entity Importer::power(const Entity &base, const Entity &exponent, SourceRange r
     Entity square = base;
     for (uint64_t rest = uint64_t(exponent.constant->bits); rest; rest >>= 1) {
       if (rest & 1)
-        result = result.isConstant() && result.constant->bits == 1
-                     ? square
-                     : emit(Operation::Mul, {result, square}, range);
+        result =
+            result.isConstant() && result.constant->bits == 1 ? square : emit(Operation::Mul, {result, square}, range);
       if (rest > 1)
         square = emit(Operation::Mul, {square, square}, range);
       if (result.isError() || square.isError())
@@ -263,11 +228,8 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
     return {};
   }
   if (isMask(lhs) != isMask(rhs))
-    return fail(
-        range,
-        fmt::format(
-            "'{}' between {} and {}; inside a function call the mask, as in causal(b, h, q, kv)",
-            toString(op), describe(lhs), describe(rhs)));
+    return fail(range, fmt::format("'{}' between {} and {}; inside a function call the mask, as in causal(b, h, q, kv)",
+                                   toString(op), describe(lhs), describe(rhs)));
   lhs = toScalar(lhs, lhsRange);
   rhs = toScalar(rhs, rhsRange);
   if (lhs.isError() || rhs.isError())
@@ -275,13 +237,10 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
   std::string what = fmt::format("'{}'", toString(op));
   bool isBitwise = op == OpKind::BitAnd || op == OpKind::BitOr || op == OpKind::BitXor;
   bool isShift = op == OpKind::Shl || op == OpKind::Shr;
-  if (isBitwise && lhs.type != rhs.type &&
-      (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
-    return fail(
-        range,
-        fmt::format(
-            "{} between {} and {}; it binds tighter than comparisons, put parentheses around them",
-            what, withArticle(lhs.type), withArticle(rhs.type)));
+  if (isBitwise && lhs.type != rhs.type && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool))
+    return fail(range,
+                fmt::format("{} between {} and {}; it binds tighter than comparisons, put parentheses around them",
+                            what, withArticle(lhs.type), withArticle(rhs.type)));
   if (!isBitwise && (lhs.type == ValueType::Bool || rhs.type == ValueType::Bool)) {
     const bool isLeft = lhs.type == ValueType::Bool;
     const SourceRange &side = isLeft ? lhsRange : rhsRange;
@@ -292,9 +251,8 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
     return {};
   }
   if ((isBitwise || isShift) && (lhs.type == ValueType::Float || rhs.type == ValueType::Float))
-    return fail(range,
-                fmt::format("{} works on {}ints; {} is a float", what, isShift ? "" : "bools and ",
-                            lhs.type == ValueType::Float ? "the left side" : "the right side"));
+    return fail(range, fmt::format("{} works on {}ints; {} is a float", what, isShift ? "" : "bools and ",
+                                   lhs.type == ValueType::Float ? "the left side" : "the right side"));
   if (op == OpKind::Pow)
     return power(lhs, rhs, range);
   if (op == OpKind::Div) {
@@ -307,31 +265,19 @@ Entity Importer::binary(OpKind op, Entity lhs, Entity rhs, SourceRange range, So
     return {};
   bool isDivision = op == OpKind::Div || op == OpKind::FloorDiv || op == OpKind::Mod;
   if (isDivision && rhs.isConstant() && isZero(*rhs.constant))
-    return fail(rhsRange,
-                fmt::format("{} by the constant 0", op == OpKind::Mod ? "remainder" : "division"));
+    return fail(rhsRange, fmt::format("{} by the constant 0", op == OpKind::Mod ? "remainder" : "division"));
   switch (op) {
-  case OpKind::Add:
-    return emit(Operation::Add, {lhs, rhs}, range);
-  case OpKind::Sub:
-    return emit(Operation::Sub, {lhs, rhs}, range);
-  case OpKind::Mul:
-    return emit(Operation::Mul, {lhs, rhs}, range);
-  case OpKind::Div:
-    return emit(Operation::Div, {lhs, rhs}, range);
-  case OpKind::FloorDiv:
-    return emit(Operation::FloorDiv, {lhs, rhs}, range);
-  case OpKind::Mod:
-    return emit(Operation::Mod, {lhs, rhs}, range);
-  case OpKind::Shl:
-    return emit(Operation::Shl, {lhs, rhs}, range);
-  case OpKind::Shr:
-    return emit(Operation::Shr, {lhs, rhs}, range);
-  case OpKind::BitAnd:
-    return emit(Operation::And, {lhs, rhs}, range);
-  case OpKind::BitOr:
-    return emit(Operation::Or, {lhs, rhs}, range);
-  default:
-    return emit(Operation::Xor, {lhs, rhs}, range);
+  case OpKind::Add: return emit(Operation::Add, {lhs, rhs}, range);
+  case OpKind::Sub: return emit(Operation::Sub, {lhs, rhs}, range);
+  case OpKind::Mul: return emit(Operation::Mul, {lhs, rhs}, range);
+  case OpKind::Div: return emit(Operation::Div, {lhs, rhs}, range);
+  case OpKind::FloorDiv: return emit(Operation::FloorDiv, {lhs, rhs}, range);
+  case OpKind::Mod: return emit(Operation::Mod, {lhs, rhs}, range);
+  case OpKind::Shl: return emit(Operation::Shl, {lhs, rhs}, range);
+  case OpKind::Shr: return emit(Operation::Shr, {lhs, rhs}, range);
+  case OpKind::BitAnd: return emit(Operation::And, {lhs, rhs}, range);
+  case OpKind::BitOr: return emit(Operation::Or, {lhs, rhs}, range);
+  default: return emit(Operation::Xor, {lhs, rhs}, range);
   }
 }
 
@@ -347,23 +293,16 @@ Entity Importer::compare(OpKind op, Entity lhs, Entity rhs, SourceRange range) {
   if (lhs.type == ValueType::Bool && !isEquality)
     return fail(range, fmt::format("{} orders numbers; these are bools", what));
   switch (op) {
-  case OpKind::Eq:
-    return emit(Operation::Eq, {lhs, rhs}, range);
-  case OpKind::Ne:
-    return emit(Operation::Ne, {lhs, rhs}, range);
-  case OpKind::Lt:
-    return emit(Operation::Lt, {lhs, rhs}, range);
-  case OpKind::Le:
-    return emit(Operation::Le, {lhs, rhs}, range);
-  case OpKind::Gt:
-    return emit(Operation::Gt, {lhs, rhs}, range);
-  default:
-    return emit(Operation::Ge, {lhs, rhs}, range);
+  case OpKind::Eq: return emit(Operation::Eq, {lhs, rhs}, range);
+  case OpKind::Ne: return emit(Operation::Ne, {lhs, rhs}, range);
+  case OpKind::Lt: return emit(Operation::Lt, {lhs, rhs}, range);
+  case OpKind::Le: return emit(Operation::Le, {lhs, rhs}, range);
+  case OpKind::Gt: return emit(Operation::Gt, {lhs, rhs}, range);
+  default: return emit(Operation::Ge, {lhs, rhs}, range);
   }
 }
 
-Entity Importer::select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse,
-                        SourceRange range) {
+Entity Importer::select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse, SourceRange range) {
   if (ifTrue.kind == EntityKind::Tuple && ifFalse.kind == EntityKind::Tuple &&
       ifTrue.elements.size() == ifFalse.elements.size()) {
     Entity result = ifTrue;

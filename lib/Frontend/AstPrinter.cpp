@@ -28,9 +28,8 @@ public:
 private:
   std::string location(SourceRange range) const {
     SourcePosition begin = source_.position(range.begin), end = source_.position(range.end);
-    return begin.line == end.line
-               ? fmt::format("<{}:{}-{}>", begin.line, begin.column, end.column)
-               : fmt::format("<{}:{}-{}:{}>", begin.line, begin.column, end.line, end.column);
+    return begin.line == end.line ? fmt::format("<{}:{}-{}>", begin.line, begin.column, end.column)
+                                  : fmt::format("<{}:{}-{}:{}>", begin.line, begin.column, end.line, end.column);
   }
 
   void line(int level, std::string_view what, SourceRange range, bool hasRange = true) {
@@ -48,8 +47,7 @@ private:
 
   void print(const Stmt &statement, int level) {
     switch (statement.kind) {
-    case StmtKind::Function:
-      return printFunction(statement, level);
+    case StmtKind::Function: return printFunction(statement, level);
     case StmtKind::Declare:
       line(level, fmt::format("declare '{}'", statement.name), statement.nameRange);
       print(*statement.annotation, level + 1);
@@ -59,9 +57,7 @@ private:
       for (const ExprRef &target : statement.targets)
         print(*target, level + 1);
       break;
-    case StmtKind::Return:
-      line(level, "return", statement.range);
-      break;
+    case StmtKind::Return: line(level, "return", statement.range); break;
     case StmtKind::If:
       line(level, "if", statement.range);
       print(*statement.value, level + 1);
@@ -71,9 +67,7 @@ private:
         line(level + 1, "else", {}, false);
       block(statement.orElse, level + 2);
       return;
-    case StmtKind::Expression:
-      line(level, "expression", statement.range);
-      break;
+    case StmtKind::Expression: line(level, "expression", statement.range); break;
     case StmtKind::Import:
       line(level, fmt::format("import '{}'", statement.name), statement.range);
       for (const ImportedName &name : statement.imports)
@@ -82,9 +76,7 @@ private:
                                      : fmt::format("name '{}' as '{}'", name.name, name.alias),
              name.range);
       break;
-    case StmtKind::Pass:
-      line(level, "pass", statement.range);
-      break;
+    case StmtKind::Pass: line(level, "pass", statement.range); break;
     }
     if (statement.value)
       print(*statement.value, level + 1);
@@ -108,48 +100,30 @@ private:
 
   static std::string label(const Expr &expr) {
     switch (expr.kind) {
-    case ExprKind::Error:
-      return "error";
-    case ExprKind::Name:
-      return fmt::format("name '{}'", expr.name);
-    case ExprKind::Int:
-      return fmt::format("int {}", expr.intValue);
-    case ExprKind::Float:
-      return fmt::format("float {}", expr.floatValue);
-    case ExprKind::Bool:
-      return expr.intValue ? "True" : "False";
-    case ExprKind::String:
-      return fmt::format("string of {} characters", expr.name.size());
-    case ExprKind::None:
-      return "None";
-    case ExprKind::Tuple:
-      return "tuple";
-    case ExprKind::Unary:
-      return fmt::format("unary '{}'", toString(expr.op));
-    case ExprKind::Binary:
-      return fmt::format("binary '{}'", toString(expr.op));
+    case ExprKind::Error: return "error";
+    case ExprKind::Name: return fmt::format("name '{}'", expr.name);
+    case ExprKind::Int: return fmt::format("int {}", expr.intValue);
+    case ExprKind::Float: return fmt::format("float {}", expr.floatValue);
+    case ExprKind::Bool: return expr.intValue ? "True" : "False";
+    case ExprKind::String: return fmt::format("string of {} characters", expr.name.size());
+    case ExprKind::None: return "None";
+    case ExprKind::Tuple: return "tuple";
+    case ExprKind::Unary: return fmt::format("unary '{}'", toString(expr.op));
+    case ExprKind::Binary: return fmt::format("binary '{}'", toString(expr.op));
     case ExprKind::Compare: {
       std::string ops;
       for (OpKind op : expr.ops)
         ops += fmt::format(" '{}'", toString(op));
       return "compare" + ops;
     }
-    case ExprKind::And:
-      return "and";
-    case ExprKind::Or:
-      return "or";
-    case ExprKind::Conditional:
-      return "conditional";
-    case ExprKind::Call:
-      return "call";
-    case ExprKind::Attribute:
-      return fmt::format("attribute '{}'", expr.name);
-    case ExprKind::Subscript:
-      return "subscript";
-    case ExprKind::Slice:
-      return "slice";
-    case ExprKind::Generator:
-      return "generator";
+    case ExprKind::And: return "and";
+    case ExprKind::Or: return "or";
+    case ExprKind::Conditional: return "conditional";
+    case ExprKind::Call: return "call";
+    case ExprKind::Attribute: return fmt::format("attribute '{}'", expr.name);
+    case ExprKind::Subscript: return "subscript";
+    case ExprKind::Slice: return "slice";
+    case ExprKind::Generator: return "generator";
     }
     return "";
   }
@@ -172,11 +146,9 @@ private:
       for (const ExprRef &operand : expr.operands)
         children.push_back({operand.get(), next.level + 1, {}});
       for (const Keyword &keyword : expr.keywords)
-        children.push_back(
-            {keyword.value.get(), next.level + 1, fmt::format("{} = ", keyword.name)});
+        children.push_back({keyword.value.get(), next.level + 1, fmt::format("{} = ", keyword.name)});
       for (const Clause &clause : expr.clauses) {
-        children.push_back(
-            {clause.iterable.get(), next.level + 1, fmt::format("for '{}' in ", clause.target)});
+        children.push_back({clause.iterable.get(), next.level + 1, fmt::format("for '{}' in ", clause.target)});
         for (const ExprRef &condition : clause.conditions)
           children.push_back({condition.get(), next.level + 1, "if "});
       }

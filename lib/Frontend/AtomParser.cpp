@@ -18,11 +18,9 @@ static constexpr const char *kPartOfAxis =
 ExprRef Parser::parseAtom() {
   SourceRange range = token().range;
   switch (token().kind) {
-  case TokenKind::Name:
-    return parseName();
+  case TokenKind::Name: return parseName();
   case TokenKind::Int:
-  case TokenKind::Float:
-    return parseNumber();
+  case TokenKind::Float: return parseNumber();
   case TokenKind::String: {
     ExprRef expr = makeExpr(ExprKind::String, range);
     for (; isAt(TokenKind::String); advance())
@@ -40,8 +38,7 @@ ExprRef Parser::parseAtom() {
       return makeExpr(ExprKind::Error, range);
     }
     if (isAtOperator("*") || isAtOperator("**")) {
-      error(range, fmt::format("'{}' before a value is not part of the language; write each value",
-                               text()));
+      error(range, fmt::format("'{}' before a value is not part of the language; write each value", text()));
       return makeExpr(ExprKind::Error, range);
     }
     if (isAtOperator("...")) {
@@ -49,8 +46,7 @@ ExprRef Parser::parseAtom() {
       return makeExpr(ExprKind::Error, range);
     }
     break;
-  default:
-    break;
+  default: break;
   }
   unexpected("an expression");
   return makeExpr(ExprKind::Error, range);
@@ -94,8 +90,7 @@ ExprRef Parser::parseNumber() {
     char kind = char(rest[1] | 0x20);
     base = kind == 'x' ? 16 : kind == 'o' ? 8 : 2;
     rest.remove_prefix(2);
-  } else if (rest.size() > 1 && rest[0] == '0' &&
-             rest.find_first_not_of('0') != std::string_view::npos) {
+  } else if (rest.size() > 1 && rest[0] == '0' && rest.find_first_not_of('0') != std::string_view::npos) {
     error(range, "a number may not begin with 0; write 0o for octal digits");
     return expr;
   }
@@ -117,8 +112,7 @@ ExprRef Parser::parseParenthesized() {
   } else {
     expr = parseTupleExpression();
     if (!isRecovering_ && isAtKeyword("for"))
-      error(token().range,
-            "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
+      error(token().range, "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
   }
   expectOperator(")");
   expr->isParenthesized = true;
@@ -191,8 +185,9 @@ ExprRef Parser::parseGenerator(ExprRef element) {
     clause.targetRange = token().range;
     clause.target = expectName("a name after 'for'");
     if (!isRecovering_ && isAtOperator(","))
-      error(token().range, "a generator binds one name and runs over range(n); index arrays by it, and nest another 'for' for a "
-                           "second one");
+      error(token().range,
+            "a generator binds one name and runs over range(n); index arrays by it, and nest another 'for' for a "
+            "second one");
     if (!isRecovering_ && !acceptKeyword("in"))
       unexpected("'in'");
     clause.iterable = parseDisjunction();

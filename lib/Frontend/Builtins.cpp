@@ -59,63 +59,59 @@ constexpr OperatorName kOperatorNames[] = {{"add", OpKind::Add},
                                            {"not_equal", OpKind::Ne}};
 
 // Members of torch and math that are built-in functions, by our name.
-constexpr std::pair<std::string_view, std::string_view> kLibraryFunctions[] = {
-    {"abs", "abs"},
-    {"absolute", "abs"},
-    {"fabs", "abs"},
-    {"minimum", "minimum"},
-    {"maximum", "maximum"},
-    {"min", "minimum"},
-    {"max", "maximum"},
-    {"clamp", "clamp"},
-    {"clip", "clamp"},
-    {"where", "where"},
-    {"pow", "pow"},
-    {"exp", "exp"},
-    {"exp2", "exp2"},
-    {"log", "log"},
-    {"log1p", "log1p"},
-    {"tanh", "tanh"},
-    {"sigmoid", "sigmoid"},
-    {"sqrt", "sqrt"},
-    {"rsqrt", "rsqrt"},
-    {"sin", "sin"},
-    {"cos", "cos"},
-    {"floor", "floor"},
-    {"logical_not", "logical_not"},
-    {"bitwise_not", "bitwise_not"},
-    {"neg", "neg"},
-    {"negative", "neg"},
-    {"square", "square"},
-    {"zeros_like", "zeros_like"},
-    {"ones_like", "ones_like"},
-    {"full_like", "full_like"},
-    {"as_tensor", "as_tensor"},
-    {"tensor", "as_tensor"},
-    {"and_masks", "and_masks"},
-    {"or_masks", "or_masks"}};
+constexpr std::pair<std::string_view, std::string_view> kLibraryFunctions[] = {{"abs", "abs"},
+                                                                               {"absolute", "abs"},
+                                                                               {"fabs", "abs"},
+                                                                               {"minimum", "minimum"},
+                                                                               {"maximum", "maximum"},
+                                                                               {"min", "minimum"},
+                                                                               {"max", "maximum"},
+                                                                               {"clamp", "clamp"},
+                                                                               {"clip", "clamp"},
+                                                                               {"where", "where"},
+                                                                               {"pow", "pow"},
+                                                                               {"exp", "exp"},
+                                                                               {"exp2", "exp2"},
+                                                                               {"log", "log"},
+                                                                               {"log1p", "log1p"},
+                                                                               {"tanh", "tanh"},
+                                                                               {"sigmoid", "sigmoid"},
+                                                                               {"sqrt", "sqrt"},
+                                                                               {"rsqrt", "rsqrt"},
+                                                                               {"sin", "sin"},
+                                                                               {"cos", "cos"},
+                                                                               {"floor", "floor"},
+                                                                               {"logical_not", "logical_not"},
+                                                                               {"bitwise_not", "bitwise_not"},
+                                                                               {"neg", "neg"},
+                                                                               {"negative", "neg"},
+                                                                               {"square", "square"},
+                                                                               {"zeros_like", "zeros_like"},
+                                                                               {"ones_like", "ones_like"},
+                                                                               {"full_like", "full_like"},
+                                                                               {"as_tensor", "as_tensor"},
+                                                                               {"tensor", "as_tensor"},
+                                                                               {"and_masks", "and_masks"},
+                                                                               {"or_masks", "or_masks"}};
 
 constexpr std::pair<std::string_view, ValueType> kLibraryTypes[] = {
-    {"float32", ValueType::Float}, {"float", ValueType::Float}, {"int32", ValueType::Int},
-    {"int64", ValueType::Int},     {"int", ValueType::Int},     {"long", ValueType::Int},
-    {"bool", ValueType::Bool},     {"uint32", ValueType::U32}};
+    {"float32", ValueType::Float}, {"float", ValueType::Float}, {"int32", ValueType::Int}, {"int64", ValueType::Int},
+    {"int", ValueType::Int},       {"long", ValueType::Int},    {"bool", ValueType::Bool}, {"uint32", ValueType::U32}};
 
 template <typename List> auto findEntry(const List &list, std::string_view name) {
-  return std::find_if(std::begin(list), std::end(list),
-                      [&](const auto &entry) { return entry.first == name; });
+  return std::find_if(std::begin(list), std::end(list), [&](const auto &entry) { return entry.first == name; });
 }
 
 } // namespace
 
-Entity Importer::libraryMember(const std::string &library, const std::string &member,
-                               SourceRange range) {
+Entity Importer::libraryMember(const std::string &library, const std::string &member, SourceRange range) {
   Entity entity;
   entity.name = member;
   if (member == "inf" || member == "pi") {
     entity.kind = EntityKind::Scalar;
     entity.type = ValueType::Float;
-    entity.constant = Constant::ofFloat(member == "inf" ? std::numeric_limits<float>::infinity()
-                                                        : std::numbers::pi_v<float>);
+    entity.constant =
+        Constant::ofFloat(member == "inf" ? std::numeric_limits<float>::infinity() : std::numbers::pi_v<float>);
     return entity;
   }
   if (auto type = findEntry(kLibraryTypes, member); type != std::end(kLibraryTypes)) {
@@ -123,23 +119,19 @@ Entity Importer::libraryMember(const std::string &library, const std::string &me
     entity.type = type->second;
     return entity;
   }
-  if (member == "float16" || member == "bfloat16" || member == "half" || member == "float64" ||
-      member == "double")
-    return fail(
-        range,
-        fmt::format("'{}.{}' is not a type of values; floats are 32 bits wide, write float(...)",
-                    library, member));
+  if (member == "float16" || member == "bfloat16" || member == "half" || member == "float64" || member == "double")
+    return fail(range, fmt::format("'{}.{}' is not a type of values; floats are 32 bits wide, write float(...)",
+                                   library, member));
   entity.kind = EntityKind::Builtin;
-  if (auto function = findEntry(kLibraryFunctions, member);
-      function != std::end(kLibraryFunctions)) {
+  if (auto function = findEntry(kLibraryFunctions, member); function != std::end(kLibraryFunctions)) {
     entity.name = std::string(function->second);
     return entity;
   }
   for (const OperatorName &entry : kOperatorNames)
     if (entry.name == member)
       return entity;
-  if (member == "nn" || member == "special" || member == "attention" ||
-      member == "flex_attention" || member == "functional") {
+  if (member == "nn" || member == "special" || member == "attention" || member == "flex_attention" ||
+      member == "functional") {
     entity.kind = EntityKind::Library;
     entity.name = library;
     return entity;
@@ -151,10 +143,8 @@ Entity Importer::libraryMember(const std::string &library, const std::string &me
   std::vector<std::string> names;
   for (const auto &entry : kLibraryFunctions)
     names.emplace_back(entry.first);
-  return fail(
-      range,
-      fmt::format("'{}.{}' is not among the functions that the language knows by that name{}",
-                  library, member, suggestion(member, names)));
+  return fail(range, fmt::format("'{}.{}' is not among the functions that the language knows by that name{}", library,
+                                 member, suggestion(member, names)));
 }
 
 Entity Importer::callMethod(Entity base, const Expr &expr) {
@@ -168,8 +158,7 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
     bool isAxis = arguments->positional.size() == 1 && arguments->positional[0].isConstant() &&
                   arguments->positional[0].constant->bits >= 0 &&
                   size_t(arguments->positional[0].constant->bits) < axes.size();
-    return isAxis ? dimensionValue(*base.tensor, axes[size_t(arguments->positional[0].constant->bits)],
-                                   expr.range)
+    return isAxis ? dimensionValue(*base.tensor, axes[size_t(arguments->positional[0].constant->bits)], expr.range)
                   : fail(expr.range, "size(...) takes the number of an axis");
   }
   if (std::string message = foreignNameMessage(name); !message.empty())
@@ -182,12 +171,14 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
                                             "i in range(n)), or 'x in array[i, :]'",
                                             name, name));
   if (name.ends_with('_') && !name.ends_with("__"))
-    return fail(callee.opRange, fmt::format("'.{0}(...)' changes a value in place; values do not change here, bind a name to "
-                                            "the new one, as in 'x = x.{1}(...)'",
-                                            name, name.substr(0, name.size() - 1)));
+    return fail(callee.opRange,
+                fmt::format("'.{0}(...)' changes a value in place; values do not change here, bind a name to "
+                            "the new one, as in 'x = x.{1}(...)'",
+                            name, name.substr(0, name.size() - 1)));
   if (base.kind == EntityKind::Tensor && base.elements.size() < base.tensor->dims.size())
-    return fail(callee.opRange, fmt::format("array '{}' has no method '{}'; arrays are used as they are bound, index it first",
-                                            base.tensor->name, name));
+    return fail(callee.opRange,
+                fmt::format("array '{}' has no method '{}'; arrays are used as they are bound, index it first",
+                            base.tensor->name, name));
   base = toScalar(base, callee.operands[0]->range);
   if (base.isError())
     return {};
@@ -197,26 +188,22 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
     if (arguments->positional.size() == 1 && arguments->named.empty()) {
       const Entity &type = arguments->positional[0];
       if (type.kind == EntityKind::Type || (name == "type_as" && type.isScalar()))
-        return callWithArguments(
-            typeName(type.type), expr,
-            {{base}, {callee.operands[0]->range}, {}, expr.range, typeName(type.type)});
+        return callWithArguments(typeName(type.type), expr,
+                                 {{base}, {callee.operands[0]->range}, {}, expr.range, typeName(type.type)});
     }
-    return fail(expr.range,
-                "'.to(...)' takes a type: torch.float32, torch.int32, torch.int64 or torch.bool");
+    return fail(expr.range, "'.to(...)' takes a type: torch.float32, torch.int32, torch.int64 or torch.bool");
   }
   auto type = name == "long" ? std::optional(ValueType::Int) : valueTypeNamed(name);
   auto function = findEntry(kLibraryFunctions, name);
   bool isOperator = std::any_of(std::begin(kOperatorNames), std::end(kOperatorNames),
                                 [&](const OperatorName &entry) { return entry.name == name; });
   bool isKnown =
-      type || isOperator ||
-      (function != std::end(kLibraryFunctions) && name != "tensor" && !name.ends_with("_masks"));
+      type || isOperator || (function != std::end(kLibraryFunctions) && name != "tensor" && !name.ends_with("_masks"));
   if (!isKnown) {
     std::vector<std::string> names;
     for (const auto &entry : kLibraryFunctions)
       names.emplace_back(entry.first);
-    return fail(callee.opRange, fmt::format("{} has no method '{}'{}", describe(base), name,
-                                            suggestion(name, names)));
+    return fail(callee.opRange, fmt::format("{} has no method '{}'{}", describe(base), name, suggestion(name, names)));
   }
   std::string target = type ? typeName(*type) : isOperator ? name : std::string(function->second);
   arguments->positional.insert(arguments->positional.begin(), base);
@@ -226,8 +213,7 @@ Entity Importer::callMethod(Entity base, const Expr &expr) {
   return callWithArguments(target, expr, std::move(*arguments));
 }
 
-Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity> &values,
-                              SourceRange range) {
+Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity> &values, SourceRange range) {
   Entity result;
   for (const Entity &element : values) {
     Entity value = toScalar(element, range);
@@ -237,15 +223,11 @@ Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity>
       value = toBool(value, range, fmt::format("'{}'", name));
       if (value.isError())
         return {};
-      result = result.isError()
-                   ? value
-                   : emit(name == "any" ? Operation::Or : Operation::And, {result, value}, range);
+      result = result.isError() ? value : emit(name == "any" ? Operation::Or : Operation::And, {result, value}, range);
       continue;
     }
     if (value.type == ValueType::Bool)
-      return fail(
-          range,
-          fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
+      return fail(range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
     if (result.isError()) {
       result = value;
       continue;
@@ -262,8 +244,7 @@ Entity Importer::foldPairwise(const std::string &name, const std::vector<Entity>
   return result.isError() ? fail(range, fmt::format("'{}' of nothing", name)) : result;
 }
 
-Entity Importer::clampTo(const Entity &value, const Entity *lo, const Entity *hi,
-                         SourceRange range) {
+Entity Importer::clampTo(const Entity &value, const Entity *lo, const Entity *hi, SourceRange range) {
   Entity result = value;
   if (lo)
     result = foldPairwise("max", {result, *lo}, range);
@@ -283,16 +264,14 @@ Entity Importer::unravel(const Arguments &given) {
   if (rest.isError())
     return {};
   if (shape.kind != EntityKind::Tuple || shape.elements.empty())
-    return fail(given.range,
-                "unravel(index, shape) takes a tuple of sizes, as in unravel(q, (T, Hh, Ww))");
+    return fail(given.range, "unravel(index, shape) takes a tuple of sizes, as in unravel(q, (T, Hh, Ww))");
   Entity result = shape;
   for (size_t axis = shape.elements.size(); axis-- > 0;) {
     Entity size = toInt(shape.elements[axis], given.range, "a size");
     if (size.isError())
       return {};
     if (size.isConstant() && size.constant->bits <= 0)
-      return fail(given.range,
-                  fmt::format("size {} of axis {}; expected 1 or more", size.constant->bits, axis));
+      return fail(given.range, fmt::format("size {} of axis {}; expected 1 or more", size.constant->bits, axis));
     result.elements[axis] = axis ? emit(Operation::Mod, {rest, size}, given.range) : rest;
     if (axis)
       rest = emit(Operation::FloorDiv, {rest, size}, given.range);
@@ -306,22 +285,18 @@ Entity Importer::ravel(const Arguments &given) {
   if (!takeArguments(arguments, {"coordinates", "shape"}, 2, values))
     return {};
   bool isPair = values[0].kind == EntityKind::Tuple && values[1].kind == EntityKind::Tuple &&
-                !values[0].elements.empty() &&
-                values[0].elements.size() == values[1].elements.size();
+                !values[0].elements.empty() && values[0].elements.size() == values[1].elements.size();
   if (!isPair)
-    return fail(
-        given.range,
-        "ravel(coordinates, shape) takes two tuples of one length, as in ravel((y, x), (Hh, Ww))");
+    return fail(given.range, "ravel(coordinates, shape) takes two tuples of one length, as in ravel((y, x), (Hh, Ww))");
   Entity result;
   for (size_t axis = 0; axis < values[0].elements.size(); ++axis) {
     Entity coordinate = toInt(values[0].elements[axis], given.range, "a coordinate");
     Entity size = toInt(values[1].elements[axis], given.range, "a size");
     if (coordinate.isError() || size.isError())
       return {};
-    result = axis == 0 ? coordinate
-                       : emit(Operation::Add,
-                              {emit(Operation::Mul, {result, size}, given.range), coordinate},
-                              given.range);
+    result = axis == 0
+                 ? coordinate
+                 : emit(Operation::Add, {emit(Operation::Mul, {result, size}, given.range), coordinate}, given.range);
   }
   return result;
 }
@@ -336,29 +311,23 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
     return ravel(arguments);
   std::vector<Entity> values;
   auto scalarAt = [&](size_t i) {
-    return values[i] =
-               toScalar(values[i], i < arguments.ranges.size() ? arguments.ranges[i] : range);
+    return values[i] = toScalar(values[i], i < arguments.ranges.size() ? arguments.ranges[i] : range);
   };
-  if (name == "min" || name == "max" || name == "any" || name == "all" || name == "sum" ||
-      name == "minimum" || name == "maximum") {
+  if (name == "min" || name == "max" || name == "any" || name == "all" || name == "sum" || name == "minimum" ||
+      name == "maximum") {
     std::string kind = name.substr(0, 3);
     if (arguments.named.contains("dim") || arguments.named.contains("axis"))
       return fail(range, rowStatisticMessage(kind));
-    bool isTuple =
-        arguments.positional.size() == 1 && arguments.positional[0].kind == EntityKind::Tuple;
+    bool isTuple = arguments.positional.size() == 1 && arguments.positional[0].kind == EntityKind::Tuple;
     if (!arguments.named.empty())
       return fail(arguments.named.begin()->second.second,
                   fmt::format("'{}' has no argument '{}'", name, arguments.named.begin()->first));
     bool isVariadic = kind == "min" || kind == "max";
     if (!isTuple && arguments.positional.size() < (isVariadic ? 2 : SIZE_MAX))
-      return fail(
-          range,
-          isVariadic
-              ? fmt::format("'{}' takes two or more values, a tuple or a generator", kind)
-              : fmt::format("'{}' takes a generator or a tuple, as in {}(... for i in range(n))",
-                            kind, kind));
-    return foldPairwise(kind, isTuple ? arguments.positional[0].elements : arguments.positional,
-                        range);
+      return fail(range, isVariadic ? fmt::format("'{}' takes two or more values, a tuple or a generator", kind)
+                                    : fmt::format("'{}' takes a generator or a tuple, as in {}(... for i in range(n))",
+                                                  kind, kind));
+    return foldPairwise(kind, isTuple ? arguments.positional[0].elements : arguments.positional, range);
   }
   if (name == "clamp") {
     bool hasMinMax = arguments.named.contains("min") || arguments.named.contains("max");
@@ -376,8 +345,7 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "where") {
     if (!takeArguments(arguments, {"condition", "x", "y"}, 3, values))
       return {};
-    Entity condition =
-        toBool(values[0], arguments.ranges.empty() ? range : arguments.ranges[0], "'where'");
+    Entity condition = toBool(values[0], arguments.ranges.empty() ? range : arguments.ranges[0], "'where'");
     if (condition.isError())
       return {};
     return select(condition, values[1], values[2], range);
@@ -410,8 +378,7 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
     Entity result;
     result.kind = EntityKind::Scalar;
     result.constant = Constant::ofInt(name == "ones_like");
-    return convert(result, values[1].kind == EntityKind::Type ? values[1].type : values[0].type,
-                   range);
+    return convert(result, values[1].kind == EntityKind::Type ? values[1].type : values[0].type, range);
   }
   // What remains has one argument; conversions of PyTorch may name a type and a device.
   bool isConversion = name == "as_tensor";
@@ -424,10 +391,8 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
     if (text.starts_with('-') || text.starts_with('+'))
       text.erase(0, 1);
     if (text != "inf" && text != "infinity" && text != "Infinity")
-      return fail(
-          range,
-          fmt::format("float(\"{}\") is not part of the language; expected \"inf\" or \"-inf\"",
-                      values[0].name.substr(0, 40)));
+      return fail(range, fmt::format("float(\"{}\") is not part of the language; expected \"inf\" or \"-inf\"",
+                                     values[0].name.substr(0, 40)));
     Entity result;
     result.kind = EntityKind::Scalar;
     result.type = ValueType::Float;
@@ -447,9 +412,7 @@ Entity Importer::callWithArguments(const std::string &name, const Expr &expr, Ar
   if (name == "bitwise_not" && value.type != ValueType::Float)
     return emit(Operation::Not, {value}, range);
   if (value.type == ValueType::Bool)
-    return fail(
-        range,
-        fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
+    return fail(range, fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", name));
   if (name == "square")
     return emit(Operation::Mul, {value, value}, range);
   if (name == "neg")

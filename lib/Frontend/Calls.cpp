@@ -39,32 +39,27 @@ Entity Importer::evaluateCall(const Expr &expr) {
   }
   Entity target = evaluate(callee);
   switch (target.kind) {
-  case EntityKind::Error:
-    return {};
-  case EntityKind::Builtin:
-    return callBuiltin(target.name, expr);
+  case EntityKind::Error: return {};
+  case EntityKind::Builtin: return callBuiltin(target.name, expr);
   case EntityKind::Type: {
     Entity result;
     std::optional<Arguments> arguments = evaluateArguments(expr, typeName(target.type), 1);
-    return arguments ? callWithArguments(typeName(target.type), expr, std::move(*arguments))
-                     : result;
+    return arguments ? callWithArguments(typeName(target.type), expr, std::move(*arguments)) : result;
   }
   case EntityKind::Function: {
-    std::optional<Arguments> arguments =
-        evaluateArguments(expr, target.function->statement->name, 1);
+    std::optional<Arguments> arguments = evaluateArguments(expr, target.function->statement->name, 1);
     return arguments ? callFunction(*target.function, *arguments) : Entity{};
   }
   case EntityKind::Mask: {
     std::optional<Arguments> arguments = evaluateArguments(expr, "mask", 1);
     return arguments ? callMask(*target.mask, *arguments) : Entity{};
   }
-  default:
-    return fail(callee.range, fmt::format("{} is no function", describe(target)));
+  default: return fail(callee.range, fmt::format("{} is no function", describe(target)));
   }
 }
 
-std::optional<Importer::Arguments>
-Importer::evaluateArguments(const Expr &expr, const std::string &callee, size_t skip) {
+std::optional<Importer::Arguments> Importer::evaluateArguments(const Expr &expr, const std::string &callee,
+                                                               size_t skip) {
   Arguments arguments;
   arguments.range = expr.range;
   arguments.callee = callee;
@@ -87,22 +82,20 @@ Importer::evaluateArguments(const Expr &expr, const std::string &callee, size_t 
   return hasFailed ? std::nullopt : std::optional(std::move(arguments));
 }
 
-bool Importer::takeArguments(Arguments &arguments, std::initializer_list<const char *> names,
-                             size_t numRequired, std::vector<Entity> &out) {
+bool Importer::takeArguments(Arguments &arguments, std::initializer_list<const char *> names, size_t numRequired,
+                             std::vector<Entity> &out) {
   std::vector<std::string> all(names.begin(), names.end());
   out.assign(all.size(), Entity{});
   if (arguments.positional.size() > all.size()) {
-    error(arguments.range,
-          fmt::format("'{}' takes {} argument{}, {} given", arguments.callee, all.size(),
-                      all.size() == 1 ? "" : "s", arguments.positional.size()));
+    error(arguments.range, fmt::format("'{}' takes {} argument{}, {} given", arguments.callee, all.size(),
+                                       all.size() == 1 ? "" : "s", arguments.positional.size()));
     return false;
   }
   std::copy(arguments.positional.begin(), arguments.positional.end(), out.begin());
   for (auto &[name, value] : arguments.named) {
     auto at = std::find(all.begin(), all.end(), name);
     if (at == all.end()) {
-      error(value.second, fmt::format("'{}' has no argument '{}'{}", arguments.callee, name,
-                                      suggestion(name, all)));
+      error(value.second, fmt::format("'{}' has no argument '{}'{}", arguments.callee, name, suggestion(name, all)));
       return false;
     }
     size_t index = size_t(at - all.begin());
@@ -123,8 +116,7 @@ bool Importer::takeArguments(Arguments &arguments, std::initializer_list<const c
 Entity Importer::callFunction(const FunctionDefinition &function, const Arguments &arguments) {
   const Stmt &statement = *function.statement;
   if (!hasBody_)
-    return fail(arguments.range,
-                fmt::format("'{}' is called where a constant is expected", statement.name));
+    return fail(arguments.range, fmt::format("'{}' is called where a constant is expected", statement.name));
   auto noteDefinition = [&](Diagnostic &diagnostic) {
     addNote(diagnostic, function.module->file.source, statement.nameRange, "defined here");
     return Entity{};
@@ -132,19 +124,16 @@ Entity Importer::callFunction(const FunctionDefinition &function, const Argument
   size_t numParameters = statement.parameters.size();
   if (arguments.positional.size() > numParameters)
     return noteDefinition(
-        error(arguments.range,
-              fmt::format("'{}' takes {} argument{}, {} given", statement.name, numParameters,
-                          numParameters == 1 ? "" : "s", arguments.positional.size())));
+        error(arguments.range, fmt::format("'{}' takes {} argument{}, {} given", statement.name, numParameters,
+                                           numParameters == 1 ? "" : "s", arguments.positional.size())));
   std::map<std::string, Entity> locals;
   for (size_t i = 0; i < arguments.positional.size(); ++i)
     locals[statement.parameters[i].name] = arguments.positional[i];
   for (const auto &[name, value] : arguments.named) {
-    bool isKnown = std::any_of(
-        statement.parameters.begin(), statement.parameters.end(),
-        [&, &name = name](const Parameter &parameter) { return parameter.name == name; });
+    bool isKnown = std::any_of(statement.parameters.begin(), statement.parameters.end(),
+                               [&, &name = name](const Parameter &parameter) { return parameter.name == name; });
     if (!isKnown)
-      return noteDefinition(
-          error(value.second, fmt::format("'{}' has no parameter '{}'", statement.name, name)));
+      return noteDefinition(error(value.second, fmt::format("'{}' has no parameter '{}'", statement.name, name)));
     if (locals.contains(name))
       return fail(value.second, fmt::format("argument '{}' is given twice", name));
     locals[name] = value.first;
@@ -153,14 +142,13 @@ Entity Importer::callFunction(const FunctionDefinition &function, const Argument
     const Parameter &parameter = statement.parameters[i];
     if (isBuiltinDimension(parameter.name)) {
       errorIn(*function.module, parameter.range,
-              fmt::format("'{}' is the built-in size of a dimension; choose another name",
-                          parameter.name));
+              fmt::format("'{}' is the built-in size of a dimension; choose another name", parameter.name));
       return {};
     }
     if (!locals.contains(parameter.name)) {
       if (!parameter.defaultValue)
-        return noteDefinition(error(arguments.range, fmt::format("'{}' needs argument '{}'",
-                                                                 statement.name, parameter.name)));
+        return noteDefinition(
+            error(arguments.range, fmt::format("'{}' needs argument '{}'", statement.name, parameter.name)));
       Frame local;
       local.module = function.module;
       frames_.push_back(&local);
@@ -176,8 +164,7 @@ Entity Importer::callFunction(const FunctionDefinition &function, const Argument
         value = fail(range, "a score is a float; this is a bool");
       if (!value.isError())
         value = convert(value, ValueType::Float, range);
-    } else if (function.role != FunctionRole::Plain && i < firstCoordinate + 4 &&
-               !value.isError()) {
+    } else if (function.role != FunctionRole::Plain && i < firstCoordinate + 4 && !value.isError()) {
       value = toInt(value, range, fmt::format("coordinate '{}'", parameter.name));
     }
     if (value.isError())
@@ -192,19 +179,17 @@ Entity Importer::callFunction(const FunctionDefinition &function, const Argument
     else
       return {};
   }
-  return function.role == FunctionRole::Score ? convert(result, ValueType::Float, arguments.range)
-                                              : result;
+  return function.role == FunctionRole::Score ? convert(result, ValueType::Float, arguments.range) : result;
 }
 
-Entity Importer::inlineFunction(const FunctionDefinition &function,
-                                std::map<std::string, Entity> locals, SourceRange range) {
+Entity Importer::inlineFunction(const FunctionDefinition &function, std::map<std::string, Entity> locals,
+                                SourceRange range) {
   const Stmt &statement = *function.statement;
   for (Frame *open : frames_)
     if (open->function == &function || (open->function && open->function->statement == &statement))
-      return fail(range,
-                  fmt::format("'{}' calls itself; recursion is not part of the language, write a "
-                              "closed formula or any(...), sum(...) over a generator",
-                              statement.name));
+      return fail(range, fmt::format("'{}' calls itself; recursion is not part of the language, write a "
+                                     "closed formula or any(...), sum(...) over a generator",
+                                     statement.name));
   inlined_.insert(&statement);
   if (statement.isIncomplete || !enter(range))
     return {};
@@ -217,8 +202,7 @@ Entity Importer::inlineFunction(const FunctionDefinition &function,
   frames_.push_back(&local);
   std::optional<Entity> result = runBlock(statement.body, nullptr);
   if (!result)
-    result = fail(statement.nameRange,
-                  fmt::format("not every path of '{}' returns a value", statement.name));
+    result = fail(statement.nameRange, fmt::format("not every path of '{}' returns a value", statement.name));
   frames_.pop_back();
   --depth_;
   return *result;
@@ -234,8 +218,7 @@ Entity Importer::callMask(const MaskValue &mask, const Arguments &given) {
   Coordinates at;
   Entity *coordinates[] = {&at.b, &at.h, &at.q, &at.kv};
   for (size_t i = 0; i < 4; ++i) {
-    *coordinates[i] =
-        toInt(values[i], i < given.ranges.size() ? given.ranges[i] : given.range, "a coordinate");
+    *coordinates[i] = toInt(values[i], i < given.ranges.size() ? given.ranges[i] : given.range, "a coordinate");
     if (coordinates[i]->isError())
       return {};
   }
@@ -243,23 +226,20 @@ Entity Importer::callMask(const MaskValue &mask, const Arguments &given) {
 }
 
 Entity Importer::callBuiltin(const std::string &name, const Expr &expr) {
-  if (reductionNamed(name) && expr.operands.size() == 2 &&
-      expr.operands[1]->kind == ExprKind::Generator)
+  if (reductionNamed(name) && expr.operands.size() == 2 && expr.operands[1]->kind == ExprKind::Generator)
     return callReduction(name, expr);
   if (name == "attention")
     return fail(expr.range, "attention(...) stands at the top level of a file");
   if (name == "range")
-    return fail(expr.range,
-                "range(...) stands after 'in' of a generator or of a membership test only");
+    return fail(expr.range, "range(...) stands after 'in' of a generator or of a membership test only");
   std::optional<Arguments> arguments = evaluateArguments(expr, name, 1);
   return arguments ? callWithArguments(name, expr, std::move(*arguments)) : Entity{};
 }
 
 Entity Importer::callReduction(const std::string &name, const Expr &expr) {
   if (!expr.keywords.empty())
-    return fail(
-        expr.keywords[0].nameRange,
-        fmt::format("'{}' over a generator has no argument '{}'", name, expr.keywords[0].name));
+    return fail(expr.keywords[0].nameRange,
+                fmt::format("'{}' over a generator has no argument '{}'", name, expr.keywords[0].name));
   // Names bound by the generator are not seen after it.
   Frame before = frame();
   Entity result = reduceClauses(name, *expr.operands[1], 0);
@@ -278,10 +258,8 @@ Entity Importer::reduceClauses(const std::string &name, const Expr &generator, s
     if (isLogic)
       return toBool(element, elementExpr.range, fmt::format("'{}'", name));
     if (element.type == ValueType::Bool)
-      return fail(
-          elementExpr.range,
-          fmt::format("'{}' works on numbers; these are bools, write int(...) around the element",
-                      name));
+      return fail(elementExpr.range,
+                  fmt::format("'{}' works on numbers; these are bools, write int(...) around the element", name));
     return element;
   }
   const Clause &clause = generator.clauses[clauseIndex];
@@ -325,10 +303,8 @@ Entity Importer::reduceClauses(const std::string &name, const Expr &generator, s
     neutral.type = element.type;
     neutral.constant = Constant{element.type, kind == mask::ReductionKind::All};
     if (kind == mask::ReductionKind::Min || kind == mask::ReductionKind::Max)
-      return fail(
-          clause.conditions[0]->range,
-          fmt::format("'{}' has no value for elements left out; write where(...) in the element",
-                      name));
+      return fail(clause.conditions[0]->range,
+                  fmt::format("'{}' has no value for elements left out; write where(...) in the element", name));
     return select(condition, element, neutral, elementExpr.range);
   });
 }

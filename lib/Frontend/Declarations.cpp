@@ -15,10 +15,9 @@ using namespace ast;
 namespace {
 
 constexpr std::pair<std::string_view, ElementType> kElementTypes[] = {
-    {"bool", ElementType::Bool}, {"i8", ElementType::I8},     {"i16", ElementType::I16},
-    {"i32", ElementType::I32},   {"i64", ElementType::I64},   {"u8", ElementType::U8},
-    {"u16", ElementType::U16},   {"u32", ElementType::U32},   {"u64", ElementType::U64},
-    {"f16", ElementType::F16},   {"bf16", ElementType::BF16}, {"f32", ElementType::F32},
+    {"bool", ElementType::Bool}, {"i8", ElementType::I8},    {"i16", ElementType::I16},   {"i32", ElementType::I32},
+    {"i64", ElementType::I64},   {"u8", ElementType::U8},    {"u16", ElementType::U16},   {"u32", ElementType::U32},
+    {"u64", ElementType::U64},   {"f16", ElementType::F16},  {"bf16", ElementType::BF16}, {"f32", ElementType::F32},
     {"int", ElementType::I64},   {"float", ElementType::F32}};
 
 bool isFloat(ElementType type) {
@@ -32,13 +31,13 @@ constexpr const char *kExpectedDeclaration =
 } // namespace
 
 // An error about two declarations of one name, told at the one in the main file.
-void Importer::reportConflict(Module &module, SourceRange range, Module &otherModule,
-                              SourceRange otherRange, std::string message) {
+void Importer::reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange,
+                              std::string message) {
   bool isOthersMain = &otherModule == main_;
-  Diagnostic &diagnostic = isOthersMain ? errorIn(otherModule, otherRange, std::move(message))
-                                        : errorIn(module, range, std::move(message));
-  addNote(diagnostic, isOthersMain ? module.file.source : otherModule.file.source,
-          isOthersMain ? range : otherRange, "declared here");
+  Diagnostic &diagnostic =
+      isOthersMain ? errorIn(otherModule, otherRange, std::move(message)) : errorIn(module, range, std::move(message));
+  addNote(diagnostic, isOthersMain ? module.file.source : otherModule.file.source, isOthersMain ? range : otherRange,
+          "declared here");
 }
 
 void Importer::resolveDeclarations() {
@@ -50,8 +49,7 @@ void Importer::resolveDeclarations() {
       const Expr *shape = isArray ? statement->annotation.get() : nullptr;
       if (shape && shape->kind == ExprKind::Call)
         shape = shape->operands[0].get();
-      for (size_t i = 2; shape && shape->kind == ExprKind::Subscript && i < shape->operands.size();
-           ++i)
+      for (size_t i = 2; shape && shape->kind == ExprKind::Subscript && i < shape->operands.size(); ++i)
         registerDimensions(*module, *shape->operands[i]);
     }
   // Scalars first, because dimensions mention them; the main file first, because its declarations
@@ -62,8 +60,7 @@ void Importer::resolveDeclarations() {
         auto symbol = module->symbols.find(statement->name);
         bool isOwn = statement->kind == StmtKind::Declare && symbol != module->symbols.end() &&
                      symbol->second.statement == statement.get() && symbol->second.kind == kind;
-        bool isDone =
-            !isOwn || symbol->second.isBroken || symbol->second.scalar || symbol->second.tensor;
+        bool isDone = !isOwn || symbol->second.isBroken || symbol->second.scalar || symbol->second.tensor;
         if (!isDone && kind == SymbolKind::Scalar)
           resolveScalar(*module, symbol->second);
         else if (!isDone)
@@ -76,20 +73,17 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   const Expr &annotation = *statement.annotation;
   symbol.isBroken = true;
   llvm::SaveAndRestore<bool> open(symbol.isOpen, true);
-  bool isForm =
-      annotation.kind == ExprKind::Subscript && annotation.operands.size() == 2 &&
-      annotation.operands[0]->kind == ExprKind::Name &&
-      (annotation.operands[0]->name == "param" || annotation.operands[0]->name == "const");
+  bool isForm = annotation.kind == ExprKind::Subscript && annotation.operands.size() == 2 &&
+                annotation.operands[0]->kind == ExprKind::Name &&
+                (annotation.operands[0]->name == "param" || annotation.operands[0]->name == "const");
   if (!isForm) {
     errorIn(module, annotation.range,
             fmt::format("'{}' is not the type of a declaration; {}",
-                        std::string(module.file.source->slice(annotation.range)).substr(0, 60),
-                        kExpectedDeclaration));
+                        std::string(module.file.source->slice(annotation.range)).substr(0, 60), kExpectedDeclaration));
     return;
   }
   const Expr &typeExpr = *annotation.operands[1];
-  std::optional<ValueType> type =
-      typeExpr.kind == ExprKind::Name ? valueTypeNamed(typeExpr.name) : std::nullopt;
+  std::optional<ValueType> type = typeExpr.kind == ExprKind::Name ? valueTypeNamed(typeExpr.name) : std::nullopt;
   if (!type) {
     errorIn(module, typeExpr.range,
             fmt::format("'{}' is not the type of a scalar; expected int, float, bool or u32",
@@ -109,13 +103,12 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
     Constant &value = *declaration.value;
     if (value.type == ValueType::Int && *type == ValueType::Float)
       value = Constant::ofFloat(float(value.bits));
-    if (value.type == ValueType::Int && *type == ValueType::U32 && value.bits >= 0 &&
-        value.bits <= UINT32_MAX)
+    if (value.type == ValueType::Int && *type == ValueType::U32 && value.bits >= 0 && value.bits <= UINT32_MAX)
       value.type = ValueType::U32;
     if (value.type != *type) {
-      errorIn(module, statement.value->range,
-              fmt::format("'{}' is declared {}, its value is {}", statement.name, typeName(*type),
-                          typeName(value.type)));
+      errorIn(
+          module, statement.value->range,
+          fmt::format("'{}' is declared {}, its value is {}", statement.name, typeName(*type), typeName(value.type)));
       return;
     }
   }
@@ -125,8 +118,7 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
       reportConflict(module, statement.nameRange, *other->second->module, other->second->range,
                      fmt::format("'{}' is declared {} in one file and {} in another; one name is "
                                  "one declaration in all files",
-                                 statement.name, typeName(other->second->type),
-                                 typeName(declaration.type)));
+                                 statement.name, typeName(other->second->type), typeName(declaration.type)));
       return;
     }
     bool isMains = &module == main_ && other->second->module != main_;
@@ -143,8 +135,7 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
         return;
     } else if (!declaration.value) {
       errorIn(module, statement.nameRange,
-              fmt::format("const '{}' has no value; expected one here or from the caller",
-                          statement.name));
+              fmt::format("const '{}' has no value; expected one here or from the caller", statement.name));
       return;
     }
   }
@@ -154,8 +145,7 @@ void Importer::resolveScalar(Module &module, Symbol &symbol) {
   symbol.isBroken = false;
 }
 
-std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &declaration,
-                                                     const std::string &text) {
+std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &declaration, const std::string &text) {
   char *end = nullptr;
   auto isWhole = [&] { return !text.empty() && *end == '\0'; };
   switch (declaration.type) {
@@ -183,8 +173,7 @@ std::optional<Constant> Importer::constantFromOption(const ScalarDeclaration &de
   }
   Diagnostic &diagnostic = diagnostics_.error(fmt::format(
       "value of '{}' is '{}', which is not {}; expected a value of type {}", declaration.name, text.substr(0, 60),
-      declaration.type == ValueType::Int ? "an int"
-                                         : fmt::format("a {}", typeName(declaration.type)),
+      declaration.type == ValueType::Int ? "an int" : fmt::format("a {}", typeName(declaration.type)),
       typeName(declaration.type)));
   addNote(diagnostic, declaration.module->file.source, declaration.range, "declared here");
   return std::nullopt;
@@ -201,9 +190,8 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
     shape = shape->operands[0].get();
   }
   if (shape->kind != ExprKind::Subscript || shape->operands[0]->kind != ExprKind::Name) {
-    errorIn(
-        module, statement.annotation->range,
-        "an array is declared with its element type and dimensions; expected tensor[i32, KV_LEN]");
+    errorIn(module, statement.annotation->range,
+            "an array is declared with its element type and dimensions; expected tensor[i32, KV_LEN]");
     return;
   }
   TensorDeclaration tensor;
@@ -211,27 +199,24 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
   tensor.module = &module;
   tensor.range = statement.nameRange;
   const Expr &typeExpr = *shape->operands[1];
-  auto type =
-      std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const auto &entry) {
-        return typeExpr.kind == ExprKind::Name && entry.first == typeExpr.name;
-      });
+  auto type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes), [&](const auto &entry) {
+    return typeExpr.kind == ExprKind::Name && entry.first == typeExpr.name;
+  });
   if (type == std::end(kElementTypes)) {
     std::vector<std::string> names;
     for (const auto &entry : kElementTypes)
       names.emplace_back(entry.first);
     std::string shown(module.file.source->slice(typeExpr.range));
-    errorIn(
-        module, typeExpr.range,
-        fmt::format(
-            "'{}' is not an element type{}; expected bool, i8 to i64, u8 to u64, f16, bf16 or f32",
-            shown.substr(0, 60), suggestion(shown, names)));
+    errorIn(module, typeExpr.range,
+            fmt::format("'{}' is not an element type{}; expected bool, i8 to i64, u8 to u64, f16, bf16 or f32",
+                        shown.substr(0, 60), suggestion(shown, names)));
     return;
   }
   tensor.type = type->second;
   if (shape->operands.size() - 2 > size_t(kMaxCaptureRank)) {
     errorIn(module, shape->range,
-            fmt::format("'{}' has {} dimensions; expected at most {}", statement.name,
-                        shape->operands.size() - 2, kMaxCaptureRank));
+            fmt::format("'{}' has {} dimensions; expected at most {}", statement.name, shape->operands.size() - 2,
+                        kMaxCaptureRank));
     return;
   }
   for (size_t i = 2; i < shape->operands.size(); ++i) {
@@ -242,8 +227,7 @@ void Importer::resolveTensor(Module &module, Symbol &symbol) {
   }
   if (statement.value) {
     errorIn(module, statement.value->range,
-            fmt::format("array '{}' is bound when the program runs; expected no value here",
-                        statement.name));
+            fmt::format("array '{}' is bound when the program runs; expected no value here", statement.name));
     return;
   }
   if (facts)
@@ -283,8 +267,7 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
     if (fact.kind == ExprKind::Name && fact.name == "sorted") {
       tensor.isSorted = true;
       if (tensor.dims.empty())
-        errorIn(module, fact.range,
-                fmt::format("'{}' has no axis to be sorted along", tensor.name));
+        errorIn(module, fact.range, fmt::format("'{}' has no axis to be sorted along", tensor.name));
       continue;
     }
     errorIn(module, fact.range,
@@ -292,12 +275,10 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
                         std::string(module.file.source->slice(fact.range)).substr(0, 60)));
   }
   for (const Keyword &keyword : call.keywords) {
-    if (keyword.name != "lo" && keyword.name != "hi" && keyword.name != "grad" &&
-        keyword.name != "sorted") {
-      errorIn(
-          module, keyword.nameRange,
-          fmt::format("'{}' is not a fact about an array{}; expected sorted, lo=, hi= or grad=True",
-                      keyword.name, suggestion(keyword.name, {"sorted", "grad"})));
+    if (keyword.name != "lo" && keyword.name != "hi" && keyword.name != "grad" && keyword.name != "sorted") {
+      errorIn(module, keyword.nameRange,
+              fmt::format("'{}' is not a fact about an array{}; expected sorted, lo=, hi= or grad=True", keyword.name,
+                          suggestion(keyword.name, {"sorted", "grad"})));
       continue;
     }
     std::optional<Constant> value = evaluateConstant(module, *keyword.value);
@@ -317,20 +298,16 @@ void Importer::resolveFacts(Module &module, const Expr &call, TensorDeclaration 
     else if (keyword.name == "sorted")
       tensor.isSorted = value->bits != 0;
     else if (!isFloat(tensor.type) && value->bits != 0)
-      errorIn(
-          module, keyword.nameRange,
-          fmt::format("'{}' is an array of ints or bools; gradients exist for f16, bf16 and f32",
-                      tensor.name));
+      errorIn(module, keyword.nameRange,
+              fmt::format("'{}' is an array of ints or bools; gradients exist for f16, bf16 and f32", tensor.name));
     else
       tensor.needsGradient = value->bits != 0;
   }
   if ((tensor.lo || tensor.hi) && (isFloat(tensor.type) || tensor.type == ElementType::Bool))
-    errorIn(module, call.range,
-            fmt::format("'lo' and 'hi' bound ints; '{}' has none", tensor.name));
+    errorIn(module, call.range, fmt::format("'lo' and 'hi' bound ints; '{}' has none", tensor.name));
   if (tensor.lo && tensor.hi && *tensor.lo >= *tensor.hi)
     errorIn(module, call.range,
-            fmt::format("no int is at least {} and below {}; expected lo < hi", *tensor.lo,
-                        *tensor.hi));
+            fmt::format("no int is at least {} and below {}; expected lo < hi", *tensor.lo, *tensor.hi));
 }
 
 const TensorDeclaration *Importer::use(const TensorDeclaration *tensor) {

@@ -15,12 +15,9 @@ constexpr size_t kMaxKeptLine = 4096;
 
 const char *toString(Severity severity) {
   switch (severity) {
-  case Severity::Error:
-    return "error";
-  case Severity::Warning:
-    return "warning";
-  case Severity::Note:
-    return "note";
+  case Severity::Error: return "error";
+  case Severity::Warning: return "warning";
+  case Severity::Note: return "note";
   }
   return "";
 }
@@ -70,13 +67,11 @@ void renderSource(const Diagnostic &diagnostic, std::string &out) {
 
 void render(const Diagnostic &diagnostic, std::string &out) {
   if (!diagnostic.file.empty())
-    out += diagnostic.line
-               ? fmt::format("{}:{}:{}: ", diagnostic.file, diagnostic.line, diagnostic.column)
-               : diagnostic.file + ": ";
+    out += diagnostic.line ? fmt::format("{}:{}:{}: ", diagnostic.file, diagnostic.line, diagnostic.column)
+                           : diagnostic.file + ": ";
   out += fmt::format("{}: {}\n", toString(diagnostic.severity), diagnostic.message);
   renderSource(diagnostic, out);
-  if (diagnostic.fixIt && diagnostic.fixIt->line == diagnostic.line &&
-      diagnostic.sourceLine.size() <= kMaxShownColumns)
+  if (diagnostic.fixIt && diagnostic.fixIt->line == diagnostic.line && diagnostic.sourceLine.size() <= kMaxShownColumns)
     out += std::string(std::max(diagnostic.fixIt->column - 1, 0), ' ') +
            printable(diagnostic.fixIt->replacement.substr(0, diagnostic.fixIt->replacement.find('\n'))) + "\n";
   for (const Diagnostic &note : diagnostic.notes)
@@ -85,14 +80,12 @@ void render(const Diagnostic &diagnostic, std::string &out) {
 
 // The same message at the same place.
 std::string keyOf(const Diagnostic &diagnostic) {
-  return fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column,
-                     diagnostic.message);
+  return fmt::format("{}:{}:{}:{}", diagnostic.file, diagnostic.line, diagnostic.column, diagnostic.message);
 }
 
 } // namespace
 
-Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range,
-                          std::string message) {
+Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range, std::string message) {
   Diagnostic diagnostic;
   diagnostic.severity = severity;
   diagnostic.message = std::move(message);
@@ -110,13 +103,11 @@ Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRang
   return diagnostic;
 }
 
-void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
-             std::string message) {
+void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string message) {
   diagnostic.notes.push_back(makeDiagnostic(Severity::Note, source, range, std::move(message)));
 }
 
-void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
-              std::string replacement) {
+void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string replacement) {
   SourcePosition begin = source->position(range.begin);
   SourcePosition end = source->position(range.end);
   diagnostic.fixIt = FixIt{begin.line, begin.column, end.line, end.column, std::move(replacement)};
@@ -135,8 +126,7 @@ Diagnostic &DiagnosticList::add(Diagnostic diagnostic) {
   return diagnostics_.back();
 }
 
-Diagnostic &DiagnosticList::report(Severity severity, const SourceRef &source, SourceRange range,
-                                   std::string message) {
+Diagnostic &DiagnosticList::report(Severity severity, const SourceRef &source, SourceRange range, std::string message) {
   return add(makeDiagnostic(severity, source, range, std::move(message)));
 }
 

@@ -42,8 +42,7 @@ public:
   explicit DiagnosticList(size_t maxErrors = kMaxErrors) : maxErrors_(maxErrors) {}
 
   /// Adds a message at `range` of `source`. The reference is valid until the next call.
-  Diagnostic &report(Severity severity, const SourceRef &source, SourceRange range,
-                     std::string message);
+  Diagnostic &report(Severity severity, const SourceRef &source, SourceRange range, std::string message);
   Diagnostic &error(const SourceRef &source, SourceRange range, std::string message) {
     return report(Severity::Error, source, range, std::move(message));
   }
@@ -74,16 +73,13 @@ private:
 };
 
 /// A diagnostic at a place of a source, for notes and for lists of one's own.
-Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range,
-                          std::string message);
+Diagnostic makeDiagnostic(Severity severity, const SourceRef &source, SourceRange range, std::string message);
 
 /// Appends a note that points at `range` of `source`.
-void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
-             std::string message);
+void addNote(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string message);
 
 /// Sets the replacement of `range` of `source` by `replacement`.
-void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range,
-              std::string replacement);
+void setFixIt(Diagnostic &diagnostic, const SourceRef &source, SourceRange range, std::string replacement);
 
 /// `file:line:column: error: message`, the source line, a caret with the range, the fix-it and the
 /// notes; ends in a newline.

@@ -15,8 +15,7 @@ const Expr *aliasedExpr(const Symbol &symbol) {
     return nullptr;
   if (symbol.element < 0)
     return symbol.expr;
-  bool isWritten = symbol.expr->kind == ExprKind::Tuple &&
-                   size_t(symbol.element) < symbol.expr->operands.size();
+  bool isWritten = symbol.expr->kind == ExprKind::Tuple && size_t(symbol.element) < symbol.expr->operands.size();
   return isWritten ? symbol.expr->operands[symbol.element].get() : nullptr;
 }
 
@@ -69,8 +68,7 @@ void Importer::registerDimensions(Module &module, const Expr &expr) {
 // Whether every name of a dimension's expression is an int that can be known when arrays are bound.
 bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
   switch (expr.kind) {
-  case ExprKind::Int:
-    return true;
+  case ExprKind::Int: return true;
   case ExprKind::Name: {
     if (isBuiltinDimension(expr.name))
       return true;
@@ -119,8 +117,7 @@ bool Importer::checkDimensionNames(Module &module, const Expr &expr) {
     errorIn(module, expr.range, "division by the constant 0");
     return false;
   }
-  default:
-    break;
+  default: break;
   }
   errorIn(module, expr.range, "a dimension is a literal, a name or an expression of + - * // over them");
   return false;
@@ -136,18 +133,15 @@ std::string Importer::dimensionText(Module &module, const Expr &expr) {
     const Expr *aliased = found.symbol ? aliasedExpr(*found.symbol) : nullptr;
     return aliased ? dimensionText(*found.module, *aliased) : found.name;
   }
-  case ExprKind::Unary:
-    return fmt::format("{}{}", toString(expr.op), dimensionText(module, *expr.operands[0]));
+  case ExprKind::Unary: return fmt::format("{}{}", toString(expr.op), dimensionText(module, *expr.operands[0]));
   case ExprKind::Binary: {
     auto side = [&](const Expr &operand) {
       std::string text = dimensionText(module, operand);
       return text.find(' ') == std::string::npos ? text : fmt::format("({})", text);
     };
-    return fmt::format("{} {} {}", side(*expr.operands[0]), toString(expr.op),
-                       side(*expr.operands[1]));
+    return fmt::format("{} {} {}", side(*expr.operands[0]), toString(expr.op), side(*expr.operands[1]));
   }
-  default:
-    return std::string(module.file.source->slice(expr.range));
+  default: return std::string(module.file.source->slice(expr.range));
   }
 }
 
@@ -158,8 +152,7 @@ bool Importer::resolveDimension(Module &module, const Expr &expr, Dimension &dim
   std::optional<Constant> constant = quietly([&] { return evaluateConstant(module, expr); });
   if (constant && constant->type == ValueType::Int) {
     if (constant->bits < 0 || constant->bits > (int64_t(1) << 40)) {
-      errorIn(module, expr.range,
-              fmt::format("a dimension of size {}; expected 0 to 2^40", constant->bits));
+      errorIn(module, expr.range, fmt::format("a dimension of size {}; expected 0 to 2^40", constant->bits));
       return false;
     }
     dimension.constant = constant->bits;

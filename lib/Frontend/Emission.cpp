@@ -15,29 +15,21 @@ struct OperationEntry {
   const char *mnemonic;
 };
 constexpr OperationEntry kOperationNames[] = {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  {"mask." #mnemonic, #mnemonic},
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains) {"mask." #mnemonic, #mnemonic},
 #include "runtime/contract/Operations.def"
 };
 
-bool isComparison(Operation operation) {
-  return operation >= Operation::Eq && operation <= Operation::Ge;
-}
+bool isComparison(Operation operation) { return operation >= Operation::Eq && operation <= Operation::Ge; }
 
 ValueType resultType(Operation operation, ValueType operandType) {
   if (isComparison(operation))
     return ValueType::Bool;
   switch (operation) {
-  case Operation::ToBool:
-    return ValueType::Bool;
-  case Operation::ToInt:
-    return ValueType::Int;
-  case Operation::ToU32:
-    return ValueType::U32;
-  case Operation::ToFloat:
-    return ValueType::Float;
-  default:
-    return operandType;
+  case Operation::ToBool: return ValueType::Bool;
+  case Operation::ToInt: return ValueType::Int;
+  case Operation::ToU32: return ValueType::U32;
+  case Operation::ToFloat: return ValueType::Float;
+  default: return operandType;
   }
 }
 
@@ -58,8 +50,7 @@ bool Importer::checkMaskFloat(Operation operation, ValueType type, SourceRange r
   case Operation::Min:
   case Operation::Max:
   case Operation::Select:
-  case Operation::ToFloat:
-    return true;
+  case Operation::ToFloat: return true;
   default:
     error(range, fmt::format("'{}' of a float in a mask; CPU and GPU may round it differently, so "
                              "masks use + - * / and comparisons of floats only; "
@@ -84,8 +75,7 @@ Entity Importer::emit(Operation operation, std::span<const Entity> operands, Sou
   if (!checkMaskFloat(operation, type, range))
     return {};
   if (!hasBody_)
-    return fail(range,
-                "an expression that is known only when the program runs; expected a constant");
+    return fail(range, "an expression that is known only when the program runs; expected a constant");
   mlir::OperationState state(location(range), kOperationNames[int(operation)].opName);
   for (const Entity &operand : operands)
     state.addOperands(materialize(operand, range));
@@ -95,8 +85,7 @@ Entity Importer::emit(Operation operation, std::span<const Entity> operands, Sou
 Entity Importer::emitLeaf(mlir::OperationState &state, ValueType type) {
   if (++numOperations_ > kMaxOperations) {
     if (!isExhausted_)
-      error(frame().callRange,
-            fmt::format("the program inlines to more than {} operations", kMaxOperations));
+      error(frame().callRange, fmt::format("the program inlines to more than {} operations", kMaxOperations));
     isExhausted_ = true;
     return {};
   }
@@ -117,8 +106,7 @@ mlir::Value Importer::materialize(const Entity &entity, SourceRange range) {
   if (entity.type == ValueType::Float)
     value = mlir::FloatAttr::get(type, llvm::APFloat(entity.constant->asFloat()));
   else
-    value = mlir::IntegerAttr::get(type, llvm::APInt(type.getIntOrFloatBitWidth(),
-                                                     uint64_t(entity.constant->bits),
+    value = mlir::IntegerAttr::get(type, llvm::APInt(type.getIntOrFloatBitWidth(), uint64_t(entity.constant->bits),
                                                      /*isSigned=*/false, /*implicitTrunc=*/true));
   state.addAttribute("value", value);
   state.addTypes(type);

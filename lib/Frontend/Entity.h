@@ -100,17 +100,7 @@ struct Entity {
   bool isConstant() const { return isScalar() && constant.has_value(); }
 };
 
-enum class MaskValueKind : uint8_t {
-  Definition,
-  All,
-  And,
-  Or,
-  Xor,
-  Not,
-  Remap,
-  PerHead,
-  PerDocument
-};
+enum class MaskValueKind : uint8_t { Definition, All, And, Or, Xor, Not, Remap, PerHead, PerDocument };
 
 /// A mask as a value: a definition or masks combined.
 struct MaskValue {
@@ -123,31 +113,22 @@ struct MaskValue {
   SourceRange range;
 };
 
-enum class SymbolKind : uint8_t {
-  Function,
-  Scalar,
-  Tensor,
-  Dimension,
-  Alias,
-  Imported,
-  Library,
-  Module
-};
+enum class SymbolKind : uint8_t { Function, Scalar, Tensor, Dimension, Alias, Imported, Library, Module };
 
 /// What a name at the top level of a file stands for.
 struct Symbol {
   SymbolKind kind = SymbolKind::Alias;
-  std::string name;                ///< Dimension: its name; Library: `torch` or `torch.where`
-  SourceRange range;               ///< where it was defined
-  const ast::Expr *expr = nullptr; ///< Alias
-  int element = -1; ///< Alias: element of the tuple that expr gives, -1 for all of it
+  std::string name;                          ///< Dimension: its name; Library: `torch` or `torch.where`
+  SourceRange range;                         ///< where it was defined
+  const ast::Expr *expr = nullptr;           ///< Alias
+  int element = -1;                          ///< Alias: element of the tuple that expr gives, -1 for all of it
   const ast::Stmt *statement = nullptr;      ///< Scalar and Tensor: the declaration
   FunctionDefinition function;               ///< Function
   const ScalarDeclaration *scalar = nullptr; ///< Scalar, once resolved
   const TensorDeclaration *tensor = nullptr; ///< Tensor, once resolved
   Module *module = nullptr;                  ///< Imported and Module: the other file
   bool isBroken = false;                     ///< its declaration was reported
-  bool isOpen = false; ///< its declaration is being evaluated; a use meanwhile is a cycle
+  bool isOpen = false;                       ///< its declaration is being evaluated; a use meanwhile is a cycle
 };
 
 /// One loaded file.

@@ -53,8 +53,7 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
                  std::all_of(entry.name.begin(), entry.name.end(),
                              [](char c) { return llvm::isAlnum(c) || c == '_' || c == '-'; });
   if (!isPlain && !hasFailed)
-    failAt(call.operands[1]->range,
-           "the name of an entry point is made of letters, digits, '_' and '-'");
+    failAt(call.operands[1]->range, "the name of an entry point is made of letters, digits, '_' and '-'");
   for (const Keyword &keyword : call.keywords) {
     const Expr &expr = *keyword.value;
     if (keyword.name == "scale" || keyword.name == "softmax") {
@@ -75,8 +74,7 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
       failAt(keyword.nameRange,
              fmt::format("attention(...) has no argument '{}'{}; expected mask=, score=, sink=, "
                          "scale= or softmax=",
-                         keyword.name,
-                         suggestion(keyword.name, {"mask", "score", "sink", "scale", "softmax"})));
+                         keyword.name, suggestion(keyword.name, {"mask", "score", "sink", "scale", "softmax"})));
       continue;
     }
     Entity value = evaluate(expr);
@@ -96,8 +94,7 @@ std::optional<EntryDeclaration> Importer::readAttention(Module &module, const Ex
     } else if (keyword.name == "score") {
       hasFailed |= !readScores(value, expr.range, entry);
     } else {
-      bool isSink = value.kind == EntityKind::Tensor && value.elements.empty() &&
-                    value.tensor->dims.size() == 1 &&
+      bool isSink = value.kind == EntityKind::Tensor && value.elements.empty() && value.tensor->dims.size() == 1 &&
                     loadedValueType(value.tensor->type) == ValueType::Float;
       if (!isSink)
         failAt(expr.range, fmt::format("sink= takes an array of floats of shape [H], as 'sinks: "
@@ -146,9 +143,10 @@ void Importer::reportNoEntryPoint(Module &module) {
     return;
   }
   const char *decorator = roleByParameters(*candidate) == FunctionRole::Mask ? "@mask" : "@score";
-  Diagnostic &diagnostic =
-      errorIn(module, candidate->nameRange, fmt::format("{}write '{}' before '{}'", kMessage, decorator, candidate->name));
-  setFixIt(diagnostic, module.file.source, {candidate->range.begin, candidate->range.begin}, fmt::format("{}\n", decorator));
+  Diagnostic &diagnostic = errorIn(module, candidate->nameRange,
+                                   fmt::format("{}write '{}' before '{}'", kMessage, decorator, candidate->name));
+  setFixIt(diagnostic, module.file.source, {candidate->range.begin, candidate->range.begin},
+           fmt::format("{}\n", decorator));
 }
 
 std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
@@ -176,8 +174,7 @@ std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
       auto symbol = module.symbols.find(statement->name);
       if (statement->kind != StmtKind::Function || symbol == module.symbols.end() ||
           symbol->second.kind != SymbolKind::Function || symbol->second.isBroken ||
-          symbol->second.function.statement != statement.get() ||
-          symbol->second.function.role != role)
+          symbol->second.function.statement != statement.get() || symbol->second.function.role != role)
         continue;
       EntryDeclaration entry;
       entry.name = statement->name;
@@ -201,8 +198,7 @@ std::vector<EntryDeclaration> Importer::collectEntryPoints(Module &module) {
     auto symbol = module.symbols.find(statement->targets[0]->name);
     if (symbol == module.symbols.end() || symbol->second.expr != statement->value.get())
       continue;
-    Entity value =
-        quietly([&] { return evaluateSymbol(module, symbol->second, statement->range); });
+    Entity value = quietly([&] { return evaluateSymbol(module, symbol->second, statement->range); });
     if (value.kind != EntityKind::Mask)
       continue;
     EntryDeclaration entry;

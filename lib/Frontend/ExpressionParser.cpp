@@ -15,11 +15,11 @@ using namespace ast;
 
 namespace {
 
-constexpr std::string_view kKeywords[] = {
-    "False", "None",     "True",  "and",    "as",   "assert", "async",  "await",    "break",
-    "class", "continue", "def",   "del",    "elif", "else",   "except", "finally",  "for",
-    "from",  "global",   "if",    "import", "in",   "is",     "lambda", "nonlocal", "not",
-    "or",    "pass",     "raise", "return", "try",  "while",  "with",   "yield"};
+constexpr std::string_view kKeywords[] = {"False",  "None",   "True",    "and",      "as",       "assert", "async",
+                                          "await",  "break",  "class",   "continue", "def",      "del",    "elif",
+                                          "else",   "except", "finally", "for",      "from",     "global", "if",
+                                          "import", "in",     "is",      "lambda",   "nonlocal", "not",    "or",
+                                          "pass",   "raise",  "return",  "try",      "while",    "with",   "yield"};
 
 struct BinaryOperator {
   std::string_view text;
@@ -28,10 +28,9 @@ struct BinaryOperator {
 };
 // Python's precedence: a larger number binds tighter. '**' and unary operators bind tighter still.
 constexpr BinaryOperator kBinaryOperators[] = {
-    {"|", OpKind::BitOr, 1}, {"^", OpKind::BitXor, 2},    {"&", OpKind::BitAnd, 3},
-    {"<<", OpKind::Shl, 4},  {">>", OpKind::Shr, 4},      {"+", OpKind::Add, 5},
-    {"-", OpKind::Sub, 5},   {"*", OpKind::Mul, 6},       {"/", OpKind::Div, 6},
-    {"%", OpKind::Mod, 6},   {"//", OpKind::FloorDiv, 6},
+    {"|", OpKind::BitOr, 1}, {"^", OpKind::BitXor, 2}, {"&", OpKind::BitAnd, 3},    {"<<", OpKind::Shl, 4},
+    {">>", OpKind::Shr, 4},  {"+", OpKind::Add, 5},    {"-", OpKind::Sub, 5},       {"*", OpKind::Mul, 6},
+    {"/", OpKind::Div, 6},   {"%", OpKind::Mod, 6},    {"//", OpKind::FloorDiv, 6},
 };
 
 constexpr const char *kTooDeep = "nested more than {} levels deep; give parts of it names";
@@ -61,8 +60,7 @@ void Parser::unexpected(std::string_view expected) {
   else if (isAt(TokenKind::Indent) || isAt(TokenKind::Dedent))
     error(token().range, fmt::format("unexpected indentation; expected {}", expected));
   else
-    error(token().range,
-          fmt::format("unexpected '{}'; expected {}", text().substr(0, 40), expected));
+    error(token().range, fmt::format("unexpected '{}'; expected {}", text().substr(0, 40), expected));
 }
 
 void Parser::enter() {
@@ -110,8 +108,7 @@ ExprRef Parser::makeBinary(OpKind op, SourceRange opRange, ExprRef lhs, ExprRef 
 void Parser::checkTerms(size_t numTerms, SourceRange range) {
   if (numTerms > size_t(kMaxTerms))
     error({range.begin, range.begin + 1},
-          fmt::format("more than {} terms in one expression; put the values into an array",
-                      kMaxTerms));
+          fmt::format("more than {} terms in one expression; put the values into an array", kMaxTerms));
 }
 
 ExprRef Parser::parseTupleExpression() {
@@ -199,9 +196,9 @@ ExprRef Parser::parseNegation() {
 }
 
 bool Parser::acceptComparison(OpKind &op) {
-  static constexpr std::pair<std::string_view, OpKind> kComparisons[] = {
-      {"==", OpKind::Eq}, {"!=", OpKind::Ne}, {"<", OpKind::Lt},
-      {"<=", OpKind::Le}, {">", OpKind::Gt},  {">=", OpKind::Ge}};
+  static constexpr std::pair<std::string_view, OpKind> kComparisons[] = {{"==", OpKind::Eq}, {"!=", OpKind::Ne},
+                                                                         {"<", OpKind::Lt},  {"<=", OpKind::Le},
+                                                                         {">", OpKind::Gt},  {">=", OpKind::Ge}};
   for (auto [text, kind] : kComparisons)
     if (acceptOperator(text)) {
       op = kind;
@@ -215,8 +212,9 @@ bool Parser::acceptComparison(OpKind &op) {
     const bool isNegated = source_->slice(tokens_[at_ + 1].range) == "not";
     const SourceRange range{token().range.begin, tokens_[at_ + (isNegated ? 1 : 0)].range.end};
     if (source_->slice(tokens_[at_ + (isNegated ? 2 : 1)].range) == "None")
-      error(range, "'is' is not part of the language; everything has a value, so there is no None to test for; choose by a "
-                   "const[bool]");
+      error(range,
+            "'is' is not part of the language; everything has a value, so there is no None to test for; choose by a "
+            "const[bool]");
     else if (Diagnostic *diagnostic = error(range, "'is' is not part of the language; write '==' or '!='"))
       setFixIt(*diagnostic, source_, range, isNegated ? "!=" : "==");
     return false;
@@ -235,8 +233,7 @@ ExprRef Parser::parseComparison() {
   ExprRef first = parseBinary(/*minPrecedence=*/1);
   ExprRef expr;
   OpKind op;
-  for (SourceRange opRange = token().range; !isRecovering_ && acceptComparison(op);
-       opRange = token().range) {
+  for (SourceRange opRange = token().range; !isRecovering_ && acceptComparison(op); opRange = token().range) {
     if (!expr) {
       expr = makeExpr(ExprKind::Compare, begin);
       expr->opRange = opRange;
@@ -260,8 +257,7 @@ ExprRef Parser::parseBinary(int minPrecedence) {
       if (candidate.precedence >= minPrecedence && isAtOperator(candidate.text))
         found = &candidate;
     if (!found && isAtOperator("@"))
-      error(token().range,
-            "'@' is not part of the language; queries and keys are multiplied by attention itself");
+      error(token().range, "'@' is not part of the language; queries and keys are multiplied by attention itself");
     if (!found)
       break;
     SourceRange opRange = token().range;
@@ -282,10 +278,12 @@ bool Parser::refuseDoubledOperator(SourceRange first) {
   const SourceRange range{first.begin, token().range.end};
   if (op == "&" || op == "|") {
     const char *word = op == "&" ? "and" : "or";
-    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{1}'", op, word)), source_, range, word);
+    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{1}'", op, word)), source_, range,
+             word);
   } else if ((op == "+" || op == "-") && tokens_[at_ + 1].kind == TokenKind::Newline) {
     const std::string instead = fmt::format(" {}= 1", op);
-    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{0}= 1'", op)), source_, range, instead);
+    setFixIt(*error(range, fmt::format("'{0}{0}' is not part of the language; write '{0}= 1'", op)), source_, range,
+             instead);
   }
   return isRecovering_;
 }

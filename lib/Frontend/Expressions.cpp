@@ -34,16 +34,11 @@ Entity Importer::evaluate(const Expr &expr) {
 
 Entity Importer::evaluateUnguarded(const Expr &expr) {
   switch (expr.kind) {
-  case ExprKind::Error:
-    return {};
-  case ExprKind::Name:
-    return evaluateName(expr);
-  case ExprKind::Int:
-    return Entity::ofConstant(Constant::ofInt(expr.intValue));
-  case ExprKind::Float:
-    return Entity::ofConstant(Constant::ofFloat(float(expr.floatValue)));
-  case ExprKind::Bool:
-    return Entity::ofConstant(Constant::ofBool(expr.intValue != 0));
+  case ExprKind::Error: return {};
+  case ExprKind::Name: return evaluateName(expr);
+  case ExprKind::Int: return Entity::ofConstant(Constant::ofInt(expr.intValue));
+  case ExprKind::Float: return Entity::ofConstant(Constant::ofFloat(float(expr.floatValue)));
+  case ExprKind::Bool: return Entity::ofConstant(Constant::ofBool(expr.intValue != 0));
   case ExprKind::String: {
     Entity text;
     text.kind = EntityKind::Text;
@@ -65,28 +60,18 @@ Entity Importer::evaluateUnguarded(const Expr &expr) {
     }
     return tuple;
   }
-  case ExprKind::Unary:
-    return evaluateUnary(expr);
-  case ExprKind::Binary:
-    return evaluateChain(expr);
-  case ExprKind::Compare:
-    return evaluateCompare(expr);
+  case ExprKind::Unary: return evaluateUnary(expr);
+  case ExprKind::Binary: return evaluateChain(expr);
+  case ExprKind::Compare: return evaluateCompare(expr);
   case ExprKind::And:
-  case ExprKind::Or:
-    return evaluateLogic(expr);
-  case ExprKind::Conditional:
-    return evaluateConditional(expr);
-  case ExprKind::Call:
-    return evaluateCall(expr);
-  case ExprKind::Attribute:
-    return evaluateAttribute(expr);
-  case ExprKind::Subscript:
-    return evaluateSubscript(expr);
+  case ExprKind::Or: return evaluateLogic(expr);
+  case ExprKind::Conditional: return evaluateConditional(expr);
+  case ExprKind::Call: return evaluateCall(expr);
+  case ExprKind::Attribute: return evaluateAttribute(expr);
+  case ExprKind::Subscript: return evaluateSubscript(expr);
   case ExprKind::Slice:
   case ExprKind::Generator:
-    return fail(
-        expr.range,
-        "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
+    return fail(expr.range, "a generator stands only inside any(...), all(...), sum(...), min(...) or max(...)");
   }
   return {};
 }
@@ -110,8 +95,7 @@ Entity Importer::evaluateName(const Expr &expr) {
     return local->second;
   if (auto half = current.halfBound.find(expr.name); half != current.halfBound.end()) {
     Diagnostic &diagnostic =
-        error(expr.range,
-              fmt::format("'{}' is bound in one arm of an 'if' only; bind it in both", expr.name));
+        error(expr.range, fmt::format("'{}' is bound in one arm of an 'if' only; bind it in both", expr.name));
     addNote(diagnostic, current.module->file.source, half->second, "this 'if'");
     return {};
   }
@@ -125,13 +109,12 @@ Entity Importer::evaluateName(const Expr &expr) {
   if (expr.name == "self")
     return fail(expr.range, "'self' is not part of the language; what a class would hold is declared, as in 'window: "
                             "param[int]', and used by its name");
-  return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name,
-                                      suggestion(expr.name, visibleNames())));
+  return fail(expr.range, fmt::format("unknown name '{}'{}", expr.name, suggestion(expr.name, visibleNames())));
 }
 
 bool Importer::isKnownName(const Module &module, const std::string &name) const {
-  return module.symbols.contains(name) || isBuiltinDimension(name) || isBuiltinFunction(name) ||
-         valueTypeNamed(name) || name == "inf" || name == "pi" || name == "torch" || name == "math";
+  return module.symbols.contains(name) || isBuiltinDimension(name) || isBuiltinFunction(name) || valueTypeNamed(name) ||
+         name == "inf" || name == "pi" || name == "torch" || name == "math";
 }
 
 std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, SourceRange range) {
@@ -141,15 +124,14 @@ std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, 
   entity.name = name;
   if (isBuiltinDimension(name)) {
     if (!hasBody_)
-      return fail(range,
-                  fmt::format("'{}' is known when arrays are bound; expected a constant", name));
+      return fail(range, fmt::format("'{}' is known when arrays are bound; expected a constant", name));
     mlir::OperationState state(location(range), "mask.dim");
     state.addAttribute("name", mlir::StringAttr::get(&ctx_, name));
     return emitLeaf(state, ValueType::Int);
   }
   if (name == "inf" || name == "pi")
-    return Entity::ofConstant(Constant::ofFloat(
-        name == "inf" ? std::numeric_limits<float>::infinity() : std::numbers::pi_v<float>));
+    return Entity::ofConstant(
+        Constant::ofFloat(name == "inf" ? std::numeric_limits<float>::infinity() : std::numbers::pi_v<float>));
   if (std::optional<ValueType> type = valueTypeNamed(name)) {
     entity.kind = EntityKind::Type;
     entity.type = *type;
@@ -169,8 +151,7 @@ std::optional<Entity> Importer::lookUp(Module &module, const std::string &name, 
 Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange range) {
   Entity entity;
   if (symbol.isOpen)
-    return fail(range, fmt::format("'{}' is defined by itself",
-                                   std::string(module.file.source->slice(symbol.range))));
+    return fail(range, fmt::format("'{}' is defined by itself", std::string(module.file.source->slice(symbol.range))));
   if (symbol.kind == SymbolKind::Scalar && !symbol.scalar && !symbol.isBroken)
     resolveScalar(module, symbol);
   if (symbol.isBroken)
@@ -186,28 +167,22 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
     if (scalar.isConst)
       return Entity::ofConstant(*scalar.value);
     if (!hasBody_)
-      return fail(
-          range, fmt::format(
-                     "'{}' is a runtime argument; expected a constant, as '{}: const[{}]' declares",
-                     scalar.name, scalar.name, typeName(scalar.type)));
+      return fail(range, fmt::format("'{}' is a runtime argument; expected a constant, as '{}: const[{}]' declares",
+                                     scalar.name, scalar.name, typeName(scalar.type)));
     mlir::OperationState state(location(range), "mask.param_value");
     state.addAttribute("param", mlir::FlatSymbolRefAttr::get(&ctx_, scalar.name));
     return emitLeaf(state, scalar.type);
   }
   case SymbolKind::Tensor:
     if (!symbol.tensor)
-      return fail(
-          range,
-          fmt::format("'{}' is an array that is bound when the program runs; expected a constant",
-                      symbol.statement->name));
+      return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant",
+                                     symbol.statement->name));
     entity.kind = EntityKind::Tensor;
     entity.tensor = use(symbol.tensor);
     return entity;
   case SymbolKind::Dimension: {
     if (!hasBody_)
-      return fail(range,
-                  fmt::format("'{}' is a size known when arrays are bound; expected a constant",
-                              symbol.name));
+      return fail(range, fmt::format("'{}' is a size known when arrays are bound; expected a constant", symbol.name));
     mlir::OperationState state(location(range), "mask.dim");
     state.addAttribute("name", mlir::StringAttr::get(&ctx_, symbol.name));
     return emitLeaf(state, ValueType::Int);
@@ -222,8 +197,7 @@ Entity Importer::evaluateSymbol(Module &module, Symbol &symbol, SourceRange rang
     Entity value = evaluate(*symbol.expr);
     if (symbol.element >= 0 && !value.isError()) {
       if (value.kind != EntityKind::Tuple || size_t(symbol.element) >= value.elements.size())
-        value = fail(symbol.range, fmt::format("{} has no element {} to bind", describe(value),
-                                               symbol.element + 1));
+        value = fail(symbol.range, fmt::format("{} has no element {} to bind", describe(value), symbol.element + 1));
       else
         value = Entity(value.elements[symbol.element]);
     }
@@ -258,8 +232,8 @@ Entity Importer::evaluateUnary(const Expr &expr) {
     return {};
   if (hasMaskKind(operand) && (expr.op == OpKind::Invert || expr.op == OpKind::Not)) {
     if (expr.op == OpKind::Not) {
-      setFixIt(error(expr.range, "'not' works on bools; write '~' before a mask"),
-               frame().module->file.source, {expr.range.begin, expr.operands[0]->range.begin}, "~");
+      setFixIt(error(expr.range, "'not' works on bools; write '~' before a mask"), frame().module->file.source,
+               {expr.range.begin, expr.operands[0]->range.begin}, "~");
       return {};
     }
     MaskValue value;
@@ -281,8 +255,7 @@ Entity Importer::evaluateUnary(const Expr &expr) {
   default:
     if (operand.type == ValueType::Bool)
       return fail(expr.range,
-                  fmt::format("'{}' works on numbers; this is a bool, write int(...) around it",
-                              toString(expr.op)));
+                  fmt::format("'{}' works on numbers; this is a bool, write int(...) around it", toString(expr.op)));
     return expr.op == OpKind::Plus ? operand : emit(Operation::Neg, {operand}, expr.range);
   }
 }
@@ -302,8 +275,8 @@ Entity Importer::evaluateChain(const Expr &expr) {
     hasFailed |= rhs.isError();
     if (hasFailed)
       continue;
-    value = binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[0]->range,
-                   node.operands[1]->range);
+    value =
+        binary(node.op, std::move(value), std::move(rhs), node.range, node.operands[0]->range, node.operands[1]->range);
     hasFailed = value.isError();
   }
   return hasFailed ? Entity{} : value;
@@ -318,20 +291,16 @@ Entity Importer::evaluateCompare(const Expr &expr) {
     for (const ExprRef &side : {std::cref(expr.operands[i]), std::cref(expr.operands[i + 1])})
       if (side->kind == ExprKind::Binary && !side->isParenthesized &&
           (side->op == OpKind::BitAnd || side->op == OpKind::BitOr)) {
-        Diagnostic &diagnostic = warning(
-            side->opRange,
-            fmt::format(
-                "'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
-                toString(side->op), toString(expr.ops[i]),
-                side->op == OpKind::BitAnd ? "and" : "or"));
+        Diagnostic &diagnostic =
+            warning(side->opRange,
+                    fmt::format("'{}' binds tighter than '{}'; write parentheses around each comparison, or '{}'",
+                                toString(side->op), toString(expr.ops[i]), side->op == OpKind::BitAnd ? "and" : "or"));
         // `a < b & c < d`: what was meant is plain.
         if (expr.ops.size() == 2 && side == expr.operands[1]) {
           const SourceRef &source = frame().module->file.source;
           setFixIt(diagnostic, source, expr.range,
-                   fmt::format("({}) {} ({})",
-                               source->slice({expr.range.begin, side->operands[0]->range.end}),
-                               toString(side->op),
-                               source->slice({side->operands[1]->range.begin, expr.range.end})));
+                   fmt::format("({}) {} ({})", source->slice({expr.range.begin, side->operands[0]->range.end}),
+                               toString(side->op), source->slice({side->operands[1]->range.begin, expr.range.end})));
         }
       }
     lintWindow(expr.ops[i], *expr.operands[i], rhsExpr);
@@ -370,8 +339,8 @@ Entity Importer::refuseLogicBetweenMasks(const Expr &expr) {
   std::string text;
   for (const ExprRef &operand : expr.operands)
     text += fmt::format("{}{}", text.empty() ? "" : isAnd ? " & " : " | ", source->slice(operand->range));
-  Diagnostic &diagnostic =
-      error(expr.opRange, fmt::format("'{}' works on bools; write '{}' between masks", isAnd ? "and" : "or", isAnd ? "&" : "|"));
+  Diagnostic &diagnostic = error(expr.opRange, fmt::format("'{}' works on bools; write '{}' between masks",
+                                                           isAnd ? "and" : "or", isAnd ? "&" : "|"));
   const bool isSimple = std::all_of(expr.operands.begin(), expr.operands.end(), [](const ExprRef &operand) {
     return operand->isParenthesized || operand->kind == ExprKind::Name || operand->kind == ExprKind::Call ||
            operand->kind == ExprKind::Attribute;
@@ -397,9 +366,7 @@ Entity Importer::evaluateLogic(const Expr &expr) {
     hasFailed |= value.isError();
     if (hasFailed)
       continue;
-    result = result.isConstant()
-                 ? value
-                 : emit(isAnd ? Operation::And : Operation::Or, {result, value}, expr.range);
+    result = result.isConstant() ? value : emit(isAnd ? Operation::And : Operation::Or, {result, value}, expr.range);
   }
   return hasFailed ? Entity{} : result;
 }
@@ -420,13 +387,15 @@ Entity Importer::evaluateConditional(const Expr &expr) {
 Entity Importer::evaluateAttribute(const Expr &expr) {
   const Expr &owner = *expr.operands[0];
   // `config.window`: an object of the Python program around a function.
-  const bool isForeignObject = owner.kind == ExprKind::Name && owner.name != "self" && !frame().locals.contains(owner.name) &&
-                               !frame().halfBound.contains(owner.name) && !isKnownName(*frame().module, owner.name) &&
-                               foreignNameMessage(owner.name).empty() && suggestion(owner.name, visibleNames()).empty();
+  const bool isForeignObject = owner.kind == ExprKind::Name && owner.name != "self" &&
+                               !frame().locals.contains(owner.name) && !frame().halfBound.contains(owner.name) &&
+                               !isKnownName(*frame().module, owner.name) && foreignNameMessage(owner.name).empty() &&
+                               suggestion(owner.name, visibleNames()).empty();
   if (isForeignObject && !(frame().module->file.isIncomplete && diagnostics_.hasErrors()))
-    return fail(owner.range, fmt::format("unknown name '{}'; there are no objects, declare what '{}.{}' holds, as in '{}: "
-                                         "param[int]'",
-                                         owner.name, owner.name, expr.name, expr.name));
+    return fail(owner.range,
+                fmt::format("unknown name '{}'; there are no objects, declare what '{}.{}' holds, as in '{}: "
+                            "param[int]'",
+                            owner.name, owner.name, expr.name, expr.name));
   Entity base = evaluate(owner);
   if (base.isError())
     return {};
@@ -438,8 +407,8 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
     std::vector<std::string> names;
     for (const auto &[name, _] : base.module->symbols)
       names.push_back(name);
-    return fail(expr.opRange, fmt::format("'{}' has no '{}'{}", base.module->file.source->path(),
-                                          expr.name, suggestion(expr.name, names)));
+    return fail(expr.opRange, fmt::format("'{}' has no '{}'{}", base.module->file.source->path(), expr.name,
+                                          suggestion(expr.name, names)));
   }
   if (base.kind == EntityKind::Tensor && expr.name == "shape") {
     Entity shape;
@@ -453,12 +422,11 @@ Entity Importer::evaluateAttribute(const Expr &expr) {
     return base;
   }
   if (expr.name == "T" || expr.name == "device" || expr.name == "ndim")
-    return fail(
-        expr.opRange,
-        fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
-  return fail(expr.opRange, fmt::format("{} has no attribute '{}'; {}", describe(base), expr.name,
-                                        base.kind == EntityKind::Tensor ? "expected '.shape'"
-                                                                        : "declare what it holds by a name of its own"));
+    return fail(expr.opRange, fmt::format("'.{}' is not part of the language; index the array instead", expr.name));
+  return fail(expr.opRange,
+              fmt::format("{} has no attribute '{}'; {}", describe(base), expr.name,
+                          base.kind == EntityKind::Tensor ? "expected '.shape'"
+                                                          : "declare what it holds by a name of its own"));
 }
 
 } // namespace cpflex

@@ -13,16 +13,15 @@ namespace cpflex {
 
 using namespace ast;
 
-Importer::Importer(mlir::MLIRContext &ctx, const ImportOptions &options,
-                   DiagnosticList &diagnostics)
+Importer::Importer(mlir::MLIRContext &ctx, const ImportOptions &options, DiagnosticList &diagnostics)
     : ctx_(ctx), options_(options), diagnostics_(diagnostics), builder_(&ctx) {
   ctx.getOrLoadDialect<mask::MaskDialect>();
 }
 
 void Importer::emitPredicate(const std::string &name, const MaskValue &mask, SourceRange range) {
   mlir::Type integer = dialectType(ctx_, ValueType::Int);
-  auto type = mlir::FunctionType::get(&ctx_, {integer, integer, integer, integer},
-                                      {dialectType(ctx_, ValueType::Bool)});
+  auto type =
+      mlir::FunctionType::get(&ctx_, {integer, integer, integer, integer}, {dialectType(ctx_, ValueType::Bool)});
   builder_.setInsertionPointToEnd(result_->getBody());
   auto predicate = mask::PredicateOp::create(builder_, location(range), name, type);
   mlir::Block &body = predicate.getBody().front();
@@ -35,8 +34,7 @@ void Importer::emitPredicate(const std::string &name, const MaskValue &mask, Sou
     coordinates[i]->type = ValueType::Int;
     coordinates[i]->value = body.getArgument(i);
     bool isDefinition = mask.kind == MaskValueKind::Definition;
-    nameValue(*coordinates[i],
-              isDefinition ? mask.definition->statement->parameters[i].name : names[i]);
+    nameValue(*coordinates[i], isDefinition ? mask.definition->statement->parameters[i].name : names[i]);
   }
   // The location carries the name of the function that the mask is, for remarks about it.
   if (mask.kind == MaskValueKind::Definition)
@@ -53,8 +51,7 @@ void Importer::emitPredicate(const std::string &name, const MaskValue &mask, Sou
 }
 
 void Importer::emitScore(const std::string &name, const EntryDeclaration &entry) {
-  mlir::Type integer = dialectType(ctx_, ValueType::Int),
-             real = dialectType(ctx_, ValueType::Float);
+  mlir::Type integer = dialectType(ctx_, ValueType::Int), real = dialectType(ctx_, ValueType::Float);
   auto type = mlir::FunctionType::get(&ctx_, {real, integer, integer, integer, integer}, {real});
   builder_.setInsertionPointToEnd(result_->getBody());
   auto score = mask::ScoreOp::create(builder_, location(entry.range), name, type);
@@ -118,9 +115,8 @@ void Importer::emitDeclarations() {
     mlir::Type type = dialectType(ctx_, value.type);
     if (value.type == ValueType::Float)
       return mlir::FloatAttr::get(type, llvm::APFloat(value.asFloat()));
-    return mlir::IntegerAttr::get(type,
-                                  llvm::APInt(type.getIntOrFloatBitWidth(), uint64_t(value.bits),
-                                              /*isSigned=*/false, /*implicitTrunc=*/true));
+    return mlir::IntegerAttr::get(type, llvm::APInt(type.getIntOrFloatBitWidth(), uint64_t(value.bits),
+                                                    /*isSigned=*/false, /*implicitTrunc=*/true));
   };
   auto emitScalar = [&](const ScalarDeclaration &scalar) {
     if (scalar.isConst) {
@@ -181,8 +177,7 @@ void Importer::checkUnusedFunctions(Module &module) {
     auto symbol = module.symbols.find(statement->name);
     bool isOwn = statement->kind == StmtKind::Function && symbol != module.symbols.end() &&
                  symbol->second.kind == SymbolKind::Function && !symbol->second.isBroken &&
-                 symbol->second.function.statement == statement.get() &&
-                 !inlined_.contains(statement.get());
+                 symbol->second.function.statement == statement.get() && !inlined_.contains(statement.get());
     if (!isOwn || symbol->second.function.role == FunctionRole::Plain)
       continue;
     Entity entity;
@@ -219,8 +214,7 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
     auto [other, isNew] = names.try_emplace(entry.name, entry.range);
     if (!isNew) {
       addNote(error(entry.range,
-                    fmt::format("'{}' is already defined; an entry point needs a name of its own",
-                                entry.name)),
+                    fmt::format("'{}' is already defined; an entry point needs a name of its own", entry.name)),
               main_->file.source, other->second, "defined here");
       continue;
     }
@@ -229,8 +223,8 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
   auto checkName = [&](const auto *declaration) {
     for (const EntryDeclaration &entry : entries)
       if (declaration->module != main_ && entry.name == declaration->name)
-        addNote(error(entry.range, fmt::format("'{}' is already defined; an entry point needs a name of its own",
-                                               entry.name)),
+        addNote(error(entry.range,
+                      fmt::format("'{}' is already defined; an entry point needs a name of its own", entry.name)),
                 declaration->module->file.source, declaration->range, "defined here");
   };
   std::for_each(usedScalars_.begin(), usedScalars_.end(), checkName);
@@ -250,8 +244,7 @@ mlir::OwningOpRef<mlir::ModuleOp> Importer::run(const File &file) {
 }
 
 mlir::OwningOpRef<mlir::ModuleOp> importProgram(const ast::File &file, mlir::MLIRContext &ctx,
-                                                const ImportOptions &options,
-                                                DiagnosticList &diagnostics) {
+                                                const ImportOptions &options, DiagnosticList &diagnostics) {
   return Importer(ctx, options, diagnostics).run(file);
 }
 

@@ -37,7 +37,6 @@ struct ImportOptions {
 /// `attention(...)` has one entry point per mask. Loads the dialect into `ctx`. Null after an
 /// error; then `diagnostics` says what is wrong.
 mlir::OwningOpRef<mlir::ModuleOp> importProgram(const ast::File &file, mlir::MLIRContext &ctx,
-                                                const ImportOptions &options,
-                                                DiagnosticList &diagnostics);
+                                                const ImportOptions &options, DiagnosticList &diagnostics);
 
 } // namespace cpflex

@@ -36,22 +36,19 @@ void Importer::lintUnused(Module &module, const std::set<const Stmt *> &inlinedB
   const auto isUsed = [&](const std::string &name, const Symbol &symbol) {
     const auto hasName = [&](const auto *declaration) { return declaration->name == name; };
     switch (symbol.kind) {
-    case SymbolKind::Scalar:
-      return std::any_of(usedScalars_.begin(), usedScalars_.end(), hasName) || isAxis(name);
+    case SymbolKind::Scalar: return std::any_of(usedScalars_.begin(), usedScalars_.end(), hasName) || isAxis(name);
     case SymbolKind::Tensor:
       return std::any_of(usedTensors_.begin(), usedTensors_.end(), hasName) ||
-             (symbol.tensor && std::any_of(symbol.tensor->dims.begin(), symbol.tensor->dims.end(),
-                                           [&](const Dimension &dimension) {
-                                             auto dim = module.symbols.find(dimension.text);
-                                             return dim != module.symbols.end() && usedSymbols_.contains(&dim->second);
-                                           }));
+             (symbol.tensor &&
+              std::any_of(symbol.tensor->dims.begin(), symbol.tensor->dims.end(), [&](const Dimension &dimension) {
+                auto dim = module.symbols.find(dimension.text);
+                return dim != module.symbols.end() && usedSymbols_.contains(&dim->second);
+              }));
     case SymbolKind::Function:
       return inlinedByEntries.contains(symbol.function.statement) || usedSymbols_.contains(&symbol);
     case SymbolKind::Alias:
-    case SymbolKind::Imported:
-      return usedSymbols_.contains(&symbol);
-    default:
-      return true;
+    case SymbolKind::Imported: return usedSymbols_.contains(&symbol);
+    default: return true;
     }
   };
   for (const auto &[name, symbol] : module.symbols)

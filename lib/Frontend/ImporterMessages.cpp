@@ -16,16 +16,12 @@ static bool isIdentifier(std::string_view text) {
 
 mlir::Location Importer::location(Module &module, SourceRange range) const {
   const SourceText &source = *module.file.source;
-  SourcePosition begin = source.position(range.begin),
-                 end = source.position(std::max(range.begin, range.end));
-  return mlir::FileLineColRange::get(mlir::StringAttr::get(&ctx_, source.path()),
-                                     unsigned(begin.line), unsigned(begin.column),
-                                     unsigned(end.line), unsigned(end.column));
+  SourcePosition begin = source.position(range.begin), end = source.position(std::max(range.begin, range.end));
+  return mlir::FileLineColRange::get(mlir::StringAttr::get(&ctx_, source.path()), unsigned(begin.line),
+                                     unsigned(begin.column), unsigned(end.line), unsigned(end.column));
 }
 
-mlir::Location Importer::location(SourceRange range) const {
-  return location(*frames_.back()->module, range);
-}
+mlir::Location Importer::location(SourceRange range) const { return location(*frames_.back()->module, range); }
 
 // Gives the value's operation the user's name for it, unless it has one.
 void Importer::nameValue(const Entity &entity, const std::string &name) {
@@ -75,8 +71,8 @@ void Importer::addCallNotes(Diagnostic &diagnostic) {
   int numNotes = 0;
   for (size_t i = frames_.size(); i-- > 0 && numNotes < kMaxCallNotes;) {
     const Frame &callee = *frames_[i];
-    bool isCall = callee.function && callee.callerModule && callee.callRange.end > 0 && i > 1 &&
-                  frames_[i - 1]->function;
+    bool isCall =
+        callee.function && callee.callerModule && callee.callRange.end > 0 && i > 1 && frames_[i - 1]->function;
     if (!isCall)
       continue;
     addNote(diagnostic, callee.callerModule->file.source, callee.callRange,
@@ -85,8 +81,7 @@ void Importer::addCallNotes(Diagnostic &diagnostic) {
   }
 }
 
-std::string Importer::suggestion(const std::string &name,
-                                 const std::vector<std::string> &candidates) const {
+std::string Importer::suggestion(const std::string &name, const std::vector<std::string> &candidates) const {
   constexpr size_t kMaxLength = 40;
   if (name.size() < 2 || name.size() > kMaxLength)
     return {};
@@ -96,8 +91,7 @@ std::string Importer::suggestion(const std::string &name,
   for (const std::string &candidate : candidates) {
     if (candidate.size() > kMaxLength || candidate == name)
       continue;
-    unsigned distance =
-        llvm::StringRef(name).edit_distance(candidate, /*AllowReplacements=*/true, best);
+    unsigned distance = llvm::StringRef(name).edit_distance(candidate, /*AllowReplacements=*/true, best);
     if (distance < best) {
       best = distance;
       found = &candidate;
@@ -131,8 +125,7 @@ bool Importer::enter(SourceRange range) {
     ++depth_;
     return true;
   }
-  error(range,
-        fmt::format("calls and expressions nest more than {} levels deep", kMaxInliningDepth));
+  error(range, fmt::format("calls and expressions nest more than {} levels deep", kMaxInliningDepth));
   return false;
 }
 

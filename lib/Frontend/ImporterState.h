@@ -59,8 +59,7 @@ private:
   Module *loadMain(const ast::File &file);
   std::optional<ImportedFile> fileAt(const std::string &path) const;
   Module *loadModule(const std::string &name, Module &from, SourceRange range);
-  Module *addModule(std::string key, std::string path, std::string text, std::string folder,
-                    bool isStandard);
+  Module *addModule(std::string key, std::string path, std::string text, std::string folder, bool isStandard);
   void collectSymbols(Module &module);
   void collectImport(Module &module, const ast::Stmt &statement);
   void define(Module &module, const std::string &name, Symbol symbol);
@@ -73,13 +72,12 @@ private:
 
   // Declarations (Declarations.cpp).
   void resolveDeclarations();
-  void reportConflict(Module &module, SourceRange range, Module &otherModule,
-                      SourceRange otherRange, std::string message);
+  void reportConflict(Module &module, SourceRange range, Module &otherModule, SourceRange otherRange,
+                      std::string message);
   void resolveScalar(Module &module, Symbol &symbol);
   void resolveTensor(Module &module, Symbol &symbol);
   void resolveFacts(Module &module, const ast::Expr &call, TensorDeclaration &tensor);
-  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration,
-                                             const std::string &text);
+  std::optional<Constant> constantFromOption(const ScalarDeclaration &declaration, const std::string &text);
   const TensorDeclaration *use(const TensorDeclaration *tensor);
   const ScalarDeclaration *use(const ScalarDeclaration *scalar);
 
@@ -127,19 +125,16 @@ private:
   Entity toBool(const Entity &entity, SourceRange range, const std::string &what);
   Entity convert(const Entity &entity, ValueType type, SourceRange range);
   bool unify(Entity &lhs, Entity &rhs, SourceRange range, const std::string &what);
-  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange,
-                SourceRange rhsRange);
+  Entity binary(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range, SourceRange lhsRange, SourceRange rhsRange);
   Entity compare(ast::OpKind op, Entity lhs, Entity rhs, SourceRange range);
   Entity power(const Entity &base, const Entity &exponent, SourceRange range);
-  Entity select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse,
-                SourceRange range);
+  Entity select(const Entity &condition, const Entity &ifTrue, const Entity &ifFalse, SourceRange range);
   Entity emit(Operation operation, std::span<const Entity> operands, SourceRange range);
   Entity emit(Operation operation, std::initializer_list<Entity> operands, SourceRange range) {
     return emit(operation, std::span<const Entity>(operands.begin(), operands.size()), range);
   }
   Entity emitLeaf(mlir::OperationState &state, ValueType type);
-  Entity reduce(int kind, const Entity &count, SourceRange range,
-                const std::function<Entity(Entity)> &element);
+  Entity reduce(int kind, const Entity &count, SourceRange range, const std::function<Entity(Entity)> &element);
   mlir::Value materialize(const Entity &entity, SourceRange range);
   bool isUniform(mlir::Value value) const;
   bool checkMaskFloat(Operation operation, ValueType type, SourceRange range);
@@ -153,25 +148,22 @@ private:
     std::string callee;
   };
   Entity evaluateCall(const ast::Expr &expr);
-  std::optional<Arguments> evaluateArguments(const ast::Expr &expr, const std::string &callee,
-                                             size_t skip);
+  std::optional<Arguments> evaluateArguments(const ast::Expr &expr, const std::string &callee, size_t skip);
   Entity callFunction(const FunctionDefinition &function, const Arguments &arguments);
   Entity callMask(const MaskValue &mask, const Arguments &arguments);
-  Entity inlineFunction(const FunctionDefinition &function, std::map<std::string, Entity> locals,
-                        SourceRange range);
+  Entity inlineFunction(const FunctionDefinition &function, std::map<std::string, Entity> locals, SourceRange range);
   Entity callBuiltin(const std::string &name, const ast::Expr &expr);
   Entity callWithArguments(const std::string &name, const ast::Expr &expr, Arguments arguments);
   Entity callMethod(Entity base, const ast::Expr &expr);
   Entity callReduction(const std::string &name, const ast::Expr &expr);
   Entity reduceClauses(const std::string &name, const ast::Expr &generator, size_t clause);
   Entity callMaskCombinator(const std::string &name, const Arguments &arguments);
-  Entity foldPairwise(const std::string &name, const std::vector<Entity> &values,
-                      SourceRange range);
+  Entity foldPairwise(const std::string &name, const std::vector<Entity> &values, SourceRange range);
   Entity clampTo(const Entity &value, const Entity *lo, const Entity *hi, SourceRange range);
   Entity unravel(const Arguments &arguments);
   Entity ravel(const Arguments &arguments);
-  bool takeArguments(Arguments &arguments, std::initializer_list<const char *> names,
-                     size_t numRequired, std::vector<Entity> &out);
+  bool takeArguments(Arguments &arguments, std::initializer_list<const char *> names, size_t numRequired,
+                     std::vector<Entity> &out);
   Entity libraryMember(const std::string &library, const std::string &member, SourceRange range);
 
   // Function bodies (Statements.cpp).
@@ -179,8 +171,7 @@ private:
     std::span<const ast::StmtRef> statements;
     const Continuation *next = nullptr;
   };
-  std::optional<Entity> runBlock(std::span<const ast::StmtRef> statements,
-                                 const Continuation *next);
+  std::optional<Entity> runBlock(std::span<const ast::StmtRef> statements, const Continuation *next);
   std::optional<Entity> runIf(const ast::Stmt &statement, const Continuation &rest);
   Entity toResult(const Entity &entity, SourceRange range);
   void runAssign(const ast::Stmt &statement);
@@ -192,11 +183,9 @@ private:
   std::shared_ptr<const MaskValue> asMask(const Entity &entity) const;
   Entity evaluateMask(const MaskValue &mask, const Coordinates &at, SourceRange range);
   Entity evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at, SourceRange range);
-  Entity remapped(const Entity &map, const Coordinates &at, const Entity &position,
-                  SourceRange range);
+  Entity remapped(const Entity &map, const Coordinates &at, const Entity &position, SourceRange range);
   Entity perHeadCondition(const MaskValue &mask, const Coordinates &at, SourceRange range);
-  Entity documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position,
-                       SourceRange range);
+  Entity documentBegin(const Entity &offsets, const Coordinates &at, const Entity &position, SourceRange range);
   std::vector<EntryDeclaration> collectEntryPoints(Module &module);
   std::optional<EntryDeclaration> readAttention(Module &module, const ast::Expr &call);
   void reportNoEntryPoint(Module &module);

@@ -13,26 +13,23 @@ namespace {
 constexpr std::string_view kBuiltinDimensions[] = {"B", "H", "HKV", "Q_LEN", "KV_LEN"};
 
 constexpr std::string_view kBuiltinFunctions[] = {
-    "abs",          "all",      "any",  "and_masks", "or_masks", "attention", "bool",    "clamp",
-    "cos",          "exp",      "exp2", "float",     "floor",    "ilog2",     "inf",     "int",
-    "log",          "log1p",    "mask", "max",       "min",      "param",     "const",   "tensor",
-    "per_document", "per_head", "pow",  "range",     "ravel",    "remap",     "rsqrt",   "score",
-    "sigmoid",      "sin",      "sqrt", "sum",       "tanh",     "u32",       "unravel", "where"};
+    "abs",   "all",   "any",     "and_masks", "or_masks",     "attention", "bool", "clamp", "cos",     "exp",
+    "exp2",  "float", "floor",   "ilog2",     "inf",          "int",       "log",  "log1p", "mask",    "max",
+    "min",   "param", "const",   "tensor",    "per_document", "per_head",  "pow",  "range", "ravel",   "remap",
+    "rsqrt", "score", "sigmoid", "sin",       "sqrt",         "sum",       "tanh", "u32",   "unravel", "where"};
 
 constexpr std::pair<std::string_view, ValueType> kTypeNames[] = {
-    {"int", ValueType::Int},     {"i32", ValueType::Int},   {"i64", ValueType::Int},
-    {"float", ValueType::Float}, {"f32", ValueType::Float}, {"bool", ValueType::Bool},
-    {"u32", ValueType::U32}};
+    {"int", ValueType::Int},   {"i32", ValueType::Int},   {"i64", ValueType::Int}, {"float", ValueType::Float},
+    {"f32", ValueType::Float}, {"bool", ValueType::Bool}, {"u32", ValueType::U32}};
 // What needs more than one pair's score.
 constexpr std::string_view kRowStatistics[] = {
-    "softmax", "log_softmax", "logsumexp", "mean",       "std",    "var",     "norm",
-    "topk",    "sort",        "argsort",   "argmax",     "argmin", "amax",    "amin",
+    "softmax", "log_softmax", "logsumexp", "mean",       "std",    "var",      "norm",
+    "topk",    "sort",        "argsort",   "argmax",     "argmin", "amax",     "amin",
     "median",  "kthvalue",    "normalize", "layer_norm", "prod",   "quantile", "flip"};
 constexpr std::string_view kScans[] = {"cumsum",       "cumprod", "cummax", "cummin",
                                        "logcumsumexp", "roll",    "diff",   "conv1d"};
-constexpr std::string_view kRandom[] = {"rand",      "randn",       "randint",
-                                        "rand_like", "randn_like",  "bernoulli",
-                                        "dropout",   "multinomial", "random"};
+constexpr std::string_view kRandom[] = {"rand",      "randn",   "randint",     "rand_like", "randn_like",
+                                        "bernoulli", "dropout", "multinomial", "random"};
 constexpr std::string_view kPythonModules[] = {
     "os",          "sys",         "random",     "functools",    "typing", "itertools", "time",
     "json",        "re",          "subprocess", "ctypes",       "jax",    "triton",    "einops",
@@ -75,19 +72,16 @@ constexpr std::pair<std::string_view, std::string_view> kWrittenOtherwise[] = {
     {"isinstance", "what holds for the type that it has; types are known while compiling"},
     {"partial", "a parameter with a default, or a mask that calls the other one"}};
 constexpr std::string_view kPythonFunctions[] = {
-    "open",     "exec",   "eval",    "compile", "map",
-    "filter",   "list",   "dict",    "set",     "tuple",      "str",       "repr", "sorted",
-    "reversed", "getattr", "setattr", "type",       "input",     "hash", "id",
-    "iter",     "next",   "slice",   "super",   "object",     "complex",   "chr",  "ord",
-    "format",   "vars",   "globals", "locals",  "__import__"};
+    "open",  "exec",   "eval",     "compile", "map",     "filter", "list",   "dict", "set",     "tuple",  "str",
+    "repr",  "sorted", "reversed", "getattr", "setattr", "type",   "input",  "hash", "id",      "iter",   "next",
+    "slice", "super",  "object",   "complex", "chr",     "ord",    "format", "vars", "globals", "locals", "__import__"};
 
 template <typename List> bool contains(const List &list, std::string_view name) {
   return std::find(std::begin(list), std::end(list), name) != std::end(list);
 }
 
 template <typename List> auto findEntry(const List &list, std::string_view name) {
-  return std::find_if(std::begin(list), std::end(list),
-                      [&](const auto &entry) { return entry.first == name; });
+  return std::find_if(std::begin(list), std::end(list), [&](const auto &entry) { return entry.first == name; });
 }
 
 } // namespace
@@ -126,9 +120,7 @@ std::string foreignNameMessage(std::string_view name) {
   if (name == "len")
     return "'len' is not part of the language; use the dimension's name, or x.shape[0]";
   if (name == "create_block_mask" || name == "flex_attention" || name == "create_mask")
-    return fmt::format(
-        "'{}' is not needed; attention(\"name\", mask=..., score=...) declares an entry point",
-        name);
+    return fmt::format("'{}' is not needed; attention(\"name\", mask=..., score=...) declares an entry point", name);
   if (name == "noop_mask")
     return "'noop_mask' is not needed; attention(...) without mask= attends to all pairs";
   if (name == "vmap" || name == "compile")
@@ -140,14 +132,11 @@ std::string foreignNameMessage(std::string_view name) {
   if (contains(kRowStatistics, name))
     return rowStatisticMessage(name);
   if (contains(kRandom, name))
-    return fmt::format("'{}' has a hidden state; write a hash of b, h, q and kv over u32 instead",
-                       name);
+    return fmt::format("'{}' has a hidden state; write a hash of b, h, q and kv over u32 instead", name);
   if (name == "matmul" || name == "einsum" || name == "dot" || name == "bmm")
-    return fmt::format(
-        "'{}' is not part of the language; sum(a[i] * b[i] for i in range(n)) is, for small n",
-        name);
-  if (name == "arange" || name == "zeros" || name == "ones" || name == "empty" || name == "full" ||
-      name == "stack" || name == "cat")
+    return fmt::format("'{}' is not part of the language; sum(a[i] * b[i] for i in range(n)) is, for small n", name);
+  if (name == "arange" || name == "zeros" || name == "ones" || name == "empty" || name == "full" || name == "stack" ||
+      name == "cat")
     return fmt::format("'{}' makes an array; arrays are declared, as in 'doc: tensor[i32, "
                        "KV_LEN]', and bound when the program runs",
                        name);

@@ -40,8 +40,7 @@ public:
       while (at_ < text_.size() && !isStopped_)
         lexLine();
     if (!brackets_.empty() && !isStopped_) {
-      error(brackets_.back(), brackets_.back() + 1,
-            fmt::format("'{}' is never closed", text_[brackets_.back()]));
+      error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
       push(TokenKind::Error, at_, at_);
     }
     endLogicalLine();
@@ -54,9 +53,8 @@ public:
 private:
   bool hasValidEncoding() {
     if (text_.size() > kMaxSourceBytes) {
-      diagnostics_.error(
-          source_, {0, 0},
-          fmt::format("the file has more than {0} bytes; expected at most {0}", kMaxSourceBytes));
+      diagnostics_.error(source_, {0, 0},
+                         fmt::format("the file has more than {0} bytes; expected at most {0}", kMaxSourceBytes));
       return false;
     }
     if (text_.starts_with("\xEF\xBB\xBF"))
@@ -65,8 +63,7 @@ private:
       size_t length = utf8Length(text_, i);
       if (length == 0) {
         error(i, i + 1,
-              fmt::format("byte 0x{:02x} is not part of UTF-8; expected a text file in UTF-8",
-                          uint8_t(text_[i])));
+              fmt::format("byte 0x{:02x} is not part of UTF-8; expected a text file in UTF-8", uint8_t(text_[i])));
         return false;
       }
       i += length;
@@ -74,19 +71,15 @@ private:
     return true;
   }
 
-  char peek(size_t ahead = 0) const {
-    return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0';
-  }
-  void push(TokenKind kind, size_t begin, size_t end) {
-    tokens_.push_back({kind, {uint32_t(begin), uint32_t(end)}});
-  }
+  char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
+  void push(TokenKind kind, size_t begin, size_t end) { tokens_.push_back({kind, {uint32_t(begin), uint32_t(end)}}); }
   void error(size_t begin, size_t end, std::string message) {
     diagnostics_.error(source_, {uint32_t(begin), uint32_t(end)}, std::move(message));
   }
 
   void endLogicalLine() {
-    if (!tokens_.empty() && tokens_.back().kind != TokenKind::Newline &&
-        tokens_.back().kind != TokenKind::Dedent && tokens_.back().kind != TokenKind::Indent)
+    if (!tokens_.empty() && tokens_.back().kind != TokenKind::Newline && tokens_.back().kind != TokenKind::Dedent &&
+        tokens_.back().kind != TokenKind::Indent)
       push(TokenKind::Newline, tokens_.back().range.end, tokens_.back().range.end);
   }
 
@@ -179,8 +172,7 @@ private:
     if (!rest.starts_with("def ") && !rest.starts_with("@mask") && !rest.starts_with("@score") &&
         !rest.starts_with("from ") && !rest.starts_with("import "))
       return false;
-    error(brackets_.back(), brackets_.back() + 1,
-          fmt::format("'{}' is never closed", text_[brackets_.back()]));
+    error(brackets_.back(), brackets_.back() + 1, fmt::format("'{}' is never closed", text_[brackets_.back()]));
     brackets_.clear();
     push(TokenKind::Error, at_, at_);
     return true;
@@ -192,9 +184,7 @@ private:
       ++at_;
     std::string_view name = text_.substr(begin, at_ - begin);
     if (name.size() > kMaxNameLength) {
-      error(
-          begin, begin + 1,
-          fmt::format("a name of {} characters; expected at most {}", name.size(), kMaxNameLength));
+      error(begin, begin + 1, fmt::format("a name of {} characters; expected at most {}", name.size(), kMaxNameLength));
       push(TokenKind::Error, begin, at_);
       return;
     }
@@ -248,8 +238,7 @@ private:
         ++at_;
       bool isImaginary = at_ - suffix == 1 && (text_[suffix] == 'j' || text_[suffix] == 'J');
       error(begin, at_,
-            isImaginary ? "complex numbers are not part of the language"
-                        : "a name may not begin with a digit");
+            isImaginary ? "complex numbers are not part of the language" : "a name may not begin with a digit");
       push(TokenKind::Error, begin, at_);
       return;
     }
@@ -282,13 +271,10 @@ private:
   }
 
   void lexOperator() {
-    static constexpr std::string_view kOperators[] = {"**=", "//=", ">>=", "<<=", "...", "**", "//",
-                                                      "<<",  ">>",  "<=",  ">=",  "==",  "!=", "->",
-                                                      ":=",  "+=",  "-=",  "*=",  "/=",  "%=", "&=",
-                                                      "|=",  "^=",  "@=",  "+",   "-",   "*",  "/",
-                                                      "%",   "&",   "|",   "^",   "~",   "<",  ">",
-                                                      "(",   ")",   "[",   "]",   "{",   "}",  ",",
-                                                      ":",   ".",   ";",   "@",   "="};
+    static constexpr std::string_view kOperators[] = {
+        "**=", "//=", ">>=", "<<=", "...", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", "->", ":=", "+=",
+        "-=",  "*=",  "/=",  "%=",  "&=",  "|=", "^=", "@=", "+",  "-",  "*",  "/",  "%",  "&",  "|",  "^",
+        "~",   "<",   ">",   "(",   ")",   "[",  "]",  "{",  "}",  ",",  ":",  ".",  ";",  "@",  "="};
     for (std::string_view op : kOperators) {
       if (!text_.substr(at_).starts_with(op))
         continue;
@@ -301,9 +287,8 @@ private:
     size_t begin = at_;
     at_ += std::max<size_t>(utf8Length(text_, at_), 1);
     bool isAscii = uint8_t(text_[begin]) < 0x80;
-    std::string shown = isAscii && uint8_t(text_[begin]) < 0x20
-                            ? fmt::format("\\x{:02x}", text_[begin])
-                            : std::string(text_.substr(begin, at_ - begin));
+    std::string shown = isAscii && uint8_t(text_[begin]) < 0x20 ? fmt::format("\\x{:02x}", text_[begin])
+                                                                : std::string(text_.substr(begin, at_ - begin));
     if (text_[begin] == '!')
       setFixIt(diagnostics_.error(source_, {uint32_t(begin), uint32_t(at_)},
                                   "unexpected '!'; write 'not' before a condition"),
@@ -381,22 +366,13 @@ std::string stringContents(std::string_view token) {
       continue;
     }
     switch (token[++i]) {
-    case 'n':
-      result += '\n';
-      break;
-    case 't':
-      result += '\t';
-      break;
-    case '\n':
-      break;
+    case 'n': result += '\n'; break;
+    case 't': result += '\t'; break;
+    case '\n': break;
     case '\\':
     case '\'':
-    case '"':
-      result += token[i];
-      break;
-    default:
-      result += '\\';
-      result += token[i];
+    case '"': result += token[i]; break;
+    default: result += '\\'; result += token[i];
     }
   }
   return result;

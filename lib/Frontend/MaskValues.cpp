@@ -38,8 +38,7 @@ Entity Importer::evaluateMask(const MaskValue &mask, const Coordinates &at, Sour
   return result;
 }
 
-Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at,
-                                       SourceRange range) {
+Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates &at, SourceRange range) {
   switch (mask.kind) {
   case MaskValueKind::All: {
     return Entity::ofConstant(Constant::ofBool(true));
@@ -72,8 +71,7 @@ Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates 
     Coordinates moved = at;
     moved.q = remapped(mask.q, at, at.q, range);
     moved.kv = remapped(mask.kv, at, at.kv, range);
-    return moved.q.isError() || moved.kv.isError() ? Entity{}
-                                                   : evaluateMask(*mask.operands[0], moved, range);
+    return moved.q.isError() || moved.kv.isError() ? Entity{} : evaluateMask(*mask.operands[0], moved, range);
   }
   case MaskValueKind::PerHead: {
     Entity condition = perHeadCondition(mask, at, range);
@@ -106,8 +104,7 @@ Entity Importer::evaluateMaskUnguarded(const MaskValue &mask, const Coordinates 
 
 // `map` is an array over positions, (batch, position) or (batch, head, position), or a helper of
 // the same arguments.
-Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity &position,
-                          SourceRange range) {
+Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity &position, SourceRange range) {
   if (map.isError())
     return position;
   const Entity *all[] = {&at.b, &at.h, &position};
@@ -119,8 +116,7 @@ Entity Importer::remapped(const Entity &map, const Coordinates &at, const Entity
                                      map.tensor->name, map.tensor->dims.size()));
     const Entity given[] = {at.b, at.h, position};
     const Entity indices[] = {at.b, position};
-    const Entity element =
-        numFree == 3 ? indexed(map, given) : indexed(map, std::span(indices).last(numFree));
+    const Entity element = numFree == 3 ? indexed(map, given) : indexed(map, std::span(indices).last(numFree));
     return toInt(load(element, range), range, "a position");
   }
   size_t numParameters = map.function->statement->parameters.size();
@@ -160,10 +156,8 @@ Entity Importer::documentBegin(const Entity &offsets, const Coordinates &at, con
                                SourceRange range) {
   const std::vector<size_t> axes = freeAxes(offsets);
   if (axes.size() != 1 && axes.size() != 2)
-    return fail(
-        range,
-        fmt::format("'{}' has {} dimensions; per_document takes offsets of shape [D] or [B, D]",
-                    offsets.tensor->name, offsets.tensor->dims.size()));
+    return fail(range, fmt::format("'{}' has {} dimensions; per_document takes offsets of shape [D] or [B, D]",
+                                   offsets.tensor->name, offsets.tensor->dims.size()));
   const Entity row = axes.size() == 2 ? indexed(offsets, {&at.b, 1}) : offsets;
   Entity count = dimensionValue(*offsets.tensor, axes.back(), range);
   Entity zero = Entity::ofConstant(Constant::ofInt(0));
@@ -201,11 +195,9 @@ Entity Importer::callMaskCombinator(const std::string &name, const Arguments &gi
     Entity result;
     for (const Entity &entity : given.positional)
       result = result.isError() ? entity
-                                : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr,
-                                         result, entity, given.range, given.range, given.range);
-    return asMask(result)
-               ? result
-               : fail(given.range, fmt::format("'{}' combines masks; expected one or more", name));
+                                : binary(name == "and_masks" ? OpKind::BitAnd : OpKind::BitOr, result, entity,
+                                         given.range, given.range, given.range);
+    return asMask(result) ? result : fail(given.range, fmt::format("'{}' combines masks; expected one or more", name));
   }
   if (name == "remap") {
     value.kind = MaskValueKind::Remap;
@@ -213,10 +205,8 @@ Entity Importer::callMaskCombinator(const std::string &name, const Arguments &gi
       return {};
     for (size_t i = 1; i < 3; ++i)
       if (!values[i].isError() && !isMapping(values[i]))
-        return fail(
-            given.range,
-            fmt::format("remap moves positions by an array or a helper function; '{}' is {}",
-                        i == 1 ? "q" : "kv", describe(values[i])));
+        return fail(given.range, fmt::format("remap moves positions by an array or a helper function; '{}' is {}",
+                                             i == 1 ? "q" : "kv", describe(values[i])));
     if (values[1].isError() && values[2].isError())
       return fail(given.range, "remap moves nothing; expected q= or kv=");
     value.q = values[1];
@@ -240,8 +230,7 @@ Entity Importer::callMaskCombinator(const std::string &name, const Arguments &gi
     return {};
   if (values[1].kind != EntityKind::Tensor)
     return fail(given.range,
-                fmt::format("per_document takes the array of the documents' offsets; this is {}",
-                            describe(values[1])));
+                fmt::format("per_document takes the array of the documents' offsets; this is {}", describe(values[1])));
   value.condition = values[1];
   return maskEntity(std::move(value));
 }

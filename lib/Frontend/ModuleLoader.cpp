@@ -15,9 +15,7 @@ using namespace ast;
 
 namespace {
 
-std::string folderOf(const std::string &path) {
-  return std::filesystem::path(path).parent_path().string();
-}
+std::string folderOf(const std::string &path) { return std::filesystem::path(path).parent_path().string(); }
 
 } // namespace
 
@@ -41,8 +39,7 @@ Module *Importer::loadMain(const File &file) {
   return result;
 }
 
-Module *Importer::addModule(std::string key, std::string path, std::string text, std::string folder,
-                            bool isStandard) {
+Module *Importer::addModule(std::string key, std::string path, std::string text, std::string folder, bool isStandard) {
   auto owned = std::make_unique<Module>();
   Module *module = owned.get();
   modules_[std::move(key)] = std::move(owned);
@@ -59,8 +56,7 @@ Module *Importer::standardModuleWith(const std::string &name) {
   for (const EmbeddedFile &file : standardLibrary()) {
     // A cheap test before parsing: the definition stands at the beginning of a line.
     std::string text(file.text);
-    if (text.find("\ndef " + name + "(") == std::string::npos &&
-        text.find("\n" + name + " = ") == std::string::npos &&
+    if (text.find("\ndef " + name + "(") == std::string::npos && text.find("\n" + name + " = ") == std::string::npos &&
         text.find("\n" + name + ": ") == std::string::npos)
       continue;
     std::string key = fmt::format("{}/{}", kStandardLibraryName, file.name);
@@ -105,14 +101,13 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
     if (auto found = modules_.find(imported->key); found != modules_.end()) {
       if (!found->second->isLoading)
         return found->second.get();
-      errorIn(from, range,
-              fmt::format("'{}' imports itself, directly or through other files", name));
+      errorIn(from, range, fmt::format("'{}' imports itself, directly or through other files", name));
       return nullptr;
     }
     if (!imported->text) {
-      errorIn(from, range,
-              fmt::format("file '{}' cannot be read; expected a readable text of at most {} bytes",
-                          path, kMaxSourceBytes));
+      errorIn(
+          from, range,
+          fmt::format("file '{}' cannot be read; expected a readable text of at most {} bytes", path, kMaxSourceBytes));
       return nullptr;
     }
     return addModule(imported->key, path, std::move(*imported->text), folderOf(path),
@@ -134,18 +129,16 @@ Module *Importer::loadModule(const std::string &name, Module &from, SourceRange 
   std::replace(relative.begin(), relative.end(), '.', '/');
   std::string message = foreignNameMessage("import " + name);
   errorIn(from, range,
-          !message.empty()
-              ? message
-              : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from the "
-                            "include folders and from 'cpflex.std'",
-                            relative, looked, looked.empty() ? "the search path" : ""));
+          !message.empty() ? message
+                           : fmt::format("no file '{}.cpf' in {}{}; other files come from there, from the "
+                                         "include folders and from 'cpflex.std'",
+                                         relative, looked, looked.empty() ? "the search path" : ""));
   return nullptr;
 }
 
 bool Importer::isUsableName(Module &module, const std::string &name, SourceRange range) {
   if (isBuiltinDimension(name)) {
-    errorIn(module, range,
-            fmt::format("'{}' is the built-in size of a dimension; choose another name", name));
+    errorIn(module, range, fmt::format("'{}' is the built-in size of a dimension; choose another name", name));
     return false;
   }
   if (isBuiltinFunction(name)) {
@@ -156,15 +149,14 @@ bool Importer::isUsableName(Module &module, const std::string &name, SourceRange
 }
 
 void Importer::define(Module &module, const std::string &name, Symbol symbol) {
-  bool isSameImport = (symbol.kind == SymbolKind::Imported || symbol.kind == SymbolKind::Library) &&
-                      isBuiltinFunction(name);
+  bool isSameImport =
+      (symbol.kind == SymbolKind::Imported || symbol.kind == SymbolKind::Library) && isBuiltinFunction(name);
   if (!isSameImport && !isUsableName(module, name, symbol.range))
     return;
   auto [entry, isNew] = module.symbols.try_emplace(name, symbol);
   if (isNew)
     return;
-  Diagnostic &diagnostic =
-      errorIn(module, symbol.range, fmt::format("'{}' is already defined", name));
+  Diagnostic &diagnostic = errorIn(module, symbol.range, fmt::format("'{}' is already defined", name));
   addNote(diagnostic, module.file.source, entry->second.range, "defined here");
 }
 
@@ -205,12 +197,10 @@ bool Importer::hasRightParameters(Module &module, const Stmt &function, Function
   size_t numRequired = 0;
   for (const Parameter &parameter : function.parameters)
     numRequired += !parameter.defaultValue;
-  if (role == FunctionRole::Plain ||
-      (numRequired <= expected && function.parameters.size() >= expected))
+  if (role == FunctionRole::Plain || (numRequired <= expected && function.parameters.size() >= expected))
     return true;
   errorIn(module, function.nameRange,
-          fmt::format("'{}' has {} parameters; a {} has {}", function.name,
-                      function.parameters.size(),
+          fmt::format("'{}' has {} parameters; a {} has {}", function.name, function.parameters.size(),
                       role == FunctionRole::Mask ? "mask" : "score function",
                       role == FunctionRole::Mask ? "4: batch, head, query and key"
                                                  : "5: the score, batch, head, query and key") +
@@ -246,8 +236,7 @@ void Importer::collectSymbols(Module &module) {
       symbol.kind = SymbolKind::Alias;
       symbol.expr = statement->value.get();
       for (const ExprRef &target : statement->targets) {
-        for (size_t i = 0; i < (target->kind == ExprKind::Tuple ? target->operands.size() : 1);
-             ++i) {
+        for (size_t i = 0; i < (target->kind == ExprKind::Tuple ? target->operands.size() : 1); ++i) {
           const Expr &name = target->kind == ExprKind::Tuple ? *target->operands[i] : *target;
           symbol.range = name.range;
           symbol.element = target->kind == ExprKind::Tuple ? int(i) : -1;
@@ -256,23 +245,19 @@ void Importer::collectSymbols(Module &module) {
         }
       }
       break;
-    case StmtKind::Import:
-      collectImport(module, *statement);
-      break;
+    case StmtKind::Import: collectImport(module, *statement); break;
     case StmtKind::If:
       if (module.file.source->slice(statement->range).find("__name__") != std::string_view::npos)
-        errorIn(module, statement->range, "a file is not run as a script; leave this out, and declare what can be run by "
-                                          "attention(...)");
+        errorIn(module, statement->range,
+                "a file is not run as a script; leave this out, and declare what can be run by "
+                "attention(...)");
       else
         errorIn(module, statement->range,
                 "'if' at the top level is not part of the language; choose inside a function or by a const");
       break;
-    case StmtKind::Return:
-      errorIn(module, statement->range, "'return' outside a function");
-      break;
+    case StmtKind::Return: errorIn(module, statement->range, "'return' outside a function"); break;
     case StmtKind::Expression:
-    case StmtKind::Pass:
-      break;
+    case StmtKind::Pass: break;
     }
   }
 }
@@ -284,11 +269,10 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
     for (const ImportedName &name : statement.imports) {
       symbol.kind = SymbolKind::Library;
       symbol.range = name.range;
-      symbol.name = statement.isWholeModule
-                        ? (name.alias.find('.') == std::string::npos && name.alias != name.name
-                               ? statement.name
-                               : statement.name.substr(0, statement.name.find('.')))
-                        : statement.name + "." + name.name;
+      symbol.name = statement.isWholeModule ? (name.alias.find('.') == std::string::npos && name.alias != name.name
+                                                   ? statement.name
+                                                   : statement.name.substr(0, statement.name.find('.')))
+                                            : statement.name + "." + name.name;
       define(module, name.alias, symbol);
     }
     return;
@@ -311,9 +295,8 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
     symbol.range = name.range;
     if (statement.isWholeModule) {
       if (isStandard) {
-        errorIn(
-            module, statement.nameRange,
-            "the standard library is not imported whole; write 'from cpflex.std import causal'");
+        errorIn(module, statement.nameRange,
+                "the standard library is not imported whole; write 'from cpflex.std import causal'");
         return;
       }
       symbol.kind = SymbolKind::Module;
@@ -333,8 +316,7 @@ void Importer::collectImport(Module &module, const Stmt &statement) {
         for (const auto &[candidate, _] : other->symbols)
           candidates.push_back(candidate);
       errorIn(module, name.range,
-              fmt::format("'{}' has no '{}'{}", statement.name, name.name,
-                          suggestion(name.name, candidates)));
+              fmt::format("'{}' has no '{}'{}", statement.name, name.name, suggestion(name.name, candidates)));
     }
     define(module, name.alias, symbol);
   }

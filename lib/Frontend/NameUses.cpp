@@ -17,17 +17,13 @@ bool looksBool(const Expr &expr) {
   case ExprKind::Bool:
   case ExprKind::Compare:
   case ExprKind::And:
-  case ExprKind::Or:
-    return true;
-  case ExprKind::Unary:
-    return expr.op == OpKind::Not || (expr.op == OpKind::Invert && looksBool(*expr.operands[0]));
+  case ExprKind::Or: return true;
+  case ExprKind::Unary: return expr.op == OpKind::Not || (expr.op == OpKind::Invert && looksBool(*expr.operands[0]));
   case ExprKind::Binary:
     return (expr.op == OpKind::BitAnd || expr.op == OpKind::BitOr || expr.op == OpKind::BitXor) &&
            (looksBool(*expr.operands[0]) || looksBool(*expr.operands[1]));
-  case ExprKind::Call:
-    return expr.operands[0]->name.starts_with("logical_");
-  default:
-    return false;
+  case ExprKind::Call: return expr.operands[0]->name.starts_with("logical_");
+  default: return false;
   }
 }
 
@@ -90,8 +86,7 @@ void NameUses::collectTarget(const Expr &target, std::set<std::string> &bound) {
 void NameUses::visit(const std::vector<StmtRef> &statements, bool givesBool) {
   for (const StmtRef &statement : statements) {
     if (statement->value)
-      visit(*statement->value,
-            statement->kind == StmtKind::If || (statement->kind == StmtKind::Return && givesBool),
+      visit(*statement->value, statement->kind == StmtKind::If || (statement->kind == StmtKind::Return && givesBool),
             /*isIndex=*/false);
     visit(statement->body, givesBool);
     visit(statement->orElse, givesBool);
@@ -132,10 +127,8 @@ void NameUses::visitSubscript(const Expr &expr, bool isBool, bool isIndex) {
   use->isIndex |= isIndex;
   std::vector<std::string> dims;
   for (size_t i = 0; i < indices.size(); ++i) {
-    auto size =
-        indices[i]->kind == ExprKind::Name ? sizeOf_.find(indices[i]->name) : sizeOf_.end();
-    dims.push_back(size != sizeOf_.end() ? size->second
-                                         : fmt::format("{}_SIZE{}", upper(base->name), i));
+    auto size = indices[i]->kind == ExprKind::Name ? sizeOf_.find(indices[i]->name) : sizeOf_.end();
+    dims.push_back(size != sizeOf_.end() ? size->second : fmt::format("{}_SIZE{}", upper(base->name), i));
     // An array over queries and keys alike is one over all positions.
     if (use->dims.size() == indices.size() && use->dims[i] == "KV_LEN" && dims[i] == "Q_LEN")
       dims[i] = "KV_LEN";
@@ -152,8 +145,7 @@ void NameUses::visit(const Expr &expr, bool isBool, bool isIndex) {
       use->isIndex |= isIndex;
     }
     return;
-  case ExprKind::Subscript:
-    return visitSubscript(expr, isBool, isIndex);
+  case ExprKind::Subscript: return visitSubscript(expr, isBool, isIndex);
   case ExprKind::Generator: {
     std::set<std::string> before = bound_;
     for (const Clause &clause : expr.clauses) {
@@ -165,9 +157,7 @@ void NameUses::visit(const Expr &expr, bool isBool, bool isIndex) {
     return;
   }
   case ExprKind::And:
-  case ExprKind::Or:
-    isBool = true;
-    break;
+  case ExprKind::Or: isBool = true; break;
   case ExprKind::Compare:
     isBool = false;
     isIndex = true; // what is compared are positions and ids
@@ -201,8 +191,7 @@ void NameUses::visit(const Expr &expr, bool isBool, bool isIndex) {
     visit(*expr.operands[1], isBool, isIndex);
     visit(*expr.operands[2], isBool, isIndex);
     return;
-  default:
-    break;
+  default: break;
   }
   for (const ExprRef &operand : expr.operands)
     visit(*operand, isBool, isIndex);

@@ -18,7 +18,7 @@ struct NameUse {
   bool isBool = false;  ///< stands where a bool is expected
   bool isIndex = false; ///< stands inside a subscript, is compared, or is divided as ints are
   bool isInScore = false;
-  size_t numArguments = 0; ///< with how many it is called; 0 when it is not
+  size_t numArguments = 0;                    ///< with how many it is called; 0 when it is not
   std::vector<const ast::Stmt *> around = {}; ///< the functions around the use, without the one that holds it
   SourceRange range;
 };

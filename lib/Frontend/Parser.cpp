@@ -32,10 +32,8 @@ constexpr ForeignStatement kForeignStatements[] = {
     {"with", "'with' is not part of the language; write the lines that it holds without it"},
     {"assert", "'assert' is not part of the language; declare facts, as in tensor[i32, "
                "KV_LEN](sorted, lo=0)"},
-    {"global",
-     "'global' is not part of the language; functions read module-level names and change none"},
-    {"nonlocal",
-     "'nonlocal' is not part of the language; functions read module-level names and change none"},
+    {"global", "'global' is not part of the language; functions read module-level names and change none"},
+    {"nonlocal", "'nonlocal' is not part of the language; functions read module-level names and change none"},
     {"del", "'del' is not part of the language; a local name ends with its function"},
     {"async", "'async' is not part of the language; write 'def' alone"},
     {"yield", "'yield' is not part of the language; write 'return'"},
@@ -45,13 +43,12 @@ constexpr ForeignStatement kForeignStatements[] = {
 
 constexpr std::array<std::string_view, 12> kAugmentedOperators = {
     "+=", "-=", "*=", "/=", "//=", "%=", "**=", ">>=", "<<=", "&=", "|=", "^="};
-constexpr std::array<OpKind, 12> kAugmentedOps = {
-    OpKind::Add, OpKind::Sub, OpKind::Mul, OpKind::Div,    OpKind::FloorDiv, OpKind::Mod,
-    OpKind::Pow, OpKind::Shr, OpKind::Shl, OpKind::BitAnd, OpKind::BitOr,    OpKind::BitXor};
+constexpr std::array<OpKind, 12> kAugmentedOps = {OpKind::Add,      OpKind::Sub,    OpKind::Mul,   OpKind::Div,
+                                                  OpKind::FloorDiv, OpKind::Mod,    OpKind::Pow,   OpKind::Shr,
+                                                  OpKind::Shl,      OpKind::BitAnd, OpKind::BitOr, OpKind::BitXor};
 
 bool isDocstring(const Stmt &statement) {
-  return statement.kind == StmtKind::Expression && statement.value &&
-         statement.value->kind == ExprKind::String;
+  return statement.kind == StmtKind::Expression && statement.value && statement.value->kind == ExprKind::String;
 }
 
 } // namespace
@@ -98,8 +95,7 @@ void Parser::parseStatement(std::vector<StmtRef> &out) {
     error(token().range, "'match' is not part of the language; write 'if' and 'elif'");
     return skipStatement();
   }
-  if (isAtKeyword("elif") || isAtKeyword("else") || isAtKeyword("except") ||
-      isAtKeyword("finally")) {
+  if (isAtKeyword("elif") || isAtKeyword("else") || isAtKeyword("except") || isAtKeyword("finally")) {
     error(token().range, fmt::format("'{}' without a statement that it belongs to", text()));
     return skipStatement();
   }
@@ -187,8 +183,7 @@ void Parser::parseImport(Stmt &statement) {
   if (isRecovering_)
     return;
   if (statement.isWholeModule) {
-    ImportedName name{statement.name, statement.name.substr(0, statement.name.find('.')),
-                      statement.nameRange};
+    ImportedName name{statement.name, statement.name.substr(0, statement.name.find('.')), statement.nameRange};
     if (acceptKeyword("as"))
       name.alias = expectName("a name after 'as'");
     statement.imports.push_back(std::move(name));
@@ -200,8 +195,7 @@ void Parser::parseImport(Stmt &statement) {
   }
   if (isAtOperator("*")) {
     error(token().range,
-          fmt::format("'*' imports everything; name what you need, as in 'from {} import causal'",
-                      statement.name));
+          fmt::format("'*' imports everything; name what you need, as in 'from {} import causal'", statement.name));
     return;
   }
   bool hasParentheses = acceptOperator("(");
@@ -244,8 +238,7 @@ void Parser::parseAssignmentOrExpression(Stmt &statement) {
     SourceRange opRange = token().range;
     advance();
     if (first->kind != ExprKind::Name) {
-      error(first->range,
-            fmt::format("'{}' changes a name only; arrays are read-only", kAugmentedOperators[i]));
+      error(first->range, fmt::format("'{}' changes a name only; arrays are read-only", kAugmentedOperators[i]));
       return;
     }
     auto target = std::make_unique<Expr>();
@@ -254,8 +247,7 @@ void Parser::parseAssignmentOrExpression(Stmt &statement) {
     target->range = first->range;
     statement.kind = StmtKind::Assign;
     statement.targets.push_back(std::move(target));
-    statement.value =
-        makeBinary(kAugmentedOps[i], opRange, std::move(first), parseTupleExpression());
+    statement.value = makeBinary(kAugmentedOps[i], opRange, std::move(first), parseTupleExpression());
     return;
   }
   if (!isAtOperator("=")) {
@@ -360,8 +352,7 @@ void Parser::parseParameterList(Stmt &function, std::string_view end) {
   while (!isRecovering_ && !isAtOperator(end)) {
     if (isAtOperator("*") || isAtOperator("**") || isAtOperator("/")) {
       error(token().range,
-            fmt::format("'{}' among parameters is not part of the language; name each parameter",
-                        text()));
+            fmt::format("'{}' among parameters is not part of the language; name each parameter", text()));
       return;
     }
     Parameter parameter;

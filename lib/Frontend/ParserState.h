@@ -13,8 +13,7 @@ namespace cpflex {
 class Parser {
 public:
   Parser(SourceRef source, DiagnosticList &diagnostics)
-      : source_(std::move(source)), diagnostics_(diagnostics),
-        tokens_(tokenize(source_, diagnostics)) {}
+      : source_(std::move(source)), diagnostics_(diagnostics), tokens_(tokenize(source_, diagnostics)) {}
 
   ast::File parseModule();
 
@@ -91,9 +90,7 @@ private:
   bool acceptKeyword(std::string_view word) { return isAtKeyword(word) && (advance(), true); }
   void expectOperator(std::string_view op);
   std::string expectName(std::string_view what);
-  SourceRange rangeFrom(SourceRange begin) const {
-    return {begin.begin, std::max(previousEnd_, begin.begin)};
-  }
+  SourceRange rangeFrom(SourceRange begin) const { return {begin.begin, std::max(previousEnd_, begin.begin)}; }
   void enter();
 
   // Errors.
@@ -111,8 +108,7 @@ private:
   int functionDepth_ = 0;
 };
 
-inline constexpr std::string_view kNoLambda =
-    "'lambda' is not part of the language; write a 'def' and use its name";
+inline constexpr std::string_view kNoLambda = "'lambda' is not part of the language; write a 'def' and use its name";
 
 /// Whether `word` is a keyword of Python, so that it cannot be a name.
 bool isKeyword(std::string_view word);

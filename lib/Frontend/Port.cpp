@@ -56,10 +56,10 @@ public:
     name_ = name;
     if (isBuiltinFunction(name))
       renamed_.insert(name);
-    const bool isWritten = target.kind == PythonBindingKind::Function     ? addMain(target)
-                           : calleeName(*target.value) == "partial"       ? addPartial(target)
-                           : isCombination(*target.value)                 ? addCombination(*target.value, target.around)
-                                                                          : refuse(*target.value);
+    const bool isWritten = target.kind == PythonBindingKind::Function ? addMain(target)
+                           : calleeName(*target.value) == "partial"   ? addPartial(target)
+                           : isCombination(*target.value)             ? addCombination(*target.value, target.around)
+                                                                      : refuse(*target.value);
     if (!isWritten)
       return false;
     for (size_t i = 0; i < uses_.names().size(); ++i)
@@ -74,10 +74,11 @@ private:
   // What is asked for.
 
   bool refuse(const Expr &value) {
-    diagnostics_.error(file_.source, value.range,
-                       fmt::format("'{}' is bound to something that is no function; port a function, or partial, and_masks and "
-                                   "or_masks of functions",
-                                   name_));
+    diagnostics_.error(
+        file_.source, value.range,
+        fmt::format("'{}' is bound to something that is no function; port a function, or partial, and_masks and "
+                    "or_masks of functions",
+                    name_));
     return false;
   }
 
@@ -85,10 +86,11 @@ private:
     const Stmt &function = *target.statement;
     const FunctionRole role = roleByParameters(function);
     if (role == FunctionRole::Plain) {
-      diagnostics_.error(file_.source, function.nameRange.end ? function.nameRange : function.range,
-                         fmt::format("'{}' has {} parameters; a mask has 4: batch, head, query and key, a score function a "
-                                     "score before them",
-                                     name_, function.parameters.size()));
+      diagnostics_.error(
+          file_.source, function.nameRange.end ? function.nameRange : function.range,
+          fmt::format("'{}' has {} parameters; a mask has 4: batch, head, query and key, a score function a "
+                      "score before them",
+                      name_, function.parameters.size()));
       return false;
     }
     isScore_ = role == FunctionRole::Score;
@@ -125,7 +127,8 @@ private:
       return false;
     }
     isScore_ = numLeft == 5;
-    made_ = fmt::format("def {}({}):\n    return {}({}{}{})\n", nameOf(name_), left, callee.statement->name, given, left, named);
+    made_ = fmt::format("def {}({}):\n    return {}({}{}{})\n", nameOf(name_), left, callee.statement->name, given,
+                        left, named);
     addFunction(*callee.statement, callee.around, FunctionRole::Plain);
     for (size_t i = 2; i < call.operands.size(); ++i)
       uses_.addValue(*call.operands[i], target.around, {});
@@ -163,10 +166,11 @@ private:
       } else if (binding.kind == PythonBindingKind::Import) {
         imports_.insert(slice(binding.statement->range));
       } else {
-        diagnostics_.error(file_.source, operand.range,
-                           fmt::format("'{}' is no function of this file; port what it comes from and combine the masks by "
-                                       "'&' and '|'",
-                                       slice(operand)));
+        diagnostics_.error(
+            file_.source, operand.range,
+            fmt::format("'{}' is no function of this file; port what it comes from and combine the masks by "
+                        "'&' and '|'",
+                        slice(operand)));
         return false;
       }
     }
@@ -196,8 +200,8 @@ private:
     return value.kind == ExprKind::Float ? "float" : value.kind == ExprKind::Bool ? "bool" : "int";
   }
 
-  // Whether the language may be able to evaluate a value that Python computes outside the function: arithmetic, sizes of
-  // arrays and functions of numbers.
+  // Whether the language may be able to evaluate a value that Python computes outside the function: arithmetic, sizes
+  // of arrays and functions of numbers.
   bool isFormula(const Expr &expr) const {
     const auto areFormulas = [&](size_t first) {
       return std::all_of(expr.operands.begin() + ptrdiff_t(first), expr.operands.end(),
@@ -207,15 +211,13 @@ private:
     case ExprKind::Int:
     case ExprKind::Float:
     case ExprKind::Bool:
-    case ExprKind::Name:
-      return true;
+    case ExprKind::Name: return true;
     case ExprKind::Unary:
     case ExprKind::Binary:
     case ExprKind::Compare:
     case ExprKind::And:
     case ExprKind::Or:
-    case ExprKind::Conditional:
-      return areFormulas(0);
+    case ExprKind::Conditional: return areFormulas(0);
     case ExprKind::Subscript:
       return expr.operands[0]->kind == ExprKind::Attribute && expr.operands[0]->name == "shape" && areFormulas(1);
     case ExprKind::Attribute: { // torch.inf, torch.exp
@@ -224,7 +226,8 @@ private:
     }
     case ExprKind::Call: {
       const Expr &callee = *expr.operands[0];
-      const bool isText = callee.name == "float" && expr.operands.size() == 2 && expr.operands[1]->kind == ExprKind::String;
+      const bool isText =
+          callee.name == "float" && expr.operands.size() == 2 && expr.operands[1]->kind == ExprKind::String;
       if (!expr.keywords.empty() || callee.name == "tensor")
         return false;
       if (callee.kind == ExprKind::Attribute && callee.name == "size")
@@ -233,8 +236,7 @@ private:
                                                          : isFormula(callee) && foreignNameMessage(callee.name).empty();
       return isKnown && (isText || areFormulas(1));
     }
-    default:
-      return false;
+    default: return false;
     }
   }
 
@@ -246,11 +248,8 @@ private:
     const NameUse use = uses_.of(name);
     const PythonBinding binding = lookUpPython(file_, use.around, name);
     switch (binding.kind) {
-    case PythonBindingKind::Import:
-      imports_.insert(slice(binding.statement->range));
-      return;
-    case PythonBindingKind::Function:
-      return addFunction(*binding.statement, binding.around, FunctionRole::Plain);
+    case PythonBindingKind::Import: imports_.insert(slice(binding.statement->range)); return;
+    case PythonBindingKind::Function: return addFunction(*binding.statement, binding.around, FunctionRole::Plain);
     case PythonBindingKind::None:
       if (isBuiltinFunction(name) || valueTypeNamed(name) || !foreignNameMessage(name).empty())
         return;
@@ -258,7 +257,8 @@ private:
     case PythonBindingKind::Value:
     case PythonBindingKind::Parameter:
       // `tanh = torch.tanh` is what the name means here, too.
-      if (binding.value && binding.value->kind == ExprKind::Attribute && binding.value->name == name && isFormula(*binding.value))
+      if (binding.value && binding.value->kind == ExprKind::Attribute && binding.value->name == name &&
+          isFormula(*binding.value))
         return;
       if (isBuiltinFunction(name))
         renamed_.insert(name);
@@ -294,20 +294,22 @@ private:
   }
 
   void declareScalar(const std::string &name, const NameUse &use, const Parameter *parameter) {
-    const std::string annotation =
-        parameter && parameter->annotation && parameter->annotation->kind == ExprKind::Name ? parameter->annotation->name : "";
+    const std::string annotation = parameter && parameter->annotation && parameter->annotation->kind == ExprKind::Name
+                                       ? parameter->annotation->name
+                                       : "";
     const bool isAnnotated = annotation == "int" || annotation == "float" || annotation == "bool";
-    const std::string type = isAnnotated                      ? annotation
-                             : use.isBool                     ? "bool"
+    const std::string type = isAnnotated                     ? annotation
+                             : use.isBool                    ? "bool"
                              : use.isInScore && !use.isIndex ? "float"
-                                                              : "int";
+                                                             : "int";
     declarations_ += fmt::format("{}: param[{}]\n", nameOf(name), type);
     warn(use, fmt::format("'{}' is taken for {} {} argument without a default; check its declaration", name,
                           type == "int" ? "an" : "a", type));
   }
 
   // A function that the factory's caller chooses.
-  void declareFunction(const std::string &name, const NameUse &use, const Expr *value, const std::vector<const Stmt *> &around) {
+  void declareFunction(const std::string &name, const NameUse &use, const Expr *value,
+                       const std::vector<const Stmt *> &around) {
     if (value && value->kind == ExprKind::Name) {
       const PythonBinding chosen = lookUpPython(file_, around, value->name);
       if (chosen.kind == PythonBindingKind::Function) {
@@ -326,7 +328,8 @@ private:
     }
     imports_.insert("from cpflex.std import causal");
     aliases_ += fmt::format("{} = causal\n", nameOf(name));
-    warn(use, fmt::format("'{}' is a mask that is chosen elsewhere; 'causal' stands for it, put yours in its place", name));
+    warn(use,
+         fmt::format("'{}' is a mask that is chosen elsewhere; 'causal' stands for it, put yours in its place", name));
   }
 
   void warn(const NameUse &use, std::string message) {
@@ -362,8 +365,8 @@ private:
       parameters += fmt::format("{}{}{}", parameters.empty() ? "" : ", ", parameter.name,
                                 parameter.defaultValue ? "=" + slice(*parameter.defaultValue) : "");
     const std::string name = function.name.empty() ? name_ : function.name;
-    text_.add(withRenamed(fmt::format("def {}({}):\n    return ({})\n", name, parameters, slice(*function.body[0]->value)),
-                          renamed_));
+    text_.add(withRenamed(
+        fmt::format("def {}({}):\n    return ({})\n", name, parameters, slice(*function.body[0]->value)), renamed_));
   }
 
   void write() {
@@ -390,8 +393,8 @@ private:
   std::vector<PortedFunction> functions_; ///< each before those that it calls
   NameUses uses_;
   std::set<std::string> renamed_, imports_;
-  std::set<std::string> named_;  ///< combinations that have an alias
-  std::set<const Expr *> open_;  ///< combinations of which not all functions were seen
+  std::set<std::string> named_; ///< combinations that have an alias
+  std::set<const Expr *> open_; ///< combinations of which not all functions were seen
   std::string declarations_, aliases_, combination_, made_;
   bool isScore_ = false;
 };
@@ -413,9 +416,8 @@ std::pair<std::string, PythonBinding> unwrapped(std::string name, PythonBinding 
 
 } // namespace
 
-std::string portFunction(const std::string &path, const std::string &text,
-                         const std::string &function, mlir::MLIRContext &ctx,
-                         DiagnosticList &diagnostics) {
+std::string portFunction(const std::string &path, const std::string &text, const std::string &function,
+                         mlir::MLIRContext &ctx, DiagnosticList &diagnostics) {
   // Most of a Python file is outside the language and of no interest here: its errors are dropped.
   DiagnosticList ignored(/*maxErrors=*/SIZE_MAX);
   File file = parseFile(path, text, ignored);

@@ -16,8 +16,7 @@ namespace cpflex {
 /// use, with a warning each where the file does not tell. What the language cannot express is
 /// reported as errors at its place in the Python file; the text is returned all the same, and is empty
 /// only when there is nothing to translate.
-std::string portFunction(const std::string &path, const std::string &text,
-                         const std::string &function, mlir::MLIRContext &ctx,
-                         DiagnosticList &diagnostics);
+std::string portFunction(const std::string &path, const std::string &text, const std::string &function,
+                         mlir::MLIRContext &ctx, DiagnosticList &diagnostics);
 
 } // namespace cpflex

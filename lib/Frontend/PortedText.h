@@ -17,8 +17,8 @@ public:
   /// Appends lines that the Python file doesn't have; `lines` ends in a newline or is empty.
   void add(const std::string &lines);
 
-  /// Appends the lines of the Python file that hold `range`, moved to the left margin by that of the first, with '_' after
-  /// each whole name in `renamed`.
+  /// Appends the lines of the Python file that hold `range`, moved to the left margin by that of the first, with '_'
+  /// after each whole name in `renamed`.
   void addCopy(SourceRange range, const std::set<std::string> &renamed);
 
   const std::string &text() const { return text_; }

@@ -37,7 +37,8 @@ bool makesFunction(const Expr &value) {
   return name == "partial" || name == "and_masks" || name == "or_masks";
 }
 
-PythonBinding findAmong(const std::vector<StmtRef> &statements, std::vector<const Stmt *> &around, const std::string &name) {
+PythonBinding findAmong(const std::vector<StmtRef> &statements, std::vector<const Stmt *> &around,
+                        const std::string &name) {
   PythonBinding found = lastAmong(statements, name);
   const bool isValue = found.kind == PythonBindingKind::Value && (around.empty() || makesFunction(*found.value));
   if (found.kind == PythonBindingKind::Function || isValue) {

@@ -11,19 +11,17 @@ namespace {
 
 bool containsReturn(const std::vector<StmtRef> &statements) {
   for (const StmtRef &statement : statements)
-    if (statement->kind == StmtKind::Return || containsReturn(statement->body) ||
-        containsReturn(statement->orElse))
+    if (statement->kind == StmtKind::Return || containsReturn(statement->body) || containsReturn(statement->orElse))
       return true;
   return false;
 }
 
 bool isSameValue(const Entity &lhs, const Entity &rhs) {
   if (lhs.kind != rhs.kind || lhs.value != rhs.value || lhs.isConstant() != rhs.isConstant() ||
-      lhs.tensor != rhs.tensor || lhs.function != rhs.function || lhs.mask != rhs.mask ||
-      lhs.name != rhs.name || lhs.elements.size() != rhs.elements.size())
+      lhs.tensor != rhs.tensor || lhs.function != rhs.function || lhs.mask != rhs.mask || lhs.name != rhs.name ||
+      lhs.elements.size() != rhs.elements.size())
     return false;
-  if (lhs.isConstant() &&
-      (lhs.constant->type != rhs.constant->type || lhs.constant->bits != rhs.constant->bits))
+  if (lhs.isConstant() && (lhs.constant->type != rhs.constant->type || lhs.constant->bits != rhs.constant->bits))
     return false;
   for (size_t i = 0; i < lhs.elements.size(); ++i)
     if (!isSameValue(lhs.elements[i], rhs.elements[i]))
@@ -34,8 +32,7 @@ bool isSameValue(const Entity &lhs, const Entity &rhs) {
 } // namespace
 
 // Nothing when the end is reached without a return; an Error entity after a reported error.
-std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
-                                         const Continuation *next) {
+std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements, const Continuation *next) {
   for (size_t i = 0; i < statements.size(); ++i) {
     const Stmt &statement = *statements[i];
     switch (statement.kind) {
@@ -47,9 +44,7 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
         bool givesScalar = frame().function && frame().function->role != FunctionRole::Plain;
         return givesScalar ? toResult(value, statement.value->range) : value;
       }
-    case StmtKind::Assign:
-      runAssign(statement);
-      break;
+    case StmtKind::Assign: runAssign(statement); break;
     case StmtKind::If: {
       Continuation rest{statements.subspan(i + 1), next};
       Entity condition = evaluate(*statement.value);
@@ -60,8 +55,7 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
       if (condition.isConstant()) {
         if (!enter(statement.range))
           return Entity{};
-        std::optional<Entity> result =
-            runBlock(condition.constant->bits ? statement.body : statement.orElse, &rest);
+        std::optional<Entity> result = runBlock(condition.constant->bits ? statement.body : statement.orElse, &rest);
         --depth_;
         return result;
       }
@@ -90,32 +84,30 @@ std::optional<Entity> Importer::runBlock(std::span<const StmtRef> statements,
     case StmtKind::Function:
       if (statement.isIncomplete) // an error was reported in it
         return Entity{};
-      return fail(
-          statement.nameRange,
-          fmt::format("function '{}' inside a function; move it to the top level", statement.name));
+      return fail(statement.nameRange,
+                  fmt::format("function '{}' inside a function; move it to the top level", statement.name));
     case StmtKind::Declare: {
-      Diagnostic &diagnostic = error(
-          statement.nameRange, fmt::format("'{}' is declared inside a function; declarations stand at the top level, a local "
-                                           "name has no type",
-                                           statement.name));
+      Diagnostic &diagnostic =
+          error(statement.nameRange,
+                fmt::format("'{}' is declared inside a function; declarations stand at the top level, a local "
+                            "name has no type",
+                            statement.name));
       if (statement.value)
-        setFixIt(diagnostic, frame().module->file.source, {statement.nameRange.end, statement.value->range.begin}, " = ");
+        setFixIt(diagnostic, frame().module->file.source, {statement.nameRange.end, statement.value->range.begin},
+                 " = ");
       return Entity{};
     }
-    case StmtKind::Import:
-      return fail(statement.range, "an import inside a function; imports stand at the top level");
+    case StmtKind::Import: return fail(statement.range, "an import inside a function; imports stand at the top level");
     case StmtKind::Expression: {
       if (statement.value->kind == ExprKind::String)
         break;
       Entity value = evaluate(*statement.value);
       if (!value.isError())
         setFixIt(warning(statement.range, "this value is not used; did you mean 'return'?"),
-                 frame().module->file.source,
-                 {statement.range.begin, statement.range.begin}, "return ");
+                 frame().module->file.source, {statement.range.begin, statement.range.begin}, "return ");
       break;
     }
-    case StmtKind::Pass:
-      break;
+    case StmtKind::Pass: break;
     }
   }
   if (!next)
@@ -137,8 +129,9 @@ Entity Importer::toResult(const Entity &entity, SourceRange range) {
     return fail(range, fmt::format("mask '{}' gives {}; a mask gives a bool, write '!= 0' after the value",
                                    function.statement->name, describe(value)));
   if (function.role == FunctionRole::Score && value.type == ValueType::Bool)
-    return fail(range, fmt::format("score function '{}' gives a bool; a score is a float, write where(condition, score, -inf)",
-                                   function.statement->name));
+    return fail(range,
+                fmt::format("score function '{}' gives a bool; a score is a float, write where(condition, score, -inf)",
+                            function.statement->name));
   return value;
 }
 
@@ -150,14 +143,11 @@ void Importer::runAssign(const Stmt &statement) {
 
 void Importer::bindTarget(const Expr &target, Entity value) {
   if (target.kind == ExprKind::Tuple) {
-    bool isMatch =
-        value.kind == EntityKind::Tuple && value.elements.size() == target.operands.size();
+    bool isMatch = value.kind == EntityKind::Tuple && value.elements.size() == target.operands.size();
     if (!isMatch && !value.isError())
-      error(target.range,
-            value.kind == EntityKind::Tuple
-                ? fmt::format("{} names for a tuple of {}", target.operands.size(),
-                              value.elements.size())
-                : fmt::format("{} names for {}", target.operands.size(), describe(value)));
+      error(target.range, value.kind == EntityKind::Tuple
+                              ? fmt::format("{} names for a tuple of {}", target.operands.size(), value.elements.size())
+                              : fmt::format("{} names for {}", target.operands.size(), describe(value)));
     for (size_t i = 0; i < target.operands.size(); ++i)
       bindTarget(*target.operands[i], isMatch ? value.elements[i] : Entity{});
     return;
@@ -165,8 +155,7 @@ void Importer::bindTarget(const Expr &target, Entity value) {
   if (target.kind != ExprKind::Name)
     return;
   if (isBuiltinDimension(target.name)) {
-    error(target.range, fmt::format("'{}' is the built-in size of a dimension; choose another name",
-                                    target.name));
+    error(target.range, fmt::format("'{}' is the built-in size of a dimension; choose another name", target.name));
     return;
   }
   nameValue(value, target.name);
@@ -176,8 +165,7 @@ void Importer::bindTarget(const Expr &target, Entity value) {
 
 // After an 'if' whose arms bind names: each name is a choice; a name bound in one arm only cannot
 // be used.
-void Importer::mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse,
-                         SourceRange range) {
+void Importer::mergeArms(const Entity &condition, Frame &ifTrue, Frame &ifFalse, SourceRange range) {
   std::map<std::string, Entity> merged;
   for (auto &[name, value] : ifTrue.locals) {
     auto other = ifFalse.locals.find(name);

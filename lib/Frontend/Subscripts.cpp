@@ -42,8 +42,7 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
     int64_t index = indices[0].constant->bits;
     int64_t size = int64_t(base.elements.size());
     if (index < -size || index >= size)
-      return fail(expr.operands[1]->range,
-                  fmt::format("index {} is outside a tuple of {}", index, size));
+      return fail(expr.operands[1]->range, fmt::format("index {} is outside a tuple of {}", index, size));
     return Entity(base.elements[size_t(index < 0 ? index + size : index)]);
   }
   if (base.kind != EntityKind::Tensor)
@@ -52,9 +51,9 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
   const std::vector<size_t> axes = freeAxes(base);
   if (indices.size() > axes.size()) {
     const size_t given = rank - axes.size() + indices.size();
-    Diagnostic &diagnostic = error(
-        expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name, rank,
-                                rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
+    Diagnostic &diagnostic =
+        error(expr.range, fmt::format("'{}' has {} dimension{}, {} ind{} given", base.tensor->name, rank,
+                                      rank == 1 ? "" : "s", given, given == 1 ? "ex" : "ices"));
     addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
     return {};
   }
@@ -66,15 +65,13 @@ Entity Importer::evaluateSubscript(const Expr &expr) {
     if (index >= 0 && (!dimension.constant || index < *dimension.constant))
       continue;
     SourceRange at = i + 1 < expr.operands.size() ? expr.operands[i + 1]->range : expr.range;
-    std::string wanted = index < 0 ? fmt::format("; negative indices do not wrap, write {} - {}",
-                                                 dimension.text, -uint64_t(index))
-                                   : fmt::format("; expected 0 to {}", *dimension.constant - 1);
-    Diagnostic &diagnostic =
-        error(at, fmt::format("index {} is outside dimension '{}' of '{}'{}", index, dimension.text,
-                              base.tensor->name, wanted));
+    std::string wanted =
+        index < 0 ? fmt::format("; negative indices do not wrap, write {} - {}", dimension.text, -uint64_t(index))
+                  : fmt::format("; expected 0 to {}", *dimension.constant - 1);
+    Diagnostic &diagnostic = error(at, fmt::format("index {} is outside dimension '{}' of '{}'{}", index,
+                                                   dimension.text, base.tensor->name, wanted));
     if (index < 0 && i + 1 < expr.operands.size())
-      setFixIt(diagnostic, frame().module->file.source, at,
-               fmt::format("{} - {}", dimension.text, -uint64_t(index)));
+      setFixIt(diagnostic, frame().module->file.source, at, fmt::format("{} - {}", dimension.text, -uint64_t(index)));
     addNote(diagnostic, base.tensor->module->file.source, base.tensor->range, "declared here");
     return {};
   }
@@ -103,10 +100,8 @@ Entity Importer::indexed(Entity tensor, std::span<const Entity> indices) {
 
 Entity Importer::load(const Entity &tensor, SourceRange range) {
   if (!hasBody_)
-    return fail(
-        range,
-        fmt::format("'{}' is an array that is bound when the program runs; expected a constant",
-                    tensor.tensor->name));
+    return fail(range, fmt::format("'{}' is an array that is bound when the program runs; expected a constant",
+                                   tensor.tensor->name));
   mlir::OperationState state(location(range), "mask.load");
   state.addAttribute("capture", mlir::FlatSymbolRefAttr::get(&ctx_, tensor.tensor->name));
   for (const Entity &index : tensor.elements)
@@ -126,16 +121,15 @@ Entity Importer::dimensionValue(const TensorDeclaration &tensor, size_t axis, So
   return value;
 }
 
-Entity Importer::evaluateMembership(const Entity &element, const Expr &container,
-                                    SourceRange range) {
+Entity Importer::evaluateMembership(const Entity &element, const Expr &container, SourceRange range) {
   Entity needle = toScalar(element, range);
   if (needle.isError())
     return {};
   if (container.kind == ExprKind::Call && container.operands[0]->kind == ExprKind::Name &&
       container.operands[0]->name == "range" && container.keywords.empty() && container.operands.size() >= 2 &&
       container.operands.size() <= 3) {
-    Entity begin = container.operands.size() == 3 ? evaluate(*container.operands[1])
-                                                  : Entity::ofConstant(Constant::ofInt(0));
+    Entity begin =
+        container.operands.size() == 3 ? evaluate(*container.operands[1]) : Entity::ofConstant(Constant::ofInt(0));
     Entity end = evaluate(*container.operands.back());
     if (!begin.isError())
       begin = toInt(begin, container.operands[1]->range, "'range'");
@@ -145,9 +139,7 @@ Entity Importer::evaluateMembership(const Entity &element, const Expr &container
       return {};
     Entity isAfter = compare(OpKind::Le, begin, needle, range);
     Entity isBefore = compare(OpKind::Lt, needle, end, range);
-    return isAfter.isError() || isBefore.isError()
-               ? Entity{}
-               : emit(Operation::And, {isAfter, isBefore}, range);
+    return isAfter.isError() || isBefore.isError() ? Entity{} : emit(Operation::And, {isAfter, isBefore}, range);
   }
   Entity haystack = evaluate(container);
   if (haystack.isError())
@@ -158,16 +150,13 @@ Entity Importer::evaluateMembership(const Entity &element, const Expr &container
       Entity isEqual = compare(OpKind::Eq, needle, candidate, range);
       if (isEqual.isError())
         return {};
-      result = result.isConstant() && !result.constant->bits
-                   ? isEqual
-                   : emit(Operation::Or, {result, isEqual}, range);
+      result = result.isConstant() && !result.constant->bits ? isEqual : emit(Operation::Or, {result, isEqual}, range);
     }
     return result;
   }
   if (haystack.kind != EntityKind::Tensor)
-    return fail(container.range,
-                fmt::format("'in' looks for a value in an array, a tuple or range(...); this is {}",
-                            describe(haystack)));
+    return fail(container.range, fmt::format("'in' looks for a value in an array, a tuple or range(...); this is {}",
+                                             describe(haystack)));
   Entity slice;
   slice.kind = EntityKind::Slice;
   haystack.elements.resize(haystack.tensor->dims.size(), slice);

@@ -6,54 +6,30 @@ namespace cpflex::ast {
 
 const char *toString(OpKind op) {
   switch (op) {
-  case OpKind::Add:
-    return "+";
-  case OpKind::Sub:
-    return "-";
-  case OpKind::Mul:
-    return "*";
-  case OpKind::Div:
-    return "/";
-  case OpKind::FloorDiv:
-    return "//";
-  case OpKind::Mod:
-    return "%";
-  case OpKind::Pow:
-    return "**";
-  case OpKind::Shl:
-    return "<<";
-  case OpKind::Shr:
-    return ">>";
-  case OpKind::BitAnd:
-    return "&";
-  case OpKind::BitOr:
-    return "|";
-  case OpKind::BitXor:
-    return "^";
-  case OpKind::Neg:
-    return "-";
-  case OpKind::Plus:
-    return "+";
-  case OpKind::Invert:
-    return "~";
-  case OpKind::Not:
-    return "not";
-  case OpKind::Eq:
-    return "==";
-  case OpKind::Ne:
-    return "!=";
-  case OpKind::Lt:
-    return "<";
-  case OpKind::Le:
-    return "<=";
-  case OpKind::Gt:
-    return ">";
-  case OpKind::Ge:
-    return ">=";
-  case OpKind::In:
-    return "in";
-  case OpKind::NotIn:
-    return "not in";
+  case OpKind::Add: return "+";
+  case OpKind::Sub: return "-";
+  case OpKind::Mul: return "*";
+  case OpKind::Div: return "/";
+  case OpKind::FloorDiv: return "//";
+  case OpKind::Mod: return "%";
+  case OpKind::Pow: return "**";
+  case OpKind::Shl: return "<<";
+  case OpKind::Shr: return ">>";
+  case OpKind::BitAnd: return "&";
+  case OpKind::BitOr: return "|";
+  case OpKind::BitXor: return "^";
+  case OpKind::Neg: return "-";
+  case OpKind::Plus: return "+";
+  case OpKind::Invert: return "~";
+  case OpKind::Not: return "not";
+  case OpKind::Eq: return "==";
+  case OpKind::Ne: return "!=";
+  case OpKind::Lt: return "<";
+  case OpKind::Le: return "<=";
+  case OpKind::Gt: return ">";
+  case OpKind::Ge: return ">=";
+  case OpKind::In: return "in";
+  case OpKind::NotIn: return "not in";
   }
   return "";
 }

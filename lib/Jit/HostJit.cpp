@@ -210,7 +210,8 @@ bool loadHostObject(const HostObject &object, HostFunctions &functions, std::str
   if (llvm::Error cause = resolve(object.hasEvaluateTile, kEvaluateTileName, found.evaluateTile))
     return fail(std::move(cause));
   for (int i = 0; i < kMostResiduals - 1; ++i)
-    if (llvm::Error cause = resolve(object.residuals >> i & 1, residualFunctionName(i).c_str(), found.evaluateResidual[i]))
+    if (llvm::Error cause =
+            resolve(object.residuals >> i & 1, residualFunctionName(i).c_str(), found.evaluateResidual[i]))
       return fail(std::move(cause));
   if (llvm::Error cause = resolve(object.hasScore, kScoreName, found.score))
     return fail(std::move(cause));

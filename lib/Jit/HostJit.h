@@ -53,7 +53,6 @@ std::string hostTargetName();
 mlir::FailureOr<std::string> emitLLVM(mlir::ModuleOp module, llvm::StringRef entry);
 
 /// The assembly for the host CPU that compileHost would run with these options.
-mlir::FailureOr<std::string> emitAssembly(mlir::ModuleOp module, llvm::StringRef entry,
-                                          const JitOptions &options = {});
+mlir::FailureOr<std::string> emitAssembly(mlir::ModuleOp module, llvm::StringRef entry, const JitOptions &options = {});
 
 } // namespace cpflex

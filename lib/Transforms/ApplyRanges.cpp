@@ -88,12 +88,9 @@ struct ApplyRanges : impl::ApplyRangesBase<ApplyRanges> {
     switch (llvm::cast<mask::TableOpInterface>(op).getTableOperation()) {
     case Operation::Mod: // 0 <= a < b
       return a.lo >= 0 && a.hi < b.lo ? op->getOperand(0) : Value();
-    case Operation::Abs:
-      return a.lo >= 0 ? op->getOperand(0) : Value();
-    case Operation::Min:
-      return a.hi <= b.lo ? op->getOperand(0) : b.hi <= a.lo ? op->getOperand(1) : Value();
-    case Operation::Max:
-      return a.lo >= b.hi ? op->getOperand(0) : b.lo >= a.hi ? op->getOperand(1) : Value();
+    case Operation::Abs: return a.lo >= 0 ? op->getOperand(0) : Value();
+    case Operation::Min: return a.hi <= b.lo ? op->getOperand(0) : b.hi <= a.lo ? op->getOperand(1) : Value();
+    case Operation::Max: return a.lo >= b.hi ? op->getOperand(0) : b.lo >= a.hi ? op->getOperand(1) : Value();
     case Operation::Lt: return withoutSharedTerms<mask::LtOp>(op, ranges, builder);
     case Operation::Le: return withoutSharedTerms<mask::LeOp>(op, ranges, builder);
     case Operation::Gt: return withoutSharedTerms<mask::GtOp>(op, ranges, builder);

@@ -23,16 +23,16 @@ struct DeriveClassifier : impl::DeriveClassifierBase<DeriveClassifier> {
 
   LogicalResult derive(mask::PredicateOp predicate) {
     if (!llvm::all_of(predicate.getArgumentTypes(), [](Type type) { return type.isInteger(64); }))
-      return predicate.emitOpError("computes in 32 bits; expected the classifier to be derived before ints are narrowed");
+      return predicate.emitOpError(
+          "computes in 32 bits; expected the classifier to be derived before ints are narrowed");
     std::string name = (predicate.getSymName() + ".classifier").str();
     if (auto previous = getOperation().lookupSymbol<mask::ClassifierOp>(name))
       previous.erase();
 
     auto toInterval = [](Type type) -> Type { return mask::IntervalType::get(type.getContext(), type); };
     FunctionType type = predicate.getFunctionType();
-    auto intervalType =
-        FunctionType::get(&getContext(), llvm::map_to_vector(type.getInputs(), toInterval),
-                          llvm::map_to_vector(type.getResults(), toInterval));
+    auto intervalType = FunctionType::get(&getContext(), llvm::map_to_vector(type.getInputs(), toInterval),
+                                          llvm::map_to_vector(type.getResults(), toInterval));
     OpBuilder builder(predicate->getContext());
     builder.setInsertionPointAfter(predicate);
     auto classifier = mask::ClassifierOp::create(builder, predicate.getLoc(), name, intervalType);

@@ -1,5 +1,5 @@
-// What is the gradient of a score function in the score it is given and in the arrays it reads? Reverse accumulation over
-// straight-line code; a reduction is differentiated by a reduction of its own.
+// What is the gradient of a score function in the score it is given and in the arrays it reads? Reverse accumulation
+// over straight-line code; a reduction is differentiated by a reduction of its own.
 #include "dialect/Mask/MaskDialect.h"
 #include "lib/Transforms/DifferentiatedReductions.h"
 #include "lib/Transforms/Passes.h"
@@ -43,9 +43,8 @@ public:
           mark(reduction.getResult());
         continue;
       }
-      if (isDifferentiatedLoad(&op) || (passesGradient(&op) && llvm::any_of(op.getOperands(), [&](Value operand) {
-                                          return contains(operand);
-                                        })))
+      if (isDifferentiatedLoad(&op) ||
+          (passesGradient(&op) && llvm::any_of(op.getOperands(), [&](Value operand) { return contains(operand); })))
         mark(op.getResult(0));
     }
   }
@@ -291,8 +290,7 @@ private:
                      mask::MulOp::create(builder, loc, result, mask::LogOp::create(builder, loc, x)));
       });
       break;
-    default:
-      break;
+    default: break;
     }
   }
 
@@ -321,8 +319,8 @@ private:
   void propagateReduction(mask::ReduceOp op, Adjoint adjoint) {
     Value first = op.getKind() == mask::ReductionKind::Sum ? Value() : indexOfFirstExtremum(op);
     llvm::SetVector<Value> outer = outerActiveValues(op);
-    Scatters loopScatters = scatters == Scatters::Emit && readsDifferentiatedCapture(op) ? Scatters::Emit
-                                                                                        : Scatters::LeaveOut;
+    Scatters loopScatters =
+        scatters == Scatters::Emit && readsDifferentiatedCapture(op) ? Scatters::Emit : Scatters::LeaveOut;
     if (outer.empty() && loopScatters == Scatters::Emit)
       sumOfContributions(op, adjoint, first, Value(), loopScatters);
     for (Value value : outer) {
@@ -359,7 +357,8 @@ private:
   }
 
   /// A loop that sums, over all elements, what flows into `target`; without a target it only scatters.
-  Value sumOfContributions(mask::ReduceOp op, Adjoint adjoint, Value firstExtremum, Value target, Scatters loopScatters) {
+  Value sumOfContributions(mask::ReduceOp op, Adjoint adjoint, Value firstExtremum, Value target,
+                           Scatters loopScatters) {
     auto loop = mask::ReduceOp::create(builder, loc, gradient.getType(), mask::ReductionKind::Sum, op.getCount());
     Block &body = loop.getBody().emplaceBlock();
     Value index = body.addArgument(op.getCount().getType(), loc);

@@ -1,4 +1,5 @@
-// Which ints can be computed in 32 bits? Rebuilds each function with i32 where ranges prove that operands and results fit.
+// Which ints can be computed in 32 bits? Rebuilds each function with i32 where ranges prove that operands and results
+// fit.
 #include "lib/Analysis/IntegerRanges.h"
 #include "lib/Transforms/Passes.h"
 
@@ -133,7 +134,8 @@ private:
     Block &before = op.getBody().front();
     Value element = llvm::cast<mask::YieldOp>(before.getTerminator()).getValues().front();
     bool narrows = fits(op.getResult()) && fits(element);
-    auto created = mask::ReduceOp::create(builder, op.getLoc(), narrows ? Type(int32) : op.getType(), op.getKind(), count);
+    auto created =
+        mask::ReduceOp::create(builder, op.getLoc(), narrows ? Type(int32) : op.getType(), op.getKind(), count);
     Block &after = created.getBody().emplaceBlock();
     BlockArgument index = after.addArgument(count.getType(), before.getArgument(0).getLoc());
     define(before.getArgument(0), index);

@@ -33,4 +33,3 @@ void addIntegerNarrowing(mlir::OpPassManager &passes, const NarrowIntegersOption
 }
 
 } // namespace cpflex
-

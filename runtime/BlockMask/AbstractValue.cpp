@@ -35,8 +35,7 @@ AbstractValue toInteger(ValueType type, const AbstractValue &value) {
   if (!value.hasNumbers())
     return AbstractValue::integers(0, 0);
   // Truncation toward zero and saturation are monotone.
-  AbstractValue result =
-      AbstractValue::integers(ops::toInt(value.floatLo()), ops::toInt(value.floatHi()));
+  AbstractValue result = AbstractValue::integers(ops::toInt(value.floatLo()), ops::toInt(value.floatHi()));
   if (value.mayBeNaN())
     result = hull(ValueType::Int, result, AbstractValue::integers(0, 0));
   return result;
@@ -100,13 +99,11 @@ bool AbstractValue::contains(ValueType type, ScalarSlot slot) const {
 AbstractValue hull(ValueType type, const AbstractValue &left, const AbstractValue &right) {
   if (type != ValueType::Float)
     return AbstractValue::integers(std::min(left.lo, right.lo), std::max(left.hi, right.hi));
-  return AbstractValue::floats(std::min(left.floatLo(), right.floatLo()),
-                               std::max(left.floatHi(), right.floatHi()),
+  return AbstractValue::floats(std::min(left.floatLo(), right.floatLo()), std::max(left.floatHi(), right.floatHi()),
                                left.mayBeNaN() || right.mayBeNaN());
 }
 
-AbstractValue applyAbstract(Operation operation, ValueType operandType,
-                            const AbstractValue *operands) {
+AbstractValue applyAbstract(Operation operation, ValueType operandType, const AbstractValue *operands) {
   switch (operation) {
   case Operation::Select:
     if (!operands[0].canBeFalse())

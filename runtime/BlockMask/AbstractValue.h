@@ -77,8 +77,7 @@ ScalarSlot slotOfFloat(float value);
 AbstractValue hull(ValueType type, const AbstractValue &left, const AbstractValue &right);
 
 /// The interval meaning of one operation; `operands` as for applyOperation.
-AbstractValue applyAbstract(Operation operation, ValueType operandType,
-                            const AbstractValue *operands);
+AbstractValue applyAbstract(Operation operation, ValueType operandType, const AbstractValue *operands);
 
 /// Integer sums and products that become unknown when an end overflows.
 AbstractValue addIntegers(const AbstractValue &left, const AbstractValue &right);

@@ -60,9 +60,8 @@ public:
       return;
     for (size_t i = pieceOf(rows.begin); i < pieces_.size() && starts_[i] < rows.end; ++i) {
       Range part = partOf(i, rows);
-      visitor(part.begin,
-              AffinePiece{pieces_[i].begin + (part.begin - starts_[i]) * pieces_[i].step,
-                          part.size(), pieces_[i].step});
+      visitor(part.begin, AffinePiece{pieces_[i].begin + (part.begin - starts_[i]) * pieces_[i].step, part.size(),
+                                      pieces_[i].step});
     }
   }
 
@@ -87,9 +86,7 @@ private:
       return 0;
     return std::upper_bound(starts_.begin(), starts_.end(), row) - starts_.begin() - 1;
   }
-  Range partOf(size_t i, Range rows) const {
-    return intersection(rows, {starts_[i], starts_[i] + pieces_[i].count});
-  }
+  Range partOf(size_t i, Range rows) const { return intersection(rows, {starts_[i], starts_[i] + pieces_[i].count}); }
 
   std::vector<AffinePiece> pieces_;
   std::vector<int64_t> starts_;

@@ -54,8 +54,7 @@ void visitStretches(std::span<const TileRun> left, std::span<const TileRun> righ
 }
 
 std::span<const TileRun> rowOf(const TileRows &rows, int64_t row) {
-  return std::span(rows.runs).subspan(rows.rowBegin[row],
-                                      rows.rowBegin[row + 1] - rows.rowBegin[row]);
+  return std::span(rows.runs).subspan(rows.rowBegin[row], rows.rowBegin[row + 1] - rows.rowBegin[row]);
 }
 
 struct Combined {
@@ -78,13 +77,12 @@ Combined combined(MaskOperation operation, TileClass left, TileClass right) {
 }
 
 Status verifyBroadcast(const BlockMask &left, const BlockMask &right) {
-  if (left.qLen != right.qLen || left.kvLen != right.kvLen || left.tileQ != right.tileQ ||
-      left.tileKV != right.tileKV)
+  if (left.qLen != right.qLen || left.kvLen != right.kvLen || left.tileQ != right.tileQ || left.tileKV != right.tileKV)
     return Status::invalid(fmt::format("cannot combine a mask of {} x {} in tiles of {} x {} with "
                                        "one of {} x {} in tiles of {} x {}; "
                                        "expected equal lengths and tiles",
-                                       left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen,
-                                       right.kvLen, right.tileQ, right.tileKV));
+                                       left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen, right.kvLen,
+                                       right.tileQ, right.tileKV));
   auto canMeet = [](int64_t a, int64_t b) { return a == b || a == 1 || b == 1; };
   if (!canMeet(left.batch, right.batch) || !canMeet(left.heads, right.heads))
     return Status::invalid(fmt::format("cannot combine masks of {} x {} and {} x {} (batch, head); "
@@ -95,8 +93,7 @@ Status verifyBroadcast(const BlockMask &left, const BlockMask &right) {
 
 } // namespace
 
-StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
-                               const BlockMask &right) {
+StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left, const BlockMask &right) {
   CPFLEX_RETURN_IF_ERROR(verifyBroadcast(left, right));
   CombinedMask result;
   BlockMask &mask = result.mask;
@@ -108,8 +105,7 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
   mask.rowSetOf.assign(mask.batch * mask.heads, -1);
   std::map<std::pair<int32_t, int32_t>, int32_t> known;
   auto rowSetAt = [](const BlockMask &source, int64_t b, int64_t h) {
-    return source
-        .rowSetOf[(source.batch == 1 ? 0 : b) * source.heads + (source.heads == 1 ? 0 : h)];
+    return source.rowSetOf[(source.batch == 1 ? 0 : b) * source.heads + (source.heads == 1 ? 0 : h)];
   };
   for (int64_t b = 0; b < mask.batch; ++b)
     for (int64_t h = 0; h < mask.heads; ++h) {
@@ -122,8 +118,7 @@ StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
       rows.rowBegin.push_back(0);
       for (int64_t row = 0; row < mask.numQTiles(); ++row) {
         size_t start = rows.runs.size();
-        visitStretches(rowOf(left.rowSets[sources.first], row),
-                       rowOf(right.rowSets[sources.second], row),
+        visitStretches(rowOf(left.rowSets[sources.first], row), rowOf(right.rowSets[sources.second], row),
                        static_cast<int32_t>(mask.numKVTiles()),
                        [&](int32_t begin, int32_t end, TileClass a, TileClass c) {
                          Combined both = combined(operation, a, c);
@@ -176,23 +171,21 @@ BlockMask transpose(const BlockMask &mask) {
     };
     std::vector<Open> open(numColumns);
     std::vector<std::vector<TileRun>> columns(numColumns);
-    auto changeAll = [&](int32_t row, std::span<const TileRun> before,
-                         std::span<const TileRun> after) {
+    auto changeAll = [&](int32_t row, std::span<const TileRun> before, std::span<const TileRun> after) {
       size_t k = 0;
-      visitStretches(before, after, numColumns,
-                     [&](int32_t begin, int32_t end, TileClass, TileClass tileClass) {
-                       while (k < after.size() && after[k].end <= begin)
-                         ++k;
-                       uint8_t residual = tileClass == TileClass::Partial ? after[k].residual : 0;
-                       if (open[begin].tileClass == tileClass && open[begin].residual == residual)
-                         return;
-                       for (int32_t column = begin; column < end; ++column) {
-                         Open &run = open[column];
-                         if (run.tileClass != TileClass::Empty)
-                           columns[column].push_back({run.begin, row, run.tileClass, run.residual});
-                         run = {tileClass, residual, row};
-                       }
-                     });
+      visitStretches(before, after, numColumns, [&](int32_t begin, int32_t end, TileClass, TileClass tileClass) {
+        while (k < after.size() && after[k].end <= begin)
+          ++k;
+        uint8_t residual = tileClass == TileClass::Partial ? after[k].residual : 0;
+        if (open[begin].tileClass == tileClass && open[begin].residual == residual)
+          return;
+        for (int32_t column = begin; column < end; ++column) {
+          Open &run = open[column];
+          if (run.tileClass != TileClass::Empty)
+            columns[column].push_back({run.begin, row, run.tileClass, run.residual});
+          run = {tileClass, residual, row};
+        }
+      });
     };
     std::span<const TileRun> before;
     for (int64_t row = 0; row < mask.numQTiles(); ++row) {
@@ -221,9 +214,8 @@ StatusOr<BlockMask> concatenate(std::span<const BlockMask> masks, MaskAxis axis)
   result.kvLen = isQ ? result.kvLen : 0;
   for (const BlockMask &mask : masks) {
     const BlockMask &first = masks.front();
-    bool isAlike = mask.tileQ == first.tileQ && mask.tileKV == first.tileKV &&
-                   mask.batch == first.batch && mask.heads == first.heads &&
-                   (isQ ? mask.kvLen == first.kvLen : mask.qLen == first.qLen);
+    bool isAlike = mask.tileQ == first.tileQ && mask.tileKV == first.tileKV && mask.batch == first.batch &&
+                   mask.heads == first.heads && (isQ ? mask.kvLen == first.kvLen : mask.qLen == first.qLen);
     if (mask.residualKey != first.residualKey)
       result.residualKey = 0;
     if (!isAlike)
@@ -231,10 +223,9 @@ StatusOr<BlockMask> concatenate(std::span<const BlockMask> masks, MaskAxis axis)
                              "batches, heads and length of the other axis");
     int64_t length = isQ ? mask.qLen : mask.kvLen, tile = isQ ? mask.tileQ : mask.tileKV;
     if (&mask != &masks.back() && length % tile != 0)
-      return Status::invalid(
-          fmt::format("a mask before the last is {} long; expected a multiple of "
-                      "its tile, {}",
-                      length, tile));
+      return Status::invalid(fmt::format("a mask before the last is {} long; expected a multiple of "
+                                         "its tile, {}",
+                                         length, tile));
     (isQ ? result.qLen : result.kvLen) += length;
   }
   // One row set per combination of the sources' row sets.
@@ -282,8 +273,7 @@ bool isSameMask(const BlockMask &left, const BlockMask &right) {
       continue;
     bool isSame = true;
     for (int64_t row = 0; row < left.numQTiles() && isSame; ++row)
-      visitStretches(rowOf(left.rowSets[sources.first], row),
-                     rowOf(right.rowSets[sources.second], row),
+      visitStretches(rowOf(left.rowSets[sources.first], row), rowOf(right.rowSets[sources.second], row),
                      static_cast<int32_t>(left.numKVTiles()),
                      [&](int32_t, int32_t, TileClass a, TileClass b) { isSame &= a == b; });
     if (!isSame)
@@ -292,14 +282,13 @@ bool isSameMask(const BlockMask &left, const BlockMask &right) {
   return true;
 }
 
-StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape,
-                                       const Bindings &bindings, const BlockMaskOptions &options) {
+StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape, const Bindings &bindings,
+                                       const BlockMaskOptions &options) {
   CPFLEX_RETURN_IF_ERROR(verifyOptions(options));
   CPFLEX_RETURN_IF_ERROR(verifyTape(tape, bindings));
   if (mask.qLen != options.qLen || mask.kvLen != options.kvLen || mask.batch != options.batch ||
       mask.heads != options.heads)
-    return Status::invalid(
-        "the mask to settle has other sizes than the options; expected equal ones");
+    return Status::invalid("the mask to settle has other sizes than the options; expected equal ones");
   BlockMask result = mask;
   if (mask.qLen == 0 || mask.kvLen == 0 || mask.rowSetOf.empty())
     return result;
@@ -308,8 +297,8 @@ StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape,
   std::map<std::pair<int32_t, int32_t>, int32_t> known;
   for (size_t bh = 0; bh < mask.rowSetOf.size(); ++bh) {
     int32_t program = programs.programOf()[bh];
-    auto [place, isAdded] = known.try_emplace({mask.rowSetOf[bh], program},
-                                              static_cast<int32_t>(result.rowSets.size()));
+    auto [place, isAdded] =
+        known.try_emplace({mask.rowSetOf[bh], program}, static_cast<int32_t>(result.rowSets.size()));
     result.rowSetOf[bh] = place->second;
     if (!isAdded)
       continue;
@@ -356,18 +345,14 @@ void normalize(BlockMask &mask) {
 }
 
 Status verifyBlockMask(const BlockMask &mask) {
-  auto fault = [](const char *text) {
-    return Status::invalid(fmt::format("not a mask: {}", text));
-  };
+  auto fault = [](const char *text) { return Status::invalid(fmt::format("not a mask: {}", text)); };
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  if (mask.qLen < 0 || mask.kvLen < 0 || mask.tileQ < 1 || mask.tileKV < 1 || mask.batch < 0 ||
-      mask.heads < 0)
+  if (mask.qLen < 0 || mask.kvLen < 0 || mask.tileQ < 1 || mask.tileKV < 1 || mask.batch < 0 || mask.heads < 0)
     return fault("sizes are negative");
   // Lengths of up to 2^61 keep the sums below from overflowing.
   constexpr int64_t kMaxLength = int64_t(1) << 61;
-  if (mask.qLen > kMaxLength || mask.kvLen > kMaxLength || mask.tileQ > kMaxLength ||
-      mask.tileKV > kMaxLength || mask.numQTiles() >= kMax || mask.numKVTiles() >= kMax ||
-      mask.batch > kMax || mask.heads > kMax)
+  if (mask.qLen > kMaxLength || mask.kvLen > kMaxLength || mask.tileQ > kMaxLength || mask.tileKV > kMaxLength ||
+      mask.numQTiles() >= kMax || mask.numKVTiles() >= kMax || mask.batch > kMax || mask.heads > kMax)
     return fault("sizes are beyond 32-bit tile indices");
   if (static_cast<int64_t>(mask.rowSetOf.size()) != mask.batch * mask.heads)
     return fault("the table of row sets has another size than batch x heads");
@@ -375,8 +360,7 @@ Status verifyBlockMask(const BlockMask &mask) {
     if (rowSet < 0 || rowSet >= static_cast<int64_t>(mask.rowSets.size()))
       return fault("a (batch, head) names a row set that is not there");
   for (const TileRows &rows : mask.rowSets) {
-    if (static_cast<int64_t>(rows.rowBegin.size()) != mask.numQTiles() + 1 ||
-        rows.rowBegin.front() != 0 ||
+    if (static_cast<int64_t>(rows.rowBegin.size()) != mask.numQTiles() + 1 || rows.rowBegin.front() != 0 ||
         rows.rowBegin.back() != static_cast<int64_t>(rows.runs.size()))
       return fault("a row set does not have one begin per row of tiles");
     if (!std::is_sorted(rows.rowBegin.begin(), rows.rowBegin.end()))

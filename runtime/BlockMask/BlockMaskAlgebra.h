@@ -19,8 +19,7 @@ namespace cpflex {
 /// The result of an operation on masks.
 struct CombinedMask {
   BlockMask mask;
-  int64_t unsettled =
-      0; ///< tiles of distinct row sets whose class may be too careful; 0: the result is exact
+  int64_t unsettled = 0; ///< tiles of distinct row sets whose class may be too careful; 0: the result is exact
 };
 
 /// What two masks are combined to.
@@ -28,8 +27,7 @@ enum class MaskOperation : uint8_t { Union, Intersection, Difference };
 
 /// Combines two masks of equal lengths and tiles. Batches and heads are equal or 1, which is
 /// broadcast. A union is unsettled where both are partial, so are an intersection and a difference.
-StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left,
-                               const BlockMask &right);
+StatusOr<CombinedMask> combine(MaskOperation operation, const BlockMask &left, const BlockMask &right);
 
 /// The pairs that do not attend. Exact.
 BlockMask complement(const BlockMask &mask);
@@ -71,8 +69,8 @@ bool isSameMask(const BlockMask &left, const BlockMask &right);
 
 /// Gives each partial tile the class it has by the predicate `tape`; full and empty tiles are taken
 /// as they are. Exact when those are. `options` are those of buildBlockMask and match the mask.
-StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape,
-                                       const Bindings &bindings, const BlockMaskOptions &options);
+StatusOr<BlockMask> settlePartialTiles(const BlockMask &mask, const Tape &tape, const Bindings &bindings,
+                                       const BlockMaskOptions &options);
 
 /// Joins adjacent runs of one class and shares equal row sets, numbered by first use.
 void normalize(BlockMask &mask);

@@ -50,9 +50,7 @@ public:
         }
       }
       int32_t added = static_cast<int32_t>(links_.size());
-      links_.push_back({{static_cast<int32_t>(tiles.begin), static_cast<int32_t>(tiles.end),
-                         tileClass, residual},
-                        -1});
+      links_.push_back({{static_cast<int32_t>(tiles.begin), static_cast<int32_t>(tiles.end), tileClass, residual}, -1});
       (last < 0 ? first_[row] : links_[last].next) = added;
       last_[row] = added;
     }
@@ -106,12 +104,10 @@ private:
 
   void emit(Range tileRows, Range tileColumns, TileClass tileClass, uint8_t residual = 0) {
     if (tileClass != TileClass::Empty)
-      rows_->append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns,
-                   tileClass, residual);
+      rows_->append({tileRows.begin - band_.begin, tileRows.end - band_.begin}, tileColumns, tileClass, residual);
   }
 
-  void settle(TileSettlement &settlement, Range tileRows, Range tileColumns, Range rows,
-              Range columns) {
+  void settle(TileSettlement &settlement, Range tileRows, Range tileColumns, Range rows, Range columns) {
     TileClass tileClass = settlement.settle(rows, columns);
     uint8_t residual = 0;
     if (tileClass == TileClass::Partial && residuals_)
@@ -120,10 +116,8 @@ private:
   }
 
   void visit(TileSettlement &settlement, Range tileRows, Range tileColumns) {
-    Range rows{tileRows.begin * options_.tileQ,
-               std::min(tileRows.end * options_.tileQ, options_.qLen)};
-    Range columns{tileColumns.begin * options_.tileKV,
-                  std::min(tileColumns.end * options_.tileKV, options_.kvLen)};
+    Range rows{tileRows.begin * options_.tileQ, std::min(tileRows.end * options_.tileQ, options_.qLen)};
+    Range columns{tileColumns.begin * options_.tileKV, std::min(tileColumns.end * options_.tileKV, options_.kvLen)};
     TileClass tileClass = settlement.classify(rows, columns);
     if (tileClass != TileClass::Partial)
       return emit(tileRows, tileColumns, tileClass);
@@ -140,14 +134,12 @@ private:
 
   /// Cuts the longer axis, or both when they are about as long. Parts are visited so that for each
   /// row of tiles the columns ascend.
-  void visitParts(TileSettlement &settlement, Range tileRows, Range tileColumns, int64_t numRows,
-                  int64_t numColumns) {
+  void visitParts(TileSettlement &settlement, Range tileRows, Range tileColumns, int64_t numRows, int64_t numColumns) {
     bool cutRows = tileRows.size() > 1 && (tileColumns.size() == 1 || numRows * 2 > numColumns);
     bool cutColumns = tileColumns.size() > 1 && (tileRows.size() == 1 || numColumns * 2 > numRows);
     // Powers of two keep the cuts where summaries have theirs.
     auto middle = [](Range range) {
-      return range.begin +
-             static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
+      return range.begin + static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(range.size() - 1)));
     };
     int64_t row = cutRows ? middle(tileRows) : tileRows.end;
     int64_t column = cutColumns ? middle(tileColumns) : tileColumns.end;
@@ -178,8 +170,7 @@ TileRows fullRows(int64_t numQTiles, int64_t numKVTiles) {
 
 } // namespace
 
-StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings,
-                                         const BlockMaskOptions &options) {
+StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings, const BlockMaskOptions &options) {
   CPFLEX_RETURN_IF_ERROR(verifyOptions(options));
   BlockMaskResult result;
   BlockMask &mask = result.mask;
@@ -219,15 +210,15 @@ StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindi
   // 2. Bands of every row set.
   int64_t numBands = ceilDivide(numQTiles, kBandRows);
   int64_t numTasks = numBands * programs.size();
-  CPFLEX_RETURN_IF_ERROR(checkHostMemory(
-      "the rows of the mask", double(programs.size()) * (double(numQTiles) * (GrowingRows::bytesPerRow() + kBytesPerKeptRow) +
-                                                         double(numBands) * sizeof(BandBuilder))));
+  CPFLEX_RETURN_IF_ERROR(
+      checkHostMemory("the rows of the mask",
+                      double(programs.size()) * (double(numQTiles) * (GrowingRows::bytesPerRow() + kBytesPerKeptRow) +
+                                                 double(numBands) * sizeof(BandBuilder))));
   std::vector<BandBuilder> bands;
   bands.reserve(numTasks);
   for (int64_t task = 0; task < numTasks; ++task) {
     int64_t begin = task % numBands * kBandRows;
-    bands.emplace_back(programs.positions(), options,
-                       Range{begin, std::min(begin + kBandRows, numQTiles)});
+    bands.emplace_back(programs.positions(), options, Range{begin, std::min(begin + kBandRows, numQTiles)});
   }
   parallelFor(numTasks, options.threads, [&](int64_t task) {
     bands[task].build(programs.program(task / numBands), programs.assumptions(task / numBands));

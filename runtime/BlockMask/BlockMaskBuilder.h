@@ -49,7 +49,6 @@ struct BlockMaskResult {
 /// malformed tape or residual; with Unsupported on more tiles or runs than 32-bit indices hold; with
 /// OutOfMemory when the rows alone do not fit in memory.
 /// Borrows everything for the duration of the call.
-StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings,
-                                         const BlockMaskOptions &options);
+StatusOr<BlockMaskResult> buildBlockMask(const Tape *tape, const Bindings &bindings, const BlockMaskOptions &options);
 
 } // namespace cpflex

@@ -61,9 +61,7 @@ private:
   bool isCut_ = false;
 };
 
-Status damaged(const char *text) {
-  return {StatusCode::DataLoss, fmt::format("the block mask is damaged: {}", text)};
-}
+Status damaged(const char *text) { return {StatusCode::DataLoss, fmt::format("the block mask is damaged: {}", text)}; }
 
 } // namespace
 
@@ -98,21 +96,19 @@ StatusOr<BlockMask> blockMaskFromBytes(std::string_view bytes) {
   Reader header(bytes.substr(kMagic.size()));
   uint32_t version = header.get<uint32_t>();
   if (version != kVersion)
-    return Status::unsupported(
-        fmt::format("the block mask has version {}; expected {}", version, kVersion));
+    return Status::unsupported(fmt::format("the block mask has version {}; expected {}", version, kVersion));
   std::string_view body = bytes.substr(kHeaderSize);
   if (header.get<uint64_t>() != checksumOf(body))
     return damaged("its checksum differs");
   Reader reader(body);
   BlockMask mask;
-  for (int64_t *value :
-       {&mask.qLen, &mask.kvLen, &mask.tileQ, &mask.tileKV, &mask.batch, &mask.heads})
+  for (int64_t *value : {&mask.qLen, &mask.kvLen, &mask.tileQ, &mask.tileKV, &mask.batch, &mask.heads})
     *value = reader.get<int64_t>();
   int64_t numRowSets = reader.get<int64_t>();
   mask.residualKey = reader.get<uint64_t>();
   int64_t numHeads = 0;
-  if (__builtin_mul_overflow(mask.batch, mask.heads, &numHeads) || mask.qLen < 0 ||
-      mask.tileQ < 1 || !reader.canHold(numHeads, sizeof(int32_t)))
+  if (__builtin_mul_overflow(mask.batch, mask.heads, &numHeads) || mask.qLen < 0 || mask.tileQ < 1 ||
+      !reader.canHold(numHeads, sizeof(int32_t)))
     return damaged("its sizes do not fit its length");
   for (int64_t i = 0; i < numHeads; ++i)
     mask.rowSetOf.push_back(reader.get<int32_t>());

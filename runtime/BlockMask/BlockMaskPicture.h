@@ -25,9 +25,9 @@ struct PictureOptions {
   int64_t batch = 0, head = 0; ///< which (b, h) of PictureHeads::One
   PictureHeads heads = PictureHeads::One;
   Range rows = {}, columns = {}; ///< tokens to show; empty means all
-  int64_t maxCells = 64;  ///< largest number of cells per axis; larger masks are drawn coarser
-  int64_t cellPixels = 0; ///< size of a cell in SVG and PNG; 0: chosen
-  std::string title = {}; ///< written above the picture
+  int64_t maxCells = 64;         ///< largest number of cells per axis; larger masks are drawn coarser
+  int64_t cellPixels = 0;        ///< size of a cell in SVG and PNG; 0: chosen
+  std::string title = {};        ///< written above the picture
   /// Token positions where documents begin, for each batch row or once for all, drawn as thin lines
   /// in SVG unless they lie closer than the cells.
   std::vector<std::vector<int64_t>> documentBounds = {};
@@ -40,7 +40,7 @@ struct PictureOptions {
 /// integers that is as long as the keys, or the queries, changes its value. Its dimensions are that
 /// length, or B and that length, which gives bounds for each batch row. Empty when there is none.
 std::vector<std::vector<int64_t>> documentBoundsOf(std::span<const CaptureDeclaration> declarations,
-                                      const Bindings &bindings, const BlockMask &mask);
+                                                   const Bindings &bindings, const BlockMask &mask);
 
 /// Draws with one character pair per cell: full `██`, partial `▒▒`, empty `··`; a coarse cell is
 /// full or empty only when all its tiles are. Ends with a legend and tile counts.

@@ -56,8 +56,8 @@ RowSetPairs countRowSet(const BlockMask &mask, int32_t rowSet, TileSettlement *s
         continue;
       }
       for (int64_t begin = kv.begin; settlement && begin < kv.end; begin += mask.tileKV)
-        result.allowed += settlement->count(q, {begin, std::min(begin + mask.tileKV, kv.end)},
-                                            {hasKey.data(), hasQuery.data()});
+        result.allowed +=
+            settlement->count(q, {begin, std::min(begin + mask.tileKV, kv.end)}, {hasKey.data(), hasQuery.data()});
     }
   }
   int32_t depth = 0;
@@ -96,8 +96,7 @@ TileCounts countTiles(const BlockMask &mask) {
 int64_t sizeInBytes(const BlockMask &mask) {
   size_t total = sizeof(BlockMask) + mask.rowSetOf.size() * sizeof(int32_t);
   for (const TileRows &rows : mask.rowSets)
-    total += sizeof(TileRows) + rows.rowBegin.size() * sizeof(int32_t) +
-             rows.runs.size() * sizeof(TileRun);
+    total += sizeof(TileRows) + rows.rowBegin.size() * sizeof(int32_t) + rows.runs.size() * sizeof(TileRun);
   return static_cast<int64_t>(total);
 }
 
@@ -106,8 +105,7 @@ StatusOr<PairCounts> countAllowed(const BlockMask &mask, const Tape *tape, const
   CPFLEX_RETURN_IF_ERROR(verifyOptions(options));
   if (mask.qLen != options.qLen || mask.kvLen != options.kvLen || mask.batch != options.batch ||
       mask.heads != options.heads)
-    return Status::invalid(
-        "the mask has other sizes than the options; expected those it was built with");
+    return Status::invalid("the mask has other sizes than the options; expected those it was built with");
   PairCounts result;
   result.rowSets.resize(mask.rowSets.size());
   bool hasPrograms = tape && options.qLen > 0 && options.kvLen > 0 && !mask.rowSets.empty();
@@ -137,14 +135,13 @@ StatusOr<PairCounts> countAllowed(const BlockMask &mask, const Tape *tape, const
     result.rowsWithoutKeys += totalSize(pairs.rowsWithoutKeys);
     result.columnsWithoutQueries += totalSize(pairs.columnsWithoutQueries);
   }
-  double pairs = static_cast<double>(result.rowSets.size()) * static_cast<double>(mask.qLen) *
-                 static_cast<double>(mask.kvLen);
+  double pairs =
+      static_cast<double>(result.rowSets.size()) * static_cast<double>(mask.qLen) * static_cast<double>(mask.kvLen);
   result.density = pairs > 0 ? static_cast<double>(result.allowed) / pairs : 0;
   return result;
 }
 
-std::string toJson(const BlockMaskResult &result, const BuildTimes &times,
-                   const PairCounts *pairs) {
+std::string toJson(const BlockMaskResult &result, const BuildTimes &times, const PairCounts *pairs) {
   const BlockMask &mask = result.mask;
   TileCounts tiles = countTiles(mask);
   nlohmann::ordered_json json;

@@ -34,8 +34,7 @@ struct CaptureSummaries::Storage {
   std::map<std::pair<RectangleKey, bool>, Slot<MemberLists>> members;
   int64_t sizeInBytes = 0;
 
-  template <typename Summary, typename Build>
-  const Summary &get(Slot<Summary> &slot, const Build &build) {
+  template <typename Summary, typename Build> const Summary &get(Slot<Summary> &slot, const Build &build) {
     std::call_once(slot.once, [&] {
       slot.summary = build();
       std::lock_guard<std::mutex> lock(mutex);
@@ -48,21 +47,19 @@ struct CaptureSummaries::Storage {
 CaptureSummaries::CaptureSummaries() : storage_(std::make_unique<Storage>()) {}
 CaptureSummaries::~CaptureSummaries() = default;
 
-const LineSummary &CaptureSummaries::line(const void *data, ElementType type, int64_t count,
-                                          int64_t stride, Order order) {
+const LineSummary &CaptureSummaries::line(const void *data, ElementType type, int64_t count, int64_t stride,
+                                          Order order) {
   Slot<LineSummary> *slot;
   {
     std::lock_guard<std::mutex> lock(storage_->mutex);
     slot = &storage_->lines[{data, type, count, stride}];
   }
   return storage_->get(*slot, [&] {
-    return std::make_unique<LineSummary>(ElementLine{data, type, count, stride},
-                                         order == Order::Sorted);
+    return std::make_unique<LineSummary>(ElementLine{data, type, count, stride}, order == Order::Sorted);
   });
 }
 
-const RectangleSummary &CaptureSummaries::rectangle(const void *data, ElementType type,
-                                                    int64_t rows, int64_t rowStride,
+const RectangleSummary &CaptureSummaries::rectangle(const void *data, ElementType type, int64_t rows, int64_t rowStride,
                                                     int64_t columns, int64_t columnStride) {
   Slot<RectangleSummary> *slot;
   {
@@ -70,23 +67,20 @@ const RectangleSummary &CaptureSummaries::rectangle(const void *data, ElementTyp
     slot = &storage_->rectangles[{data, type, rows, rowStride, columns, columnStride}];
   }
   return storage_->get(*slot, [&] {
-    return std::make_unique<RectangleSummary>(
-        ElementRectangle{data, type, rows, rowStride, columns, columnStride});
+    return std::make_unique<RectangleSummary>(ElementRectangle{data, type, rows, rowStride, columns, columnStride});
   });
 }
 
-const MemberLists &CaptureSummaries::members(const void *data, ElementType type, int64_t rows,
-                                             int64_t rowStride, int64_t columns,
-                                             int64_t columnStride, bool hasZero) {
+const MemberLists &CaptureSummaries::members(const void *data, ElementType type, int64_t rows, int64_t rowStride,
+                                             int64_t columns, int64_t columnStride, bool hasZero) {
   Slot<MemberLists> *slot;
   {
     std::lock_guard<std::mutex> lock(storage_->mutex);
     slot = &storage_->members[{{data, type, rows, rowStride, columns, columnStride}, hasZero}];
   }
   return storage_->get(*slot, [&] {
-    return std::make_unique<MemberLists>(
-        ElementRectangle{data, type, rows, rowStride, columns, columnStride},
-        hasZero ? MemberLists::Zero::Present : MemberLists::Zero::Absent);
+    return std::make_unique<MemberLists>(ElementRectangle{data, type, rows, rowStride, columns, columnStride},
+                                         hasZero ? MemberLists::Zero::Present : MemberLists::Zero::Absent);
   });
 }
 
@@ -104,8 +98,7 @@ struct Offence {
 };
 
 template <typename Element>
-Offence firstOffence(const CaptureDeclaration &declaration, const Element *data, int64_t stride,
-                     int64_t count) {
+Offence firstOffence(const CaptureDeclaration &declaration, const Element *data, int64_t stride, int64_t count) {
   auto value = [&](int64_t i) {
     if constexpr (std::is_integral_v<Element>)
       return data[i * stride];
@@ -164,25 +157,21 @@ std::string elementText(const CaptureView &view, int64_t offset) {
   });
 }
 
-Status offenceStatus(const CaptureDeclaration &declaration, const CaptureView &view,
-                     const Offence &offence, const int64_t (&index)[kMaxCaptureRank],
-                     int64_t offset, int64_t stride) {
+Status offenceStatus(const CaptureDeclaration &declaration, const CaptureView &view, const Offence &offence,
+                     const int64_t (&index)[kMaxCaptureRank], int64_t offset, int64_t stride) {
   std::string position;
   for (int axis = 0; axis + 1 < view.rank; ++axis)
     position += fmt::format("{}, ", index[axis]);
   position += fmt::format("{}", offence.position);
-  std::string seen = fmt::format("'{}[{}]' is {}", declaration.name, position,
-                                 elementText(view, offset + offence.position * stride));
+  std::string seen =
+      fmt::format("'{}[{}]' is {}", declaration.name, position, elementText(view, offset + offence.position * stride));
   switch (offence.fact) {
-  case Offence::Fact::Lo:
-    return Status::invalid(fmt::format("{}; expected {} or more", seen, declaration.lo));
-  case Offence::Fact::Hi:
-    return Status::invalid(fmt::format("{}; expected less than {}", seen, declaration.hi));
+  case Offence::Fact::Lo: return Status::invalid(fmt::format("{}; expected {} or more", seen, declaration.lo));
+  case Offence::Fact::Hi: return Status::invalid(fmt::format("{}; expected less than {}", seen, declaration.hi));
   case Offence::Fact::Order: break;
   }
-  return Status::invalid(
-      fmt::format("{}; expected {} or more, because '{}' is declared sorted", seen,
-                  elementText(view, offset + (offence.position - 1) * stride), declaration.name));
+  return Status::invalid(fmt::format("{}; expected {} or more, because '{}' is declared sorted", seen,
+                                     elementText(view, offset + (offence.position - 1) * stride), declaration.name));
 }
 
 } // namespace
@@ -208,9 +197,8 @@ Status verifyFacts(const CaptureDeclaration &declaration, const CaptureView &vie
     for (int axis = 0; axis < last; ++axis)
       offset += index[axis] * view.strides[axis];
     Offence offence = visitElements(view.type, view.data, [&](const auto *data) {
-      return view.strides[last] == 1
-                 ? firstOffence(declaration, data + offset, 1, view.shape[last])
-                 : firstOffence(declaration, data + offset, view.strides[last], view.shape[last]);
+      return view.strides[last] == 1 ? firstOffence(declaration, data + offset, 1, view.shape[last])
+                                     : firstOffence(declaration, data + offset, view.strides[last], view.shape[last]);
     });
     if (offence.position >= 0)
       return offenceStatus(declaration, view, offence, index, offset, view.strides[last]);

@@ -29,16 +29,15 @@ public:
   enum class Order : uint8_t { Unknown, Sorted };
 
   /// The summary of `count` elements of `type` from `data` on, `stride` elements apart.
-  const LineSummary &line(const void *data, ElementType type, int64_t count, int64_t stride,
-                          Order order);
+  const LineSummary &line(const void *data, ElementType type, int64_t count, int64_t stride, Order order);
 
   /// The summary of a rectangle of rows x columns elements.
-  const RectangleSummary &rectangle(const void *data, ElementType type, int64_t rows,
-                                    int64_t rowStride, int64_t columns, int64_t columnStride);
+  const RectangleSummary &rectangle(const void *data, ElementType type, int64_t rows, int64_t rowStride,
+                                    int64_t columns, int64_t columnStride);
 
   /// The sorted rows of a rectangle of integers; `hasZero` adds 0 to each.
-  const MemberLists &members(const void *data, ElementType type, int64_t rows, int64_t rowStride,
-                             int64_t columns, int64_t columnStride, bool hasZero);
+  const MemberLists &members(const void *data, ElementType type, int64_t rows, int64_t rowStride, int64_t columns,
+                             int64_t columnStride, bool hasZero);
 
   /// Bytes held by the summaries built so far.
   int64_t sizeInBytes() const;

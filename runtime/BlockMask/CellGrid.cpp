@@ -12,9 +12,8 @@ namespace {
 class CellRow {
 public:
   explicit CellRow(const CellGrid &grid)
-      : grid_(grid), fullSteps_(grid.numColumns + 1), full_(grid.numColumns),
-        isPartial_(grid.numColumns + 1), residual_(grid.numColumns),
-        hasResidual_(grid.numColumns) {}
+      : grid_(grid), fullSteps_(grid.numColumns + 1), full_(grid.numColumns), isPartial_(grid.numColumns + 1),
+        residual_(grid.numColumns), hasResidual_(grid.numColumns) {}
 
   void add(const TileRun &run) {
     int64_t begin = std::max<int64_t>(run.begin, grid_.firstColumn);
@@ -50,8 +49,8 @@ public:
     for (int64_t cell = 0; cell < grid_.numColumns; ++cell) {
       full += fullSteps_[cell];
       partial += isPartial_[cell];
-      int64_t width = std::min(grid_.tilesPerColumn,
-                               grid_.lastColumn - grid_.firstColumn - cell * grid_.tilesPerColumn);
+      int64_t width =
+          std::min(grid_.tilesPerColumn, grid_.lastColumn - grid_.firstColumn - cell * grid_.tilesPerColumn);
       int64_t covered = full + full_[cell];
       CellClass cellClass = CellClass::Empty;
       if (partial > 0)
@@ -141,8 +140,7 @@ TileRows differenceOf(const BlockMask &mask, const TileRows &left, const TileRow
       look(left, i, leftEnd, classes[0]);
       look(right, j, rightEnd, classes[1]);
       if (classes[0] != classes[1]) {
-        bool isAdjacent =
-            static_cast<int32_t>(result.runs.size()) > rowStart && result.runs.back().end == at;
+        bool isAdjacent = static_cast<int32_t>(result.runs.size()) > rowStart && result.runs.back().end == at;
         if (isAdjacent)
           result.runs.back().end = next;
         else

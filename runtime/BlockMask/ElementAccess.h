@@ -19,9 +19,7 @@ struct Bfloat16Bits {
 };
 
 inline float toFloat32(float value) { return value; }
-inline float toFloat32(Bfloat16Bits value) {
-  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
-}
+inline float toFloat32(Bfloat16Bits value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
 inline float toFloat32(Float16Bits value) {
   uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   uint32_t magnitude = value.bits & 0x7fffu;
@@ -34,8 +32,7 @@ inline float toFloat32(Float16Bits value) {
 }
 
 /// Calls `visitor(const T *)` with the array's elements as their C++ type. Bool elements are bytes.
-template <typename Visitor>
-decltype(auto) visitElements(ElementType type, const void *data, Visitor &&visitor) {
+template <typename Visitor> decltype(auto) visitElements(ElementType type, const void *data, Visitor &&visitor) {
   switch (type) {
   case ElementType::I8: return visitor(static_cast<const int8_t *>(data));
   case ElementType::I16: return visitor(static_cast<const int16_t *>(data));

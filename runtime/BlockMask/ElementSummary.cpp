@@ -19,14 +19,12 @@ int64_t orderOf(float value) {
   return bits < 0 ? -int64_t(bits & 0x7fffffff) : bits;
 }
 float floatOfOrder(int64_t order) {
-  uint32_t bits =
-      order < 0 ? static_cast<uint32_t>(-order) | 0x80000000u : static_cast<uint32_t>(order);
+  uint32_t bits = order < 0 ? static_cast<uint32_t>(-order) | 0x80000000u : static_cast<uint32_t>(order);
   return std::bit_cast<float>(bits);
 }
 
 /// Bounds of `count` elements; `least` is the line's least element, by which secondLo is defined.
-template <typename Element>
-ElementBounds boundsOf(const Element *data, int64_t stride, int64_t count, int64_t least) {
+template <typename Element> ElementBounds boundsOf(const Element *data, int64_t stride, int64_t count, int64_t least) {
   ElementBounds result;
   if constexpr (std::is_integral_v<Element>) {
     using Signed = std::conditional_t<sizeof(Element) == 8, int64_t, Element>;
@@ -67,8 +65,7 @@ ElementBounds boundsOf(const Element *data, int64_t stride, int64_t count, int64
 }
 
 /// Whether the line never decreases and holds no NaN.
-template <typename Element>
-bool isNonDecreasing(const Element *data, int64_t stride, int64_t count) {
+template <typename Element> bool isNonDecreasing(const Element *data, int64_t stride, int64_t count) {
   if constexpr (std::is_integral_v<Element>) {
     if (sizeof(Element) == 8 && std::is_unsigned_v<Element>)
       return false; // the order of wrapped values is another one
@@ -94,8 +91,7 @@ bool isNonDecreasing(const Element *data, int64_t stride, int64_t count) {
 ElementBounds boundsOfLine(const ElementLine &line, int64_t begin, int64_t end, int64_t least) {
   return visitElements(line.type, line.data, [&](const auto *data) {
     const auto *first = data + begin * line.stride;
-    return line.stride == 1 ? boundsOf(first, 1, end - begin, least)
-                            : boundsOf(first, line.stride, end - begin, least);
+    return line.stride == 1 ? boundsOf(first, 1, end - begin, least) : boundsOf(first, line.stride, end - begin, least);
   });
 }
 
@@ -115,15 +111,13 @@ AbstractValue ElementBounds::toAbstract(ElementType type) const {
 
 LineSummary::LineSummary(const ElementLine &line, bool isKnownSorted) : line_(line) {
   bool mayBeSorted = line.type != ElementType::U64 && !isFloat(line.type);
-  isSorted_ =
-      mayBeSorted && (isKnownSorted || visitElements(line.type, line.data, [&](const auto *data) {
-                        return isNonDecreasing(data, line.stride, line.count);
-                      }));
+  isSorted_ = mayBeSorted && (isKnownSorted || visitElements(line.type, line.data, [&](const auto *data) {
+                                return isNonDecreasing(data, line.stride, line.count);
+                              }));
   if (isSorted_) {
     ends_.reserve(ceilDivide(line.count, kBlock));
     for (int64_t begin = 0; begin < line.count; begin += kBlock)
-      ends_.push_back(
-          {elementAt(begin), elementAt(std::min(begin + kBlock, line.count) - 1)});
+      ends_.push_back({elementAt(begin), elementAt(std::min(begin + kBlock, line.count) - 1)});
   }
   if (isSorted_ || line.count == 0)
     return;
@@ -153,9 +147,7 @@ LineSummary::LineSummary(const ElementLine &line, bool isKnownSorted) : line_(li
   }
 }
 
-ElementBounds LineSummary::scan(int64_t begin, int64_t end) const {
-  return boundsOfLine(line_, begin, end, least_);
-}
+ElementBounds LineSummary::scan(int64_t begin, int64_t end) const { return boundsOfLine(line_, begin, end, least_); }
 
 ElementBounds LineSummary::bounds(int64_t begin, int64_t end) const {
   if (isSorted_) {
@@ -208,8 +200,8 @@ RectangleSummary::RectangleSummary(const ElementRectangle &rectangle) : rectangl
       for (int64_t block = 0; block < base.blockColumns; ++block) {
         int64_t begin = block * kBlock, end = std::min(begin + kBlock, rectangle.columns);
         const auto *first = data + row * rectangle.rowStride + begin * rectangle.columnStride;
-        base.blocks[row / kBlock * base.blockColumns + block].add(boundsOf(
-            first, rectangle.columnStride, end - begin, std::numeric_limits<int64_t>::min()));
+        base.blocks[row / kBlock * base.blockColumns + block].add(
+            boundsOf(first, rectangle.columnStride, end - begin, std::numeric_limits<int64_t>::min()));
       }
   });
   levels_.push_back(std::move(base));
@@ -221,14 +213,13 @@ RectangleSummary::RectangleSummary(const ElementRectangle &rectangle) : rectangl
     upper.blocks.resize(upper.blockRows * upper.blockColumns);
     for (int64_t row = 0; row < lower.blockRows; ++row)
       for (int64_t column = 0; column < lower.blockColumns; ++column)
-        upper.blocks[row / 2 * upper.blockColumns + column / 2].add(
-            lower.blocks[row * lower.blockColumns + column]);
+        upper.blocks[row / 2 * upper.blockColumns + column / 2].add(lower.blocks[row * lower.blockColumns + column]);
     levels_.push_back(std::move(upper));
   }
 }
 
-void RectangleSummary::visit(size_t level, int64_t blockRow, int64_t blockColumn, Range rows,
-                             Range columns, ElementBounds &result) const {
+void RectangleSummary::visit(size_t level, int64_t blockRow, int64_t blockColumn, Range rows, Range columns,
+                             ElementBounds &result) const {
   const Level &here = levels_[level];
   if (blockRow >= here.blockRows || blockColumn >= here.blockColumns)
     return;
@@ -237,8 +228,7 @@ void RectangleSummary::visit(size_t level, int64_t blockRow, int64_t blockColumn
     return;
   int64_t size = kBlock << level;
   Range blockRows = intersection({blockRow * size, (blockRow + 1) * size}, {0, rectangle_.rows});
-  Range blockColumns =
-      intersection({blockColumn * size, (blockColumn + 1) * size}, {0, rectangle_.columns});
+  Range blockColumns = intersection({blockColumn * size, (blockColumn + 1) * size}, {0, rectangle_.columns});
   Range commonRows = intersection(blockRows, rows);
   Range commonColumns = intersection(blockColumns, columns);
   if (commonRows.isEmpty() || commonColumns.isEmpty())
@@ -250,9 +240,8 @@ void RectangleSummary::visit(size_t level, int64_t blockRow, int64_t blockColumn
   if (level == 0) {
     visitElements(rectangle_.type, rectangle_.data, [&](const auto *data) {
       for (int64_t row = commonRows.begin; row < commonRows.end; ++row)
-        result.add(boundsOf(
-            data + row * rectangle_.rowStride + commonColumns.begin * rectangle_.columnStride,
-            rectangle_.columnStride, commonColumns.size(), std::numeric_limits<int64_t>::min()));
+        result.add(boundsOf(data + row * rectangle_.rowStride + commonColumns.begin * rectangle_.columnStride,
+                            rectangle_.columnStride, commonColumns.size(), std::numeric_limits<int64_t>::min()));
     });
     return;
   }

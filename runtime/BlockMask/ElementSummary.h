@@ -29,8 +29,7 @@ struct ElementBounds {
     hasNaN |= other.hasNaN;
   }
   bool covers(const ElementBounds &other) const {
-    return lo <= other.lo && hi >= other.hi && secondLo <= other.secondLo &&
-           (hasNaN || !other.hasNaN);
+    return lo <= other.lo && hi >= other.hi && secondLo <= other.secondLo && (hasNaN || !other.hasNaN);
   }
   /// As the values of an expression.
   AbstractValue toAbstract(ElementType type) const;
@@ -86,8 +85,8 @@ private:
   ElementLine line_;
   bool isSorted_ = false;
   int64_t least_ = std::numeric_limits<int64_t>::min(); ///< the line's least element, once known
-  std::vector<BlockEnds> ends_; ///< of each block, when the line is sorted
-  std::vector<std::vector<ElementBounds>> levels_; ///< levels_[l][i]: blocks [i << l, (i + 1) << l)
+  std::vector<BlockEnds> ends_;                         ///< of each block, when the line is sorted
+  std::vector<std::vector<ElementBounds>> levels_;      ///< levels_[l][i]: blocks [i << l, (i + 1) << l)
 };
 
 /// A matrix of elements.

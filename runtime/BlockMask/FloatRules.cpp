@@ -33,17 +33,14 @@ AbstractValue hullOfCorners(const float (&corners)[4], bool mayBeNaN) {
 AbstractValue add(const AbstractValue &a, const AbstractValue &b) {
   bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN() || (mayBeInfinite(a) && mayBeInfinite(b));
   float lo = a.floatLo() + b.floatLo(), hi = a.floatHi() + b.floatHi();
-  return AbstractValue::floats(std::isnan(lo) ? -kInfinity : lo, std::isnan(hi) ? kInfinity : hi,
-                               mayBeNaN);
+  return AbstractValue::floats(std::isnan(lo) ? -kInfinity : lo, std::isnan(hi) ? kInfinity : hi, mayBeNaN);
 }
 
-AbstractValue negate(const AbstractValue &a) {
-  return AbstractValue::floats(-a.floatHi(), -a.floatLo(), a.mayBeNaN());
-}
+AbstractValue negate(const AbstractValue &a) { return AbstractValue::floats(-a.floatHi(), -a.floatLo(), a.mayBeNaN()); }
 
 AbstractValue multiply(const AbstractValue &a, const AbstractValue &b) {
-  bool mayBeNaN = a.mayBeNaN() || b.mayBeNaN() || (mayBeZero(a) && mayBeInfinite(b)) ||
-                  (mayBeInfinite(a) && mayBeZero(b));
+  bool mayBeNaN =
+      a.mayBeNaN() || b.mayBeNaN() || (mayBeZero(a) && mayBeInfinite(b)) || (mayBeInfinite(a) && mayBeZero(b));
   return hullOfCorners(
       {a.floatLo() * b.floatLo(), a.floatLo() * b.floatHi(), a.floatHi() * b.floatLo(), a.floatHi() * b.floatHi()},
       mayBeNaN);
@@ -66,8 +63,7 @@ AbstractValue floorOf(const AbstractValue &a) {
 
 AbstractValue absolute(const AbstractValue &a) {
   float least = mayBeZero(a) ? 0.0f : std::min(std::fabs(a.floatLo()), std::fabs(a.floatHi()));
-  return AbstractValue::floats(least, std::max(std::fabs(a.floatLo()), std::fabs(a.floatHi())),
-                               a.mayBeNaN());
+  return AbstractValue::floats(least, std::max(std::fabs(a.floatLo()), std::fabs(a.floatHi())), a.mayBeNaN());
 }
 
 /// Widens by some units in the last place, more than libraries differ.
@@ -162,9 +158,8 @@ AbstractValue applyToFloats(Operation operation, const AbstractValue *x) {
   }
   if (!a.hasNumbers() || !b.hasNumbers())
     // Division by zero gives 0 even for a NaN, and pow(nan, 0) is 1: only these forget a NaN.
-    return operation == Operation::Add || operation == Operation::Sub ||
-                   operation == Operation::Mul || operation == Operation::Min ||
-                   operation == Operation::Max
+    return operation == Operation::Add || operation == Operation::Sub || operation == Operation::Mul ||
+                   operation == Operation::Min || operation == Operation::Max
                ? onlyNaN()
                : unknownFloat();
   switch (operation) {

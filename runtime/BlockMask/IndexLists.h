@@ -45,8 +45,8 @@ StatusOr<BlockMask> fromIndexLists(const IndexLists &lists);
 /// block_size, seq_lengths (int64, [2]).
 std::string toNpz(const IndexLists &lists);
 
-/// The lists in the bytes of a `.npz` file, of numpy.savez or numpy.savez_compressed, with arrays as toNpz names them, of
-/// int32 or int64. The transposed lists and those of full tiles may be absent. DataLoss when the archive is damaged;
+/// The lists in the bytes of a `.npz` file, of numpy.savez or numpy.savez_compressed, with arrays as toNpz names them,
+/// of int32 or int64. The transposed lists and those of full tiles may be absent. DataLoss when the archive is damaged;
 /// InvalidArgument when an array is missing or has another shape or type. Whether the lists make a mask is checked by
 /// fromIndexLists.
 StatusOr<IndexLists> indexListsFromNpz(std::string_view bytes);

@@ -36,8 +36,7 @@ AbstractValue joined(const AbstractValue &left, const AbstractValue &right) {
 
 AbstractValue subtract(const AbstractValue &left, const AbstractValue &right) {
   int64_t lo, hi;
-  if (__builtin_sub_overflow(left.lo, right.hi, &lo) ||
-      __builtin_sub_overflow(left.hi, right.lo, &hi))
+  if (__builtin_sub_overflow(left.lo, right.hi, &lo) || __builtin_sub_overflow(left.hi, right.lo, &hi))
     return unknownInteger();
   return AbstractValue::integers(lo, hi);
 }
@@ -138,8 +137,7 @@ struct KnownBits {
     if (unknown & kSign)
       return AbstractValue::integers(static_cast<int64_t>(value | kSign),
                                      static_cast<int64_t>((value | unknown) & ~kSign));
-    return AbstractValue::integers(static_cast<int64_t>(value),
-                                   static_cast<int64_t>(value | unknown));
+    return AbstractValue::integers(static_cast<int64_t>(value), static_cast<int64_t>(value | unknown));
   }
 };
 
@@ -217,19 +215,16 @@ AbstractValue multiplyU32(const AbstractValue &a, const AbstractValue &b) {
   uint64_t hi = static_cast<uint64_t>(a.hi) * static_cast<uint64_t>(b.hi);
   if (lo >> 32 != hi >> 32)
     return AbstractValue::integers(0, kU32Max);
-  return AbstractValue::integers(static_cast<int64_t>(lo & kU32Max),
-                                 static_cast<int64_t>(hi & kU32Max));
+  return AbstractValue::integers(static_cast<int64_t>(lo & kU32Max), static_cast<int64_t>(hi & kU32Max));
 }
 
 } // namespace
 
 AbstractValue addIntegers(const AbstractValue &left, const AbstractValue &right) {
   int64_t lo, hi;
-  if (__builtin_add_overflow(left.lo, right.lo, &lo) ||
-      __builtin_add_overflow(left.hi, right.hi, &hi))
+  if (__builtin_add_overflow(left.lo, right.lo, &lo) || __builtin_add_overflow(left.hi, right.hi, &hi))
     return left.isSingle() && right.isSingle()
-               ? AbstractValue::integers(exact::add(left.lo, right.lo),
-                                         exact::add(left.lo, right.lo))
+               ? AbstractValue::integers(exact::add(left.lo, right.lo), exact::add(left.lo, right.lo))
                : unknownInteger();
   return AbstractValue::integers(lo, hi);
 }
@@ -242,8 +237,7 @@ AbstractValue multiplyIntegers(const AbstractValue &left, const AbstractValue &r
   overflows |= __builtin_mul_overflow(left.hi, right.hi, &corners[3]);
   if (overflows)
     return left.isSingle() && right.isSingle()
-               ? AbstractValue::integers(exact::mul(left.lo, right.lo),
-                                         exact::mul(left.lo, right.lo))
+               ? AbstractValue::integers(exact::mul(left.lo, right.lo), exact::mul(left.lo, right.lo))
                : unknownInteger();
   auto [lo, hi] = std::minmax({corners[0], corners[1], corners[2], corners[3]});
   return AbstractValue::integers(lo, hi);
@@ -258,9 +252,7 @@ AbstractValue wrapToU32(const AbstractValue &value) {
 AbstractValue applyToIntegers(Operation operation, const AbstractValue *x) {
   const AbstractValue &a = x[0];
   const AbstractValue &b = x[1];
-  auto boolean = [](bool canBeTrue, bool canBeFalse) {
-    return AbstractValue::booleans(canBeTrue, canBeFalse);
-  };
+  auto boolean = [](bool canBeTrue, bool canBeFalse) { return AbstractValue::booleans(canBeTrue, canBeFalse); };
   switch (operation) {
   case Operation::Add: return addIntegers(a, b);
   case Operation::Sub:
@@ -273,10 +265,8 @@ AbstractValue applyToIntegers(Operation operation, const AbstractValue *x) {
       return AbstractValue::integers(exact::floorDiv(a.lo, b.lo), exact::floorDiv(a.lo, b.lo));
     return quotient(a, b);
   case Operation::Mod: return remainder(a, b);
-  case Operation::Neg:
-    return a.isSingle() ? AbstractValue::integers(exact::neg(a.lo), exact::neg(a.lo)) : negate(a);
-  case Operation::Abs:
-    return a.isSingle() ? AbstractValue::integers(exact::abs(a.lo), exact::abs(a.lo)) : absolute(a);
+  case Operation::Neg: return a.isSingle() ? AbstractValue::integers(exact::neg(a.lo), exact::neg(a.lo)) : negate(a);
+  case Operation::Abs: return a.isSingle() ? AbstractValue::integers(exact::abs(a.lo), exact::abs(a.lo)) : absolute(a);
   case Operation::Min: return AbstractValue::integers(std::min(a.lo, b.lo), std::min(a.hi, b.hi));
   case Operation::Max: return AbstractValue::integers(std::max(a.lo, b.lo), std::max(a.hi, b.hi));
   case Operation::And: return bitAnd(a, b);
@@ -288,10 +278,8 @@ AbstractValue applyToIntegers(Operation operation, const AbstractValue *x) {
     // Right by n is left by -n; the amount is cut first because -n overflows at the least integer.
     return shiftLeft(a, -std::clamp<int64_t>(b.hi, -64, 64), -std::clamp<int64_t>(b.lo, -64, 64));
   case Operation::ILog2: return AbstractValue::integers(exact::ilog2(a.lo), exact::ilog2(a.hi));
-  case Operation::Eq:
-    return boolean(a.lo <= b.hi && b.lo <= a.hi, !(a.isSingle() && b.isSingle() && a.lo == b.lo));
-  case Operation::Ne:
-    return boolean(!(a.isSingle() && b.isSingle() && a.lo == b.lo), a.lo <= b.hi && b.lo <= a.hi);
+  case Operation::Eq: return boolean(a.lo <= b.hi && b.lo <= a.hi, !(a.isSingle() && b.isSingle() && a.lo == b.lo));
+  case Operation::Ne: return boolean(!(a.isSingle() && b.isSingle() && a.lo == b.lo), a.lo <= b.hi && b.lo <= a.hi);
   case Operation::Lt: return boolean(a.lo < b.hi, a.hi >= b.lo);
   case Operation::Le: return boolean(a.lo <= b.hi, a.hi > b.lo);
   case Operation::Gt: return boolean(a.hi > b.lo, a.lo <= b.hi);

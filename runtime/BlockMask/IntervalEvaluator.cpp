@@ -36,8 +36,7 @@ TileClass classOf(const AbstractValue &result) {
 }
 
 /// The sum of `count` terms, each within `term`.
-AbstractValue sumOf(ValueType type, const AbstractValue &sum, const AbstractValue &term,
-                    int64_t count) {
+AbstractValue sumOf(ValueType type, const AbstractValue &sum, const AbstractValue &term, int64_t count) {
   if (type == ValueType::Int)
     return addIntegers(sum, multiplyIntegers(term, AbstractValue::integers(count, count)));
   if (count > kMaxSummedTerms)
@@ -50,30 +49,27 @@ AbstractValue sumOf(ValueType type, const AbstractValue &sum, const AbstractValu
 
 } // namespace
 
-IntervalEvaluator::IntervalEvaluator(const TapeProgram &program)
-    : program_(&program), values_(program.nodes.size()) {
+IntervalEvaluator::IntervalEvaluator(const TapeProgram &program) : program_(&program), values_(program.nodes.size()) {
   for (int32_t i = 0; i < program.numConstants; ++i)
     values_[i] = AbstractValue::single(program.nodes[i].resultType, program.nodes[i].offset);
   // A chain of `and` is empty where one of its comparisons is, a chain of `or` full.
   Operation chain = program.nodes[program.result].operation;
-  bool isChain = program.nodes[program.result].form == NodeForm::Operation &&
-                 (chain == Operation::And || chain == Operation::Or);
+  bool isChain =
+      program.nodes[program.result].form == NodeForm::Operation && (chain == Operation::And || chain == Operation::Or);
   std::vector<bool> isVisited(program.nodes.size(), false);
   if (isChain)
     collectGuards(program.result, chain, isVisited);
   guardClass_ = chain == Operation::And ? TileClass::Empty : TileClass::Full;
 }
 
-void IntervalEvaluator::collectGuards(int32_t index, Operation chain,
-                                      std::vector<bool> &isVisited) {
+void IntervalEvaluator::collectGuards(int32_t index, Operation chain, std::vector<bool> &isVisited) {
   if (isVisited[index])
     return;
   isVisited[index] = true;
   const ProgramNode &node = program_->nodes[index];
   if (node.form == NodeForm::AffineCompare)
     guards_.push_back(index);
-  if (node.form != NodeForm::Operation || node.operation != chain ||
-      node.operandType != ValueType::Bool)
+  if (node.form != NodeForm::Operation || node.operation != chain || node.operandType != ValueType::Bool)
     return;
   collectGuards(node.operands[0], chain, isVisited);
   collectGuards(node.operands[1], chain, isVisited);
@@ -103,8 +99,7 @@ AbstractValue IntervalEvaluator::operation(const ProgramNode &node) const {
     const AbstractValue &b = values_[std::max(node.operands[1], 0)];
     switch (node.operation) {
     case Operation::Eq:
-      return AbstractValue::booleans(a.lo <= b.hi && b.lo <= a.hi,
-                                     a.lo != a.hi || b.lo != b.hi || a.lo != b.lo);
+      return AbstractValue::booleans(a.lo <= b.hi && b.lo <= a.hi, a.lo != a.hi || b.lo != b.hi || a.lo != b.lo);
     case Operation::Le: return AbstractValue::booleans(a.lo <= b.hi, a.hi > b.lo);
     case Operation::Lt: return AbstractValue::booleans(a.lo < b.hi, a.hi >= b.lo);
     case Operation::Ge: return AbstractValue::booleans(a.hi >= b.lo, a.lo < b.hi);
@@ -149,10 +144,8 @@ AbstractValue IntervalEvaluator::load(const ProgramNode &node, int32_t index) {
     ElementBounds bounds = line->bounds(reach[0].begin, reach[0].end);
     // A least element apart from the rest, or below 0, is most likely a sentinel that predicates
     // ask for.
-    bool isSentinel =
-        bounds.secondLo > bounds.lo && (bounds.lo < 0 || bounds.secondLo - 1 > bounds.lo);
-    bool hasGap =
-        isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
+    bool isSentinel = bounds.secondLo > bounds.lo && (bounds.lo < 0 || bounds.secondLo - 1 > bounds.lo);
+    bool hasGap = isSentinel && bounds.secondLo <= bounds.hi && type == ValueType::Int && !mayBeOutside;
     if (hasGap && !isByCases_ && gaps_.size() < kMaxGaps)
       gaps_.push_back(index);
     if (hasGap && isByCases_ && parts_[index] != GapPart::Both) {
@@ -235,15 +228,14 @@ void IntervalEvaluator::evaluate(int32_t begin, int32_t end, const PositionBound
     case NodeForm::Load: {
       const ProgramLoad &array = (*program_->loads)[node.load];
       const AbstractValue &at = values_[node.operands[0]];
-      bool isSortedPart = array.line && array.line->isSorted() &&
-                          node.resultType == ValueType::Int && at.lo >= 0 &&
+      bool isSortedPart = array.line && array.line->isSorted() && node.resultType == ValueType::Int && at.lo >= 0 &&
                           at.hi < array.shape[0];
       values_[i] = isSortedPart ? array.line->sortedBounds(at.lo, at.hi) : load(node, i);
       break;
     }
     case NodeForm::Member:
-      values_[i] = (*program_->loads)[node.load].members->contains(values_[node.operands[0]],
-                                                                   values_[node.operands[1]]);
+      values_[i] =
+          (*program_->loads)[node.load].members->contains(values_[node.operands[0]], values_[node.operands[1]]);
       break;
     case NodeForm::Reduce:
       values_[i] = reduction(i, tile);
@@ -260,8 +252,7 @@ TileClass IntervalEvaluator::classify(const PositionBounds &tile) {
   int32_t end = static_cast<int32_t>(program.nodes.size());
   for (int32_t guard : guards_) {
     AbstractValue difference = affine(program.nodes[guard], tile);
-    if (classOf(compareWithZero(program.nodes[guard].operation, difference.lo, difference.hi)) ==
-        guardClass_)
+    if (classOf(compareWithZero(program.nodes[guard].operation, difference.lo, difference.hi)) == guardClass_)
       return guardClass_;
   }
   gaps_.clear();
@@ -307,8 +298,8 @@ bool IntervalEvaluator::mayShorten() const {
   int32_t size = static_cast<int32_t>(values_.size());
   for (int32_t i = program_->numConstants; i < size; ++i) {
     const ProgramNode &node = program_->nodes[i];
-    bool isPick = node.form == NodeForm::Operation &&
-                  (node.operation == Operation::Min || node.operation == Operation::Max);
+    bool isPick =
+        node.form == NodeForm::Operation && (node.operation == Operation::Min || node.operation == Operation::Max);
     if (isPick || values_[i].isSingle(node.resultType))
       return true;
   }

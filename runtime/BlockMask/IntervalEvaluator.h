@@ -41,8 +41,7 @@ private:
   /// Which part of a load's values an evaluation by cases looks at.
   enum class GapPart : uint8_t { Both, Least, Rest };
   const TapeProgram *program_;
-  std::vector<int32_t>
-      guards_; ///< affine comparisons that decide the result alone when they are guardClass_
+  std::vector<int32_t> guards_; ///< affine comparisons that decide the result alone when they are guardClass_
   TileClass guardClass_ = TileClass::Empty;
   std::vector<AbstractValue> values_;
   PositionBounds last_; ///< the tile of which the q part and the kv part are valid

@@ -27,13 +27,13 @@ StatusOr<std::vector<int32_t>> bitOfPair(std::span<const int32_t> order, int64_t
     return bits;
   }
   if (static_cast<int64_t>(order.size()) != numPairs)
-    return Status::invalid(fmt::format("the order of bits has {} entries; expected {}, one per pair of a tile",
-                                       order.size(), numPairs));
+    return Status::invalid(
+        fmt::format("the order of bits has {} entries; expected {}, one per pair of a tile", order.size(), numPairs));
   for (size_t bit = 0; bit < order.size(); ++bit) {
     int32_t pair = order[bit];
     if (pair < 0 || pair >= numPairs || bits[pair] >= 0)
-      return Status::invalid(fmt::format("entry {} of the order of bits is {}; expected each of 0 to {} once", bit, pair,
-                                         numPairs - 1));
+      return Status::invalid(
+          fmt::format("entry {} of the order of bits is {}; expected each of 0 to {} once", bit, pair, numPairs - 1));
     bits[pair] = static_cast<int32_t>(bit);
   }
   return bits;
@@ -92,8 +92,8 @@ StatusOr<KeepWords> keepWords(const BlockMask &mask, const Tape &tape, const Bin
     return result;
   // A tile never has more pairs than the mask it lies in needs, but its words are laid out for the whole tile.
   if (mask.tileQ > (int64_t(1) << 30) / mask.tileKV)
-    return Status::unsupported(fmt::format("tiles of {} x {} have more pairs than 32-bit indices hold; choose smaller tiles",
-                                           mask.tileQ, mask.tileKV));
+    return Status::unsupported(fmt::format(
+        "tiles of {} x {} have more pairs than 32-bit indices hold; choose smaller tiles", mask.tileQ, mask.tileKV));
   StatusOr<std::vector<int32_t>> bits = bitOfPair(order, mask.tileQ * mask.tileKV);
   if (!bits)
     return bits.status();
@@ -125,9 +125,10 @@ StatusOr<KeepWords> keepWords(const BlockMask &mask, const Tape &tape, const Bin
   }
   if (static_cast<double>(numTiles) * static_cast<double>(result.wordsPerTile) * sizeof(uint32_t) >
       static_cast<double>(maxBytes))
-    return Status(StatusCode::OutOfMemory, fmt::format("the bits of {} partial tiles take {} bytes each; expected at most {} "
-                                                       "bytes in all",
-                                                       numTiles, result.wordsPerTile * sizeof(uint32_t), maxBytes));
+    return Status(StatusCode::OutOfMemory,
+                  fmt::format("the bits of {} partial tiles take {} bytes each; expected at most {} "
+                              "bytes in all",
+                              numTiles, result.wordsPerTile * sizeof(uint32_t), maxBytes));
 
   // 2. The bits, rows of tiles as tasks.
   for (size_t i = 0; i < result.parts.size(); ++i) {
@@ -149,8 +150,9 @@ StatusOr<KeepWords> keepWords(const BlockMask &mask, const Tape &tape, const Bin
 StatusOr<std::vector<int32_t>> accumulatorOrder(int64_t tileQ, int64_t tileKV) {
   constexpr int64_t kWarpRows = 16, kGroupColumns = 8, kLanes = 32;
   if (tileQ < 1 || tileKV < 1 || tileQ % kWarpRows != 0 || tileKV % kGroupColumns != 0)
-    return Status::invalid(fmt::format("the product is {} x {}; expected multiples of {} x {} for the order of tensor cores", tileQ,
-                                       tileKV, kWarpRows, kGroupColumns));
+    return Status::invalid(
+        fmt::format("the product is {} x {}; expected multiples of {} x {} for the order of tensor cores", tileQ,
+                    tileKV, kWarpRows, kGroupColumns));
   std::vector<int32_t> order;
   order.reserve(tileQ * tileKV);
   for (int64_t warp = 0; warp < tileQ / kWarpRows; ++warp)

@@ -42,14 +42,13 @@ struct LaneApplication {
   }
 };
 
-template <typename T>
-void selectLanes(const uint8_t *condition, const T *a, const T *b, T *out, int64_t count) {
+template <typename T> void selectLanes(const uint8_t *condition, const T *a, const T *b, T *out, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     out[i] = condition[i] ? a[i] : b[i];
 }
 
-void applyLanes(Operation operation, ValueType operandType, std::byte *const *operands,
-                std::byte *result, int64_t count) {
+void applyLanes(Operation operation, ValueType operandType, std::byte *const *operands, std::byte *result,
+                int64_t count) {
   if (operation != Operation::Select) {
     visitOperation(operation, operandType, LaneApplication{operands, result, count});
     return;
@@ -57,17 +56,13 @@ void applyLanes(Operation operation, ValueType operandType, std::byte *const *op
   const uint8_t *condition = as<bool>(operands[0]);
   switch (operandType) {
   case ValueType::Bool:
-    return selectLanes(condition, as<bool>(operands[1]), as<bool>(operands[2]), as<bool>(result),
-                       count);
+    return selectLanes(condition, as<bool>(operands[1]), as<bool>(operands[2]), as<bool>(result), count);
   case ValueType::Int:
-    return selectLanes(condition, as<ops::Int>(operands[1]), as<ops::Int>(operands[2]),
-                       as<ops::Int>(result), count);
+    return selectLanes(condition, as<ops::Int>(operands[1]), as<ops::Int>(operands[2]), as<ops::Int>(result), count);
   case ValueType::U32:
-    return selectLanes(condition, as<ops::U32>(operands[1]), as<ops::U32>(operands[2]),
-                       as<ops::U32>(result), count);
+    return selectLanes(condition, as<ops::U32>(operands[1]), as<ops::U32>(operands[2]), as<ops::U32>(result), count);
   case ValueType::Float:
-    return selectLanes(condition, as<float>(operands[1]), as<float>(operands[2]), as<float>(result),
-                       count);
+    return selectLanes(condition, as<float>(operands[1]), as<float>(operands[2]), as<float>(result), count);
   }
 }
 
@@ -116,8 +111,7 @@ void storeLane(ValueType type, std::byte *lanes, int64_t i, ScalarSlot slot) {
   }
 }
 
-ScalarSlot combine(Operation reduction, ValueType type, ScalarSlot result, ScalarSlot element,
-                   bool isFirst) {
+ScalarSlot combine(Operation reduction, ValueType type, ScalarSlot result, ScalarSlot element, bool isFirst) {
   ScalarSlot both[2] = {result, element};
   switch (reduction) {
   case Operation::ReduceAny: return result | element;
@@ -182,8 +176,7 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
     switch (node.form) {
     case NodeForm::Affine: scalars_[i] = node.offset + node.qFactor * q + node.kvFactor * kv; break;
     case NodeForm::AffineCompare:
-      scalars_[i] =
-          comparesWithZero(node.operation, node.offset + node.qFactor * q + node.kvFactor * kv);
+      scalars_[i] = comparesWithZero(node.operation, node.offset + node.qFactor * q + node.kvFactor * kv);
       break;
     case NodeForm::Operation: {
       // The most frequent ones, without the way through the table of operations.
@@ -228,8 +221,8 @@ void LaneEvaluator::evaluateScalars(int32_t begin, int32_t end, int64_t q, int64
       break;
     }
     case NodeForm::Member:
-      scalars_[i] = (*program_->loads)[node.load].members->contains(scalars_[node.operands[0]],
-                                                                    scalars_[node.operands[1]]);
+      scalars_[i] =
+          (*program_->loads)[node.load].members->contains(scalars_[node.operands[0]], scalars_[node.operands[1]]);
       break;
     case NodeForm::Reduce:
       reduceScalars(i, q, kv);
@@ -257,16 +250,14 @@ void LaneEvaluator::loadLanes(int32_t index, int64_t count) {
   int64_t offsets[kLanes];
   const ops::Int *first = as<ops::Int>(lanes(node.operands[0]));
   for (int64_t i = 0; i < count; ++i)
-    offsets[i] = static_cast<uint64_t>(first[i]) < static_cast<uint64_t>(load.shape[0])
-                     ? first[i] * load.strides[0]
-                     : -1;
+    offsets[i] =
+        static_cast<uint64_t>(first[i]) < static_cast<uint64_t>(load.shape[0]) ? first[i] * load.strides[0] : -1;
   for (int axis = 1; axis < load.numAxes; ++axis) {
     const ops::Int *at = as<ops::Int>(lanes(node.operands[axis]));
     for (int64_t i = 0; i < count; ++i)
-      offsets[i] =
-          offsets[i] >= 0 && static_cast<uint64_t>(at[i]) < static_cast<uint64_t>(load.shape[axis])
-              ? offsets[i] + at[i] * load.strides[axis]
-              : -1;
+      offsets[i] = offsets[i] >= 0 && static_cast<uint64_t>(at[i]) < static_cast<uint64_t>(load.shape[axis])
+                       ? offsets[i] + at[i] * load.strides[axis]
+                       : -1;
   }
   // 2. The elements.
   std::byte *out = lanes(index);
@@ -288,13 +279,11 @@ void LaneEvaluator::loadLanes(int32_t index, int64_t count) {
     view.data = load.data;
     view.type = load.type;
     for (int64_t i = 0; i < count; ++i)
-      storeLane(node.resultType, out, i,
-                offsets[i] >= 0 ? readElement(view, offsets[i], node.resultType) : 0);
+      storeLane(node.resultType, out, i, offsets[i] >= 0 ? readElement(view, offsets[i], node.resultType) : 0);
   });
 }
 
-void LaneEvaluator::reduceLanes(int32_t index, int64_t q, int64_t kvBegin, int64_t kvStep,
-                                int64_t count) {
+void LaneEvaluator::reduceLanes(int32_t index, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count) {
   const ProgramNode &node = program_->nodes[index];
   ValueType type = node.resultType;
   const ops::Int *counts = as<ops::Int>(lanes(node.operands[0]));
@@ -320,8 +309,8 @@ void LaneEvaluator::reduceLanes(int32_t index, int64_t q, int64_t kvBegin, int64
   }
 }
 
-void LaneEvaluator::evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t kvBegin,
-                                  int64_t kvStep, int64_t count) {
+void LaneEvaluator::evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t kvBegin, int64_t kvStep,
+                                  int64_t count) {
   for (int32_t i = begin; i < end; ++i) {
     const ProgramNode &node = program_->nodes[i];
     std::byte *out = lanes(i);
@@ -365,8 +354,7 @@ void LaneEvaluator::evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t
   }
 }
 
-void LaneEvaluator::evaluateRow(int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count,
-                                uint8_t *out) {
+void LaneEvaluator::evaluateRow(int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count, uint8_t *out) {
   const TapeProgram &program = *program_;
   int32_t size = static_cast<int32_t>(program.nodes.size());
   if (lanes_.empty()) {

@@ -29,8 +29,7 @@ private:
   std::byte *lanes(int32_t index) { return lanes_.data() + index * kLaneBytes; }
   void evaluateScalars(int32_t begin, int32_t end, int64_t q, int64_t kv);
   void reduceScalars(int32_t index, int64_t q, int64_t kv);
-  void evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t kvBegin, int64_t kvStep,
-                     int64_t count);
+  void evaluateLanes(int32_t begin, int32_t end, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count);
   void reduceLanes(int32_t index, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count);
   void loadLanes(int32_t index, int64_t count);
   void spread(int32_t index, int64_t count);

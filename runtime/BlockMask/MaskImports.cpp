@@ -55,14 +55,12 @@ public:
 
 private:
   const MaskShape &shape_;
-  std::map<int64_t, int64_t>
-      changes_; ///< by tile: tokens that begin to cover whole tiles from here on
-  std::map<int64_t, int64_t> extra_; ///< by tile: pairs besides
+  std::map<int64_t, int64_t> changes_; ///< by tile: tokens that begin to cover whole tiles from here on
+  std::map<int64_t, int64_t> extra_;   ///< by tile: pairs besides
 };
 
 /// The mask whose token q attends to the disjoint, non-empty ranges rangesOf(q).
-template <typename RangesOf>
-BlockMask fromTokenRanges(const MaskShape &shape, const RangesOf &rangesOf) {
+template <typename RangesOf> BlockMask fromTokenRanges(const MaskShape &shape, const RangesOf &rangesOf) {
   BlockMask mask;
   mask.qLen = shape.qLen;
   mask.kvLen = shape.kvLen;
@@ -109,31 +107,27 @@ Range columnsOf(const MaskSlice &slice, int64_t q) {
 
 Status verifyShape(const MaskShape &shape) {
   if (shape.qLen < 0 || shape.kvLen < 0 || shape.tileQ < 1 || shape.tileKV < 1)
-    return Status::invalid(
-        fmt::format("the imported mask is {} x {} in tiles of {} x {}; expected sizes of "
-                    "0 or more and tiles of 1 or more",
-                    shape.qLen, shape.kvLen, shape.tileQ, shape.tileKV));
+    return Status::invalid(fmt::format("the imported mask is {} x {} in tiles of {} x {}; expected sizes of "
+                                       "0 or more and tiles of 1 or more",
+                                       shape.qLen, shape.kvLen, shape.tileQ, shape.tileKV));
   return Status::ok();
 }
 
 } // namespace
 
-StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths,
-                                           int64_t length) {
+StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths, int64_t length) {
   if (cumulativeLengths.empty() || cumulativeLengths.front() != 0)
-    return Status::invalid(
-        "cumulative lengths do not begin with 0; expected [0, l0, l0 + l1, ...]");
+    return Status::invalid("cumulative lengths do not begin with 0; expected [0, l0, l0 + l1, ...]");
   for (size_t i = 1; i < cumulativeLengths.size(); ++i)
     if (cumulativeLengths[i] < cumulativeLengths[i - 1])
-      return Status::invalid(fmt::format("cumulative length {} is {}; expected {} or more", i,
-                                         cumulativeLengths[i], cumulativeLengths[i - 1]));
+      return Status::invalid(fmt::format("cumulative length {} is {}; expected {} or more", i, cumulativeLengths[i],
+                                         cumulativeLengths[i - 1]));
   if (cumulativeLengths.back() > length)
-    return Status::invalid(fmt::format("cumulative lengths end at {}; expected at most {}",
-                                       cumulativeLengths.back(), length));
+    return Status::invalid(
+        fmt::format("cumulative lengths end at {}; expected at most {}", cumulativeLengths.back(), length));
   std::vector<int32_t> ids(length, static_cast<int32_t>(cumulativeLengths.size()) - 1);
   for (size_t i = 1; i < cumulativeLengths.size(); ++i)
-    std::fill(ids.begin() + cumulativeLengths[i - 1], ids.begin() + cumulativeLengths[i],
-              static_cast<int32_t>(i) - 1);
+    std::fill(ids.begin() + cumulativeLengths[i - 1], ids.begin() + cumulativeLengths[i], static_cast<int32_t>(i) - 1);
   return ids;
 }
 
@@ -144,9 +138,9 @@ StatusOr<BlockMask> fromSlices(std::span<const MaskSlice> slices, const MaskShap
   };
   for (size_t i = 0; i < slices.size(); ++i)
     if (!isInside(slices[i].q, shape.qLen) || !isInside(slices[i].kv, shape.kvLen))
-      return Status::invalid(fmt::format(
-          "slice {} covers q {}..{}, kv {}..{}; expected it inside {} x {}", i, slices[i].q.begin,
-          slices[i].q.end, slices[i].kv.begin, slices[i].kv.end, shape.qLen, shape.kvLen));
+      return Status::invalid(fmt::format("slice {} covers q {}..{}, kv {}..{}; expected it inside {} x {}", i,
+                                         slices[i].q.begin, slices[i].q.end, slices[i].kv.begin, slices[i].kv.end,
+                                         shape.qLen, shape.kvLen));
   // Slices by their first row, so that each row looks at those that have begun and not ended.
   std::vector<MaskSlice> waiting(slices.begin(), slices.end());
   std::sort(waiting.begin(), waiting.end(),
@@ -164,19 +158,17 @@ StatusOr<BlockMask> fromSlices(std::span<const MaskSlice> slices, const MaskShap
   });
 }
 
-StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBounds,
-                                  FlashMaskTriangle triangle, const MaskShape &shape) {
+StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBounds, FlashMaskTriangle triangle,
+                                  const MaskShape &shape) {
   CPFLEX_RETURN_IF_ERROR(verifyShape(shape));
   bool isCausal = triangle == FlashMaskTriangle::Causal;
   bool isKnown = isCausal ? numBounds == 1 || numBounds == 2 : numBounds == 2 || numBounds == 4;
   if (!isKnown)
-    return Status::invalid(
-        fmt::format("columns have {} bounds; expected {}", numBounds,
-                    isCausal ? "1 or 2 in a causal mask" : "2 or 4 in other masks"));
+    return Status::invalid(fmt::format("columns have {} bounds; expected {}", numBounds,
+                                       isCausal ? "1 or 2 in a causal mask" : "2 or 4 in other masks"));
   if (static_cast<int64_t>(bounds.size()) != shape.kvLen * numBounds)
-    return Status::invalid(
-        fmt::format("columns have {} bounds in all; expected {} for each of {} positions",
-                    bounds.size(), numBounds, shape.kvLen));
+    return Status::invalid(fmt::format("columns have {} bounds in all; expected {} for each of {} positions",
+                                       bounds.size(), numBounds, shape.kvLen));
   // The columns' ranges of rows are those of the transposed mask.
   MaskShape turned{shape.kvLen, shape.qLen, shape.tileKV, shape.tileQ};
   BlockMask mask = fromTokenRanges(turned, [&](int64_t kv) {

@@ -15,8 +15,7 @@ namespace cpflex {
 /// 1, ... in order, a sorted capture. Tokens behind the last length, up to `length`, form one more
 /// document. InvalidArgument unless the lengths begin with 0, never decrease and do not exceed
 /// `length`.
-StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths,
-                                           int64_t length);
+StatusOr<std::vector<int32_t>> documentIds(std::span<const int64_t> cumulativeLengths, int64_t length);
 
 /// How the pairs of a slice of two ranges attend, as in MagiAttention.
 enum class SliceKind : uint8_t {
@@ -48,7 +47,7 @@ enum class FlashMaskTriangle : uint8_t { Causal, Both };
 /// diagonal; with 2: [s, e) below it; Both with 2: [s, qLen) below and [0, e) above; with 4: [s0,
 /// e0) below and [s1, e1) above. With Causal, q < kv is hidden too. InvalidArgument for other
 /// numbers of bounds or arrays of the wrong size.
-StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBounds,
-                                  FlashMaskTriangle triangle, const MaskShape &shape);
+StatusOr<BlockMask> fromFlashMask(std::span<const int32_t> bounds, int64_t numBounds, FlashMaskTriangle triangle,
+                                  const MaskShape &shape);
 
 } // namespace cpflex

@@ -40,8 +40,7 @@ Status verifyMap(const PositionMap &map, int64_t count, const char *axis) {
                                          "expected 0 or more rows in steps of 1 or more",
                                          axis, piece.count, piece.step));
     bool isFar = piece.begin < 0 || piece.begin > kMaxPosition || piece.count > kMaxPosition ||
-                 piece.step > kMaxPosition ||
-                 (piece.count > 0 && piece.step > kMaxPosition / piece.count);
+                 piece.step > kMaxPosition || (piece.count > 0 && piece.step > kMaxPosition / piece.count);
     if (isFar)
       return Status::invalid(fmt::format("a piece of the {} positions begins at {} and has {} rows "
                                          "in steps of {}; expected positions of 0 to 2^40",
@@ -49,8 +48,7 @@ Status verifyMap(const PositionMap &map, int64_t count, const char *axis) {
     total = std::min(total + piece.count, kMaxPosition);
   }
   if (total != count)
-    return Status::invalid(
-        fmt::format("the {} positions have {} rows; expected {}", axis, total, count));
+    return Status::invalid(fmt::format("the {} positions have {} rows; expected {}", axis, total, count));
   return Status::ok();
 }
 
@@ -58,21 +56,17 @@ Status verifyMap(const PositionMap &map, int64_t count, const char *axis) {
 
 Status verifyOptions(const BlockMaskOptions &options) {
   auto isNegative = [](int64_t value) { return value < 0; };
-  if (isNegative(options.batch) || isNegative(options.heads) || isNegative(options.qLen) ||
-      isNegative(options.kvLen))
-    return Status::invalid(
-        fmt::format("sizes are batch {}, heads {}, q {}, kv {}; expected 0 or more", options.batch,
-                    options.heads, options.qLen, options.kvLen));
+  if (isNegative(options.batch) || isNegative(options.heads) || isNegative(options.qLen) || isNegative(options.kvLen))
+    return Status::invalid(fmt::format("sizes are batch {}, heads {}, q {}, kv {}; expected 0 or more", options.batch,
+                                       options.heads, options.qLen, options.kvLen));
   if (options.tileQ < 1 || options.tileKV < 1)
-    return Status::invalid(
-        fmt::format("tiles are {} x {}; expected 1 x 1 or larger", options.tileQ, options.tileKV));
+    return Status::invalid(fmt::format("tiles are {} x {}; expected 1 x 1 or larger", options.tileQ, options.tileKV));
   constexpr int64_t kMaxTiles = std::numeric_limits<int32_t>::max();
   if (options.qLen > kMaxPosition || options.kvLen > kMaxPosition || options.tileQ > kMaxPosition ||
       options.tileKV > kMaxPosition || options.batch >= kMaxTiles || options.heads >= kMaxTiles)
     return Status::unsupported("the mask has lengths or tiles beyond 2^40, or batches or heads "
                                "beyond 2^31");
-  if (ceilDivide(options.qLen, options.tileQ) >= kMaxTiles ||
-      ceilDivide(options.kvLen, options.tileKV) >= kMaxTiles ||
+  if (ceilDivide(options.qLen, options.tileQ) >= kMaxTiles || ceilDivide(options.kvLen, options.tileKV) >= kMaxTiles ||
       options.batch * options.heads >= kMaxTiles)
     return Status::unsupported("the mask has more rows or columns of tiles than 32-bit indices "
                                "hold; choose larger tiles");
@@ -84,15 +78,12 @@ Status verifyNumRuns(int64_t numRuns) {
   constexpr int64_t kMaxRuns = std::numeric_limits<int32_t>::max();
   if (numRuns > kMaxRuns)
     return Status::unsupported(
-        fmt::format("the mask has {} runs of tiles; expected at most {}, choose larger tiles",
-                    numRuns, kMaxRuns));
+        fmt::format("the mask has {} runs of tiles; expected at most {}, choose larger tiles", numRuns, kMaxRuns));
   return Status::ok();
 }
 
-MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,
-                           const BlockMaskOptions &options)
-    : positions_{AxisPositions(options.qPositions, options.qLen),
-                 AxisPositions(options.kvPositions, options.kvLen)} {
+MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings, const BlockMaskOptions &options)
+    : positions_{AxisPositions(options.qPositions, options.qLen), AxisPositions(options.kvPositions, options.kvLen)} {
   CaptureSummaries *summaries = options.summaries;
   if (!summaries) {
     ownSummaries_ = std::make_unique<CaptureSummaries>();
@@ -127,9 +118,8 @@ MaskPrograms::MaskPrograms(const Tape &tape, const Bindings &bindings,
     uint64_t hash = hashOf(all[i]);
     auto [begin, end] = known.equal_range(hash);
     for (auto it = begin; it != end && placeOf[i] < 0; ++it)
-      if (isSameProgram(programs_[it->second], all[i]) &&
-          std::equal(allAssumptions[i].begin(), allAssumptions[i].end(),
-                     assumptions_[it->second].begin(), isSameProgram))
+      if (isSameProgram(programs_[it->second], all[i]) && std::equal(allAssumptions[i].begin(), allAssumptions[i].end(),
+                                                                     assumptions_[it->second].begin(), isSameProgram))
         placeOf[i] = it->second;
     if (placeOf[i] >= 0)
       continue;

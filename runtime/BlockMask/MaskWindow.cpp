@@ -16,8 +16,7 @@ namespace {
 class GatheredRow {
 public:
   /// `columns` are the target's, numRows how many rows of pairs the target row has.
-  GatheredRow(int64_t kvLen, int64_t tileKV, int64_t numRows)
-      : kvLen_(kvLen), tileKV_(tileKV), numRows_(numRows) {}
+  GatheredRow(int64_t kvLen, int64_t tileKV, int64_t numRows) : kvLen_(kvLen), tileKV_(tileKV), numRows_(numRows) {}
 
   /// Full pairs in target columns [begin, end) of `rows` rows.
   void addFull(int64_t begin, int64_t end, int64_t rows) {
@@ -63,8 +62,7 @@ public:
     size_t start = rows.runs.size();
     int64_t covered = 0, unsettled = 0;
     for (auto it = stretches.begin(); it != stretches.end(); ++it) {
-      int64_t begin = it->first,
-              end = std::next(it) == stretches.end() ? numTiles : std::next(it)->first;
+      int64_t begin = it->first, end = std::next(it) == stretches.end() ? numTiles : std::next(it)->first;
       if (auto change = coverChanges_.find(begin); change != coverChanges_.end())
         covered += change->second;
       auto extra = extraArea_.find(begin);
@@ -83,8 +81,7 @@ public:
       if (tileClass == TileClass::Empty)
         continue;
       TileRun run{static_cast<int32_t>(begin), static_cast<int32_t>(end), tileClass, 0};
-      if (rows.runs.size() > start && rows.runs.back().end == run.begin &&
-          rows.runs.back().tileClass == tileClass)
+      if (rows.runs.size() > start && rows.runs.back().end == run.begin && rows.runs.back().tileClass == tileClass)
         rows.runs.back().end = run.end;
       else
         rows.runs.push_back(run);
@@ -97,17 +94,16 @@ private:
   int64_t kvLen_, tileKV_, numRows_;
   std::map<int64_t, int64_t> coverChanges_; ///< by tile: rows that begin to be covered from here on
   std::map<int64_t, int64_t> extraArea_;    ///< by tile: full pairs besides
-  std::map<int64_t, bool> partial_; ///< by tile: whether a partial source tile lies wholly inside
+  std::map<int64_t, bool> partial_;         ///< by tile: whether a partial source tile lies wholly inside
 };
 
 } // namespace
 
 StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
   if (window.qLen < 0 || window.kvLen < 0 || window.tileQ < 1 || window.tileKV < 1)
-    return Status::invalid(
-        fmt::format("the window is {} x {} in tiles of {} x {}; expected sizes of 0 "
-                    "or more and tiles of 1 or more",
-                    window.qLen, window.kvLen, window.tileQ, window.tileKV));
+    return Status::invalid(fmt::format("the window is {} x {} in tiles of {} x {}; expected sizes of 0 "
+                                       "or more and tiles of 1 or more",
+                                       window.qLen, window.kvLen, window.tileQ, window.tileKV));
   CombinedMask result;
   BlockMask &out = result.mask;
   out = mask;
@@ -124,10 +120,8 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
     for (int64_t row = 0; row < out.numQTiles(); ++row) {
       Range target{row * out.tileQ, std::min((row + 1) * out.tileQ, out.qLen)};
       GatheredRow gathered(out.kvLen, out.tileKV, target.size());
-      Range q =
-          intersection({target.begin + window.qBegin, target.end + window.qBegin}, {0, mask.qLen});
-      for (int64_t tile = q.isEmpty() ? 0 : q.begin / mask.tileQ;
-           tile * mask.tileQ < q.end && !q.isEmpty(); ++tile) {
+      Range q = intersection({target.begin + window.qBegin, target.end + window.qBegin}, {0, mask.qLen});
+      for (int64_t tile = q.isEmpty() ? 0 : q.begin / mask.tileQ; tile * mask.tileQ < q.end && !q.isEmpty(); ++tile) {
         Range tileRows{tile * mask.tileQ, std::min((tile + 1) * mask.tileQ, mask.qLen)};
         Range common = intersection(tileRows, q);
         for (int32_t i = source.rowBegin[tile]; i < source.rowBegin[tile + 1]; ++i) {
@@ -140,8 +134,7 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
             gathered.addFull(shown.begin - columns.begin, shown.end - columns.begin, common.size());
             continue;
           }
-          for (int64_t begin = shown.begin / mask.tileKV * mask.tileKV; begin < shown.end;
-               begin += mask.tileKV) {
+          for (int64_t begin = shown.begin / mask.tileKV * mask.tileKV; begin < shown.end; begin += mask.tileKV) {
             Range whole{begin, std::min(begin + mask.tileKV, mask.kvLen)};
             Range part = intersection(whole, columns);
             gathered.addPartial(part.begin - columns.begin, part.end - columns.begin,
@@ -158,12 +151,10 @@ StatusOr<CombinedMask> window(const BlockMask &mask, const MaskWindow &window) {
 }
 
 StatusOr<CombinedMask> slice(const BlockMask &mask, Range q, Range kv) {
-  if (q.begin < 0 || q.end > mask.qLen || kv.begin < 0 || kv.end > mask.kvLen || q.begin > q.end ||
-      kv.begin > kv.end)
-    return Status::invalid(
-        fmt::format("cannot slice rows {}..{} and columns {}..{} of a mask of {} x {}; "
-                    "expected them inside",
-                    q.begin, q.end, kv.begin, kv.end, mask.qLen, mask.kvLen));
+  if (q.begin < 0 || q.end > mask.qLen || kv.begin < 0 || kv.end > mask.kvLen || q.begin > q.end || kv.begin > kv.end)
+    return Status::invalid(fmt::format("cannot slice rows {}..{} and columns {}..{} of a mask of {} x {}; "
+                                       "expected them inside",
+                                       q.begin, q.end, kv.begin, kv.end, mask.qLen, mask.kvLen));
   return window(mask, {q.begin, kv.begin, q.size(), kv.size(), mask.tileQ, mask.tileKV});
 }
 

@@ -16,8 +16,7 @@ MemberLists::MemberLists(const ElementRectangle &rectangle, Zero zero) : numRows
     if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(*data)>>)
       for (int64_t row = 0; row < numRows_; ++row) {
         for (int64_t column = 0; column < rectangle.columns; ++column)
-          values_.push_back(
-              static_cast<int64_t>(data[row * rectangle.rowStride + column * rectangle.columnStride]));
+          values_.push_back(static_cast<int64_t>(data[row * rectangle.rowStride + column * rectangle.columnStride]));
         if (zero == Zero::Present)
           values_.push_back(0);
         auto begin = values_.begin() + begins_.back();
@@ -45,8 +44,8 @@ AbstractValue MemberLists::lookAt(int64_t row, int64_t lo, int64_t hi) const {
   bool hasMember = first != end && *first <= hi;
   // Values do not repeat, so hi - lo places after lo stands hi exactly when none between them is missing.
   uint64_t span = static_cast<uint64_t>(hi) - static_cast<uint64_t>(lo);
-  bool hasAll = hasMember && *first == lo && span < static_cast<uint64_t>(end - first) &&
-                first[static_cast<int64_t>(span)] == hi;
+  bool hasAll =
+      hasMember && *first == lo && span < static_cast<uint64_t>(end - first) && first[static_cast<int64_t>(span)] == hi;
   return AbstractValue::booleans(hasMember, !hasAll);
 }
 

@@ -1,5 +1,5 @@
-// Which values does a list hold? The rows of a matrix of integers, each sorted once, so that membership of a value, or of
-// all values between two, takes a binary search instead of a look at every element.
+// Which values does a list hold? The rows of a matrix of integers, each sorted once, so that membership of a value, or
+// of all values between two, takes a binary search instead of a look at every element.
 #pragma once
 
 #include "runtime/BlockMask/AbstractValue.h"
@@ -21,8 +21,8 @@ public:
 
   bool contains(int64_t row, int64_t value) const;
 
-  /// Whether values are members for rows and values that may be any of two intervals; a Bool. More than kMostRows rows are
-  /// not looked at one by one.
+  /// Whether values are members for rows and values that may be any of two intervals; a Bool. More than kMostRows rows
+  /// are not looked at one by one.
   AbstractValue contains(const AbstractValue &rows, const AbstractValue &values) const;
 
   int64_t sizeInBytes() const;

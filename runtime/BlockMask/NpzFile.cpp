@@ -25,8 +25,8 @@ std::string npyHeader(size_t elementSize, const std::string &shape) {
 }
 
 /// Adds an array as `<name>.npy`.
-template <typename T> void addArray(ZipWriter &archive, const std::string &name, std::span<const T> elements,
-                                    const std::string &shape) {
+template <typename T>
+void addArray(ZipWriter &archive, const std::string &name, std::span<const T> elements, const std::string &shape) {
   static_assert(std::endian::native == std::endian::little);
   archive.add(name + ".npy", npyHeader(sizeof(T), shape),
               {reinterpret_cast<const char *>(elements.data()), elements.size_bytes()});

@@ -43,9 +43,7 @@ std::string_view valueAfter(std::string_view header, std::string_view key) {
 
 StatusOr<NumberArray> parseNpy(const std::string &name, std::string_view bytes) {
   constexpr size_t kPrefix = 10;
-  auto isWrong = [&](const char *what) {
-    return Status::invalid(fmt::format("'{}' in the .npz file {}", name, what));
-  };
+  auto isWrong = [&](const char *what) { return Status::invalid(fmt::format("'{}' in the .npz file {}", name, what)); };
   if (bytes.size() < kPrefix || !bytes.starts_with("\x93NUMPY\x01"))
     return isWrong("is no array of NumPy's format 1");
   size_t headerSize = littleEndian(bytes, 8, 2);
@@ -91,8 +89,8 @@ public:
       return Status::invalid(fmt::format("the .npz file has no array '{}'", name));
     StatusOr<NumberArray> result = parseNpy(name, found->second.contents);
     if (result && result->shape.size() != rank)
-      return Status::invalid(fmt::format("'{}' in the .npz file has {} dimensions; expected {}", name,
-                                         result->shape.size(), rank));
+      return Status::invalid(
+          fmt::format("'{}' in the .npz file has {} dimensions; expected {}", name, result->shape.size(), rank));
     return result;
   }
 
@@ -107,11 +105,12 @@ public:
     return Status::ok();
   }
 
-  /// Counts [batch, heads, rows] and indices [batch, heads, rows, columns]; `shape` is set by the first and holds for all
-  /// others.
+  /// Counts [batch, heads, rows] and indices [batch, heads, rows, columns]; `shape` is set by the first and holds for
+  /// all others.
   Status readLists(const std::string &prefix, std::vector<int64_t> &shape, std::vector<int32_t> &counts,
                    std::vector<int32_t> &indices) const {
-    for (auto [name, rank, out] : {std::tuple(prefix + "_num_blocks", 3, &counts), {prefix + "_indices", 4, &indices}}) {
+    for (auto [name, rank, out] :
+         {std::tuple(prefix + "_num_blocks", 3, &counts), {prefix + "_indices", 4, &indices}}) {
       StatusOr<NumberArray> read = array(name, rank);
       if (!read)
         return read.status();

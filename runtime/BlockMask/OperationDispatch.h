@@ -14,7 +14,7 @@ namespace cpflex {
 /// Number of operands of an entry of Operations.def; 0 for other operations.
 constexpr int arityOf(Operation operation) {
   switch (operation) {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
   case Operation::Enumerator: return arity;
 #include "runtime/contract/Operations.def"
   default: return 0;
@@ -38,17 +38,15 @@ template <typename T> constexpr char domainLetter() {
 /// nothing, where it does not exist.
 template <typename T, typename Visitor> bool visitTyped(Operation operation, Visitor &&visitor) {
   switch (operation) {
-#define CPFLEX_SELECT_ARITY_1(function)                                                            \
-  visitor.template unary<T>([](T a) { return ops::function(a); })
-#define CPFLEX_SELECT_ARITY_2(function)                                                            \
-  visitor.template binary<T>([](T a, T b) { return ops::function(a, b); })
+#define CPFLEX_SELECT_ARITY_1(function) visitor.template unary<T>([](T a) { return ops::function(a); })
+#define CPFLEX_SELECT_ARITY_2(function) visitor.template binary<T>([](T a, T b) { return ops::function(a, b); })
 #define CPFLEX_SELECT_ARITY_3(function) static_cast<void>(0)
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  case Operation::Enumerator:                                                                      \
-    if constexpr (std::string_view(domains).find(domainLetter<T>()) != std::string_view::npos) {   \
-      CPFLEX_SELECT_ARITY_##arity(function);                                                       \
-      return arity != 3;                                                                           \
-    }                                                                                              \
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
+  case Operation::Enumerator:                                                                                          \
+    if constexpr (std::string_view(domains).find(domainLetter<T>()) != std::string_view::npos) {                       \
+      CPFLEX_SELECT_ARITY_##arity(function);                                                                           \
+      return arity != 3;                                                                                               \
+    }                                                                                                                  \
     return false;
 #include "runtime/contract/Operations.def"
 #undef CPFLEX_SELECT_ARITY_1
@@ -59,8 +57,7 @@ template <typename T, typename Visitor> bool visitTyped(Operation operation, Vis
 }
 
 /// As visitTyped, for a run-time operand type.
-template <typename Visitor>
-bool visitOperation(Operation operation, ValueType operandType, Visitor &&visitor) {
+template <typename Visitor> bool visitOperation(Operation operation, ValueType operandType, Visitor &&visitor) {
   switch (operandType) {
   case ValueType::Bool: return visitTyped<bool>(operation, visitor);
   case ValueType::Int: return visitTyped<ops::Int>(operation, visitor);

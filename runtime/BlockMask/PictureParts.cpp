@@ -16,8 +16,7 @@ namespace cpflex {
 namespace {
 
 bool hasHead(const BlockMask &mask, const PictureOptions &options) {
-  return options.batch >= 0 && options.batch < mask.batch && options.head >= 0 &&
-         options.head < mask.heads;
+  return options.batch >= 0 && options.batch < mask.batch && options.head >= 0 && options.head < mask.heads;
 }
 
 } // namespace
@@ -26,14 +25,14 @@ bool hasPicture(const BlockMask &mask, const PictureOptions &options) {
   auto isOutside = [](Range range, int64_t length) {
     return !range.isEmpty() && intersection(range, {0, length}).isEmpty();
   };
-  return hasHead(mask, options) && mask.qLen > 0 && mask.kvLen > 0 &&
-         !isOutside(options.rows, mask.qLen) && !isOutside(options.columns, mask.kvLen);
+  return hasHead(mask, options) && mask.qLen > 0 && mask.kvLen > 0 && !isOutside(options.rows, mask.qLen) &&
+         !isOutside(options.columns, mask.kvLen);
 }
 
 std::string describeAbsence(const BlockMask &mask, const PictureOptions &options) {
   if (!hasHead(mask, options))
-    return fmt::format("the mask has {} x {} (batch, head); expected ({}, {}) to be one of them",
-                       mask.batch, mask.heads, options.batch, options.head);
+    return fmt::format("the mask has {} x {} (batch, head); expected ({}, {}) to be one of them", mask.batch,
+                       mask.heads, options.batch, options.head);
   return fmt::format("nothing to draw of {} x {} tokens", mask.qLen, mask.kvLen);
 }
 
@@ -41,18 +40,15 @@ std::string describeCells(const BlockMask &mask, const CellGrid &grid) {
   std::string tiles = fmt::format("{} x {}", mask.tileQ, mask.tileKV);
   if (grid.tilesPerRow == 1 && grid.tilesPerColumn == 1)
     return fmt::format("1 cell = 1 tile of {} tokens", tiles);
-  return fmt::format("1 cell = {} x {} tiles of {} tokens", grid.tilesPerRow, grid.tilesPerColumn,
-                     tiles);
+  return fmt::format("1 cell = {} x {} tiles of {} tokens", grid.tilesPerRow, grid.tilesPerColumn, tiles);
 }
 
 std::string describeTiles(const BlockMask &mask, const TileRows &rows) {
   TileCounts counts = countTiles(mask, rows);
   int64_t all = mask.numQTiles() * mask.numKVTiles();
-  double visited =
-      all > 0 ? 100.0 * static_cast<double>(counts.full + counts.partial) / static_cast<double>(all)
-              : 0;
-  return fmt::format("{} tiles: {} full, {} partial, {} empty ({:.2f}% visited)", all, counts.full,
-                     counts.partial, counts.empty, visited);
+  double visited = all > 0 ? 100.0 * static_cast<double>(counts.full + counts.partial) / static_cast<double>(all) : 0;
+  return fmt::format("{} tiles: {} full, {} partial, {} empty ({:.2f}% visited)", all, counts.full, counts.partial,
+                     counts.empty, visited);
 }
 
 namespace {
@@ -62,19 +58,15 @@ constexpr size_t kMostPanels = 64;
 /// Cells per axis of a panel in a grid of panels.
 constexpr int64_t kPanelCells = 32;
 
-Status verifySameShape(const BlockMask &left, const BlockMask &right,
-                       const PictureOptions &options) {
-  if (left.qLen != right.qLen || left.kvLen != right.kvLen || left.tileQ != right.tileQ ||
-      left.tileKV != right.tileKV)
+Status verifySameShape(const BlockMask &left, const BlockMask &right, const PictureOptions &options) {
+  if (left.qLen != right.qLen || left.kvLen != right.kvLen || left.tileQ != right.tileQ || left.tileKV != right.tileKV)
     return Status::invalid(fmt::format(
         "the masks are {} x {} in tiles of {} x {} and {} x {} in tiles of {} x {}; expected equal "
         "lengths and tiles",
-        left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen, right.kvLen, right.tileQ,
-        right.tileKV));
+        left.qLen, left.kvLen, left.tileQ, left.tileKV, right.qLen, right.kvLen, right.tileQ, right.tileKV));
   if (left.batch != right.batch || left.heads != right.heads)
-    return Status::invalid(fmt::format(
-        "the masks have {} x {} and {} x {} (batch, head); expected equal numbers", left.batch,
-        left.heads, right.batch, right.heads));
+    return Status::invalid(fmt::format("the masks have {} x {} and {} x {} (batch, head); expected equal numbers",
+                                       left.batch, left.heads, right.batch, right.heads));
   if (!hasPicture(left, options))
     return Status::invalid(describeAbsence(left, options));
   return Status::ok();
@@ -86,8 +78,7 @@ struct PanelHeads {
 };
 
 /// One entry per distinct key, in order of first use. `keyOf(bh)` tells what (b, h) shows.
-template <typename KeyOf>
-std::vector<PanelHeads> distinctHeads(const BlockMask &mask, const KeyOf &keyOf) {
+template <typename KeyOf> std::vector<PanelHeads> distinctHeads(const BlockMask &mask, const KeyOf &keyOf) {
   std::vector<PanelHeads> heads;
   std::map<decltype(keyOf(int64_t(0))), size_t> known;
   for (int64_t bh = 0; bh < mask.batch * mask.heads; ++bh) {
@@ -101,8 +92,8 @@ std::vector<PanelHeads> distinctHeads(const BlockMask &mask, const KeyOf &keyOf)
 
 /// Titles, limits and arranges panels; `fill(panel, b, h, options)` draws one.
 template <typename Fill>
-PicturePanels arrange(const BlockMask &mask, const PictureOptions &options,
-                      std::vector<PanelHeads> heads, const Fill &fill) {
+PicturePanels arrange(const BlockMask &mask, const PictureOptions &options, std::vector<PanelHeads> heads,
+                      const Fill &fill) {
   PicturePanels result;
   PictureOptions own = options;
   size_t count = std::min(heads.size(), kMostPanels);
@@ -145,30 +136,27 @@ StatusOr<PicturePanels> differencePanelsOf(const BlockMask &left, const BlockMas
   CPFLEX_RETURN_IF_ERROR(verifySameShape(left, right, options));
   std::vector<PanelHeads> heads = {{options.batch * left.heads + options.head, 1}};
   if (options.heads == PictureHeads::Distinct) {
-    std::vector<PanelHeads> all = distinctHeads(
-        left, [&](int64_t bh) { return std::pair(left.rowSetOf[bh], right.rowSetOf[bh]); });
+    std::vector<PanelHeads> all =
+        distinctHeads(left, [&](int64_t bh) { return std::pair(left.rowSetOf[bh], right.rowSetOf[bh]); });
     std::erase_if(all, [&](const PanelHeads &panel) {
-      return differenceOf(left, left.rowSets[left.rowSetOf[panel.first]],
-                          right.rowSets[right.rowSetOf[panel.first]])
+      return differenceOf(left, left.rowSets[left.rowSetOf[panel.first]], right.rowSets[right.rowSetOf[panel.first]])
           .runs.empty();
     });
     if (!all.empty())
       heads = std::move(all);
   }
   int64_t differingTiles = 0;
-  PicturePanels result =
-      arrange(left, options, std::move(heads),
-              [&](PicturePanel &panel, int64_t b, int64_t h, const PictureOptions &own) {
-                TileRows rows = differenceOf(left, left.rows(b, h), right.rows(b, h));
-                int64_t differing = countTiles(left, rows).partial;
-                differingTiles += differing;
-                panel.statistics = fmt::format("{} of {} tiles differ", differing,
-                                               left.numQTiles() * left.numKVTiles());
-                panel.grid = cellsOf(left, rows, own);
-                for (std::vector<CellRun> &row : panel.grid.rows)
-                  for (CellRun &run : row)
-                    run.cellClass = CellClass::Different;
-              });
+  PicturePanels result = arrange(
+      left, options, std::move(heads), [&](PicturePanel &panel, int64_t b, int64_t h, const PictureOptions &own) {
+        TileRows rows = differenceOf(left, left.rows(b, h), right.rows(b, h));
+        int64_t differing = countTiles(left, rows).partial;
+        differingTiles += differing;
+        panel.statistics = fmt::format("{} of {} tiles differ", differing, left.numQTiles() * left.numKVTiles());
+        panel.grid = cellsOf(left, rows, own);
+        for (std::vector<CellRun> &row : panel.grid.rows)
+          for (CellRun &run : row)
+            run.cellClass = CellClass::Different;
+      });
   result.differingTiles = differingTiles;
   return result;
 }

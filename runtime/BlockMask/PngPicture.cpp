@@ -26,8 +26,7 @@ void addChunk(std::string &png, const std::string &type, const std::string &cont
   put32(png, static_cast<uint32_t>(contents.size()));
   std::string checked = type + contents;
   png += checked;
-  put32(png, static_cast<uint32_t>(
-                 crc32_z(0, reinterpret_cast<const Bytef *>(checked.data()), checked.size())));
+  put32(png, static_cast<uint32_t>(crc32_z(0, reinterpret_cast<const Bytef *>(checked.data()), checked.size())));
 }
 
 /// The palette index between panels: white. Those before it are the CellClasses.
@@ -39,15 +38,13 @@ StatusOr<std::string> drawPanels(const PicturePanels &panels, const PictureOptio
   int64_t count = static_cast<int64_t>(panels.panels.size());
   int64_t columns = std::min(panels.columns, count), panelRows = ceilDivide(count, columns);
   int64_t longest = std::max(first.numRows * panelRows, first.numColumns * columns);
-  int64_t cell =
-      options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
+  int64_t cell = options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, kTargetPixels / longest);
   int64_t panelWidth = first.numColumns * cell, panelHeight = first.numRows * cell;
   int64_t width = columns * (panelWidth + kGapPixels) - kGapPixels;
   int64_t height = panelRows * (panelHeight + kGapPixels) - kGapPixels;
   if (std::max(width, height) > kMaxPixels)
     return Status::invalid(
-        fmt::format("the picture has {} x {} pixels; expected at most {} in an axis", width, height,
-                    kMaxPixels));
+        fmt::format("the picture has {} x {} pixels; expected at most {} in an axis", width, height, kMaxPixels));
 
   // 1. Lines of palette indices, each behind a byte that says "no filter".
   size_t lineSize = static_cast<size_t>(width) + 1;
@@ -67,9 +64,8 @@ StatusOr<std::string> drawPanels(const PicturePanels &panels, const PictureOptio
   std::string compressed(compressBound(lines.size()), '\0');
   uLongf size = compressed.size();
   // The buffer is large enough by construction.
-  [[maybe_unused]] int result =
-      compress(reinterpret_cast<Bytef *>(compressed.data()), &size,
-               reinterpret_cast<const Bytef *>(lines.data()), lines.size());
+  [[maybe_unused]] int result = compress(reinterpret_cast<Bytef *>(compressed.data()), &size,
+                                         reinterpret_cast<const Bytef *>(lines.data()), lines.size());
   assert(result == Z_OK && "compressBound bytes are enough");
   compressed.resize(size);
 

@@ -23,7 +23,7 @@ bool isReduction(Operation operation) { return operation >= Operation::ReduceAny
 
 const char *domainsOf(Operation operation) {
   switch (operation) {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
   case Operation::Enumerator: return domains;
 #include "runtime/contract/Operations.def"
   default: return "";
@@ -32,8 +32,7 @@ const char *domainsOf(Operation operation) {
 
 bool existsFor(Operation operation, ValueType type) {
   constexpr char letters[] = {'B', 'I', 'U', 'F'};
-  return std::string_view(domainsOf(operation)).find(letters[static_cast<int>(type)]) !=
-         std::string_view::npos;
+  return std::string_view(domainsOf(operation)).find(letters[static_cast<int>(type)]) != std::string_view::npos;
 }
 
 /// Walks a tape and checks each instruction against those that are in scope.
@@ -72,8 +71,8 @@ private:
       return fault(index, "applies an operation that does not exist for its operand type");
     for (int k = 0; k < arityOf(instruction.operation); ++k) {
       bool isCondition = instruction.operation == Operation::Select && k == 0;
-      CPFLEX_RETURN_IF_ERROR(checkOperand(index, instruction.operands[k],
-                                          isCondition ? ValueType::Bool : instruction.operandType));
+      CPFLEX_RETURN_IF_ERROR(
+          checkOperand(index, instruction.operands[k], isCondition ? ValueType::Bool : instruction.operandType));
     }
     return Status::ok();
   }
@@ -140,8 +139,7 @@ private:
     if (depth == kMaxLoopDepth)
       return fault(index, "nests reductions too deeply; expected at most 5 levels");
     CPFLEX_RETURN_IF_ERROR(checkOperand(index, instruction.operands[0], ValueType::Int));
-    if (bodyEnd <= index + 1 || bodyEnd > end ||
-        tape_.instructions[index + 1].operation != Operation::Induction)
+    if (bodyEnd <= index + 1 || bodyEnd > end || tape_.instructions[index + 1].operation != Operation::Induction)
       return fault(index, "has no proper body; expected it to begin with its index");
     CPFLEX_RETURN_IF_ERROR(checkScope(index + 1, bodyEnd, depth + 1));
     CPFLEX_RETURN_IF_ERROR(checkOperand(bodyEnd, instruction.operands[2], instruction.resultType));
@@ -201,9 +199,7 @@ private:
       case Operation::ReduceAny: result = both[0] | both[1]; break;
       case Operation::ReduceAll: result = both[0] & both[1]; break;
       case Operation::ReduceSum: result = applyOperation(Operation::Add, type, both); break;
-      case Operation::ReduceMin:
-        result = i == 0 ? both[1] : applyOperation(Operation::Min, type, both);
-        break;
+      case Operation::ReduceMin: result = i == 0 ? both[1] : applyOperation(Operation::Min, type, both); break;
       default: result = i == 0 ? both[1] : applyOperation(Operation::Max, type, both);
       }
       bool isDecided = (instruction.operation == Operation::ReduceAny && result) ||
@@ -252,9 +248,7 @@ private:
 
 } // namespace
 
-Status verifyTape(const Tape &tape, const Bindings &bindings) {
-  return TapeChecker(tape, bindings).check();
-}
+Status verifyTape(const Tape &tape, const Bindings &bindings) { return TapeChecker(tape, bindings).check(); }
 
 /// The specialised program of the (b, h) asked about last.
 struct PointEvaluator::State {
@@ -284,17 +278,14 @@ PointEvaluator::PointEvaluator(const Tape &tape, const Bindings &bindings)
 PointEvaluator::~PointEvaluator() = default;
 PointEvaluator::PointEvaluator(PointEvaluator &&) noexcept = default;
 
-void PointEvaluator::evaluateRow(int64_t b, int64_t h, int64_t q, int64_t kvBegin, int64_t kvStep,
-                                 int64_t count, uint8_t *out) {
+void PointEvaluator::evaluateRow(int64_t b, int64_t h, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count,
+                                 uint8_t *out) {
   state_->at(b, h).evaluateRow(q, kvBegin, kvStep, count, out);
 }
 
-bool PointEvaluator::evaluate(int64_t b, int64_t h, int64_t q, int64_t kv) {
-  return state_->at(b, h).evaluate(q, kv);
-}
+bool PointEvaluator::evaluate(int64_t b, int64_t h, int64_t q, int64_t kv) { return state_->at(b, h).evaluate(q, kv); }
 
-PointExplanation explainPoint(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h,
-                              int64_t q, int64_t kv) {
+PointExplanation explainPoint(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q, int64_t kv) {
   return Explainer(tape, bindings, {b, h, q, kv}).explain();
 }
 

@@ -39,8 +39,7 @@ public:
 
   /// out[j] = 1 where (b, h, q, kvBegin + j*kvStep) attends, else 0, for j in [0, count). Global
   /// positions.
-  void evaluateRow(int64_t b, int64_t h, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count,
-                   uint8_t *out);
+  void evaluateRow(int64_t b, int64_t h, int64_t q, int64_t kvBegin, int64_t kvStep, int64_t count, uint8_t *out);
 
   /// Whether one pair attends.
   bool evaluate(int64_t b, int64_t h, int64_t q, int64_t kv);
@@ -68,7 +67,6 @@ struct PointExplanation {
 };
 
 /// Explains one point in global coordinates.
-PointExplanation explainPoint(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h,
-                              int64_t q, int64_t kv);
+PointExplanation explainPoint(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q, int64_t kv);
 
 } // namespace cpflex

@@ -20,9 +20,8 @@ std::vector<int32_t> assumedInstructions(std::span<const Residual> residuals) {
 
 Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape) {
   if (residuals.size() >= kMostResiduals)
-    return Status::invalid(
-        fmt::format("the mask has {} residuals besides itself; expected at most {}",
-                    residuals.size(), kMostResiduals - 1));
+    return Status::invalid(fmt::format("the mask has {} residuals besides itself; expected at most {}",
+                                       residuals.size(), kMostResiduals - 1));
   int32_t size = static_cast<int32_t>(tape.instructions.size());
   std::vector<bool> isOutside(size, false);
   for (int32_t i = 0; i < size; ++i) {
@@ -31,18 +30,16 @@ Status verifyResiduals(std::span<const Residual> residuals, const Tape &tape) {
       i = tape.instructions[i].operands[1] - 1;
   }
   auto isPredicate = [&](int32_t index) {
-    return index >= 0 && index < size && isOutside[index] &&
-           tape.instructions[index].resultType == ValueType::Bool;
+    return index >= 0 && index < size && isOutside[index] && tape.instructions[index].resultType == ValueType::Bool;
   };
   for (size_t i = 0; i < residuals.size(); ++i) {
     bool isValid = isPredicate(residuals[i].result);
     for (const ResidualAssumption &assumption : residuals[i].assumptions)
       isValid &= isPredicate(assumption.instruction);
     if (!isValid)
-      return Status::invalid(
-          fmt::format("residual {} names values that are not Bool values of tape '{}'; "
-                      "expected values outside of reductions",
-                      i + 1, tape.name));
+      return Status::invalid(fmt::format("residual {} names values that are not Bool values of tape '{}'; "
+                                         "expected values outside of reductions",
+                                         i + 1, tape.name));
   }
   return Status::ok();
 }
@@ -57,8 +54,7 @@ uint64_t residualKeyOf(const Tape &tape, std::span<const Residual> residuals) {
     key ^= key >> 32;
   };
   for (const TapeInstruction &instruction : tape.instructions) {
-    add(static_cast<int64_t>(instruction.operation) << 16 |
-        static_cast<int64_t>(instruction.operandType) << 8 |
+    add(static_cast<int64_t>(instruction.operation) << 16 | static_cast<int64_t>(instruction.operandType) << 8 |
         static_cast<int64_t>(instruction.resultType));
     for (int32_t operand : instruction.operands)
       add(operand);
@@ -74,8 +70,7 @@ uint64_t residualKeyOf(const Tape &tape, std::span<const Residual> residuals) {
   return key == 0 ? 1 : key;
 }
 
-ResidualChoice::ResidualChoice(std::span<const Residual> residuals,
-                               std::span<const TapeProgram> programs)
+ResidualChoice::ResidualChoice(std::span<const Residual> residuals, std::span<const TapeProgram> programs)
     : classes_(programs.size()), isKnown_(programs.size()) {
   for (const TapeProgram &program : programs)
     evaluators_.emplace_back(program);
@@ -83,10 +78,9 @@ ResidualChoice::ResidualChoice(std::span<const Residual> residuals,
   for (const Residual &residual : residuals) {
     std::vector<Assumed> &assumed = residuals_.emplace_back();
     for (const ResidualAssumption &assumption : residual.assumptions) {
-      auto place =
-          std::lower_bound(instructions.begin(), instructions.end(), assumption.instruction);
-      assumed.push_back({static_cast<int32_t>(place - instructions.begin()),
-                         assumption.value ? TileClass::Full : TileClass::Empty});
+      auto place = std::lower_bound(instructions.begin(), instructions.end(), assumption.instruction);
+      assumed.push_back(
+          {static_cast<int32_t>(place - instructions.begin()), assumption.value ? TileClass::Full : TileClass::Empty});
     }
   }
 }

@@ -63,9 +63,7 @@ public:
     cell_ = options.cellPixels > 0 ? options.cellPixels : std::max<int64_t>(1, pixels / longest);
   }
 
-  int64_t width() const {
-    return std::max<int64_t>(grid_.numColumns * cell_ + 2 * kMargin, kLeastWidth);
-  }
+  int64_t width() const { return std::max<int64_t>(grid_.numColumns * cell_ + 2 * kMargin, kLeastWidth); }
   int64_t height() const { return grid_.numRows * cell_ + kMargin + kFooter + 16; }
 
   std::string draw(int64_t left, int64_t top, std::initializer_list<CellClass> legend) {
@@ -90,14 +88,12 @@ public:
       x += 78;
     }
     add("<text x=\"{}\" y=\"{}\">{}</text>\n", x, y, describeCells(mask_, grid_));
-    add("<text x=\"{}\" y=\"{}\">{}</text>\n</svg>\n", kMargin, y + 20,
-        escaped(panel_.statistics));
+    add("<text x=\"{}\" y=\"{}\">{}</text>\n</svg>\n", kMargin, y + 20, escaped(panel_.statistics));
     return std::move(out_);
   }
 
 private:
-  template <typename... Arguments>
-  void add(fmt::format_string<Arguments...> format, Arguments &&...arguments) {
+  template <typename... Arguments> void add(fmt::format_string<Arguments...> format, Arguments &&...arguments) {
     fmt::format_to(std::back_inserter(out_), format, std::forward<Arguments>(arguments)...);
   }
 
@@ -117,12 +113,10 @@ private:
     Range q = rowTokens(row), kv = columnTokens(run.begin, run.end);
     add("<rect class=\"c {}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>q {}..{}, kv "
         "{}..{}: {}",
-        styleOf(run.cellClass), kMargin + run.begin * cell_, kMargin + row * cell_,
-        (run.end - run.begin) * cell_, cell_, q.begin, q.end, kv.begin, kv.end,
-        nameOf(run.cellClass));
+        styleOf(run.cellClass), kMargin + run.begin * cell_, kMargin + row * cell_, (run.end - run.begin) * cell_,
+        cell_, q.begin, q.end, kv.begin, kv.end, nameOf(run.cellClass));
     bool isOneTile = grid_.tilesPerRow == 1 && grid_.tilesPerColumn == 1;
-    if (run.cellClass == CellClass::Partial && isOneTile &&
-        run.residual < options_.residuals.size())
+    if (run.cellClass == CellClass::Partial && isOneTile && run.residual < options_.residuals.size())
       add(", {}", escaped(options_.residuals[run.residual]));
     add("</title></rect>\n");
   }
@@ -153,25 +147,20 @@ private:
     bool isPerBatch = static_cast<size_t>(panel_.batch) < options_.documentBounds.size();
     const std::vector<int64_t> &bounds = options_.documentBounds[isPerBatch ? panel_.batch : 0];
     // Lines closer than the cells would only hide them.
-    Range shown = intersection({grid_.firstColumn * mask_.tileKV, grid_.lastColumn * mask_.tileKV},
-                               {0, mask_.kvLen});
-    int64_t numShown =
-        std::count_if(bounds.begin(), bounds.end(),
-                      [&](int64_t token) { return shown.begin < token && token < shown.end; });
+    Range shown = intersection({grid_.firstColumn * mask_.tileKV, grid_.lastColumn * mask_.tileKV}, {0, mask_.kvLen});
+    int64_t numShown = std::count_if(bounds.begin(), bounds.end(),
+                                     [&](int64_t token) { return shown.begin < token && token < shown.end; });
     if (numShown > grid_.numColumns)
       return;
-    double perColumn =
-        static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerColumn * mask_.tileKV);
-    double perRow =
-        static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerRow * mask_.tileQ);
+    double perColumn = static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerColumn * mask_.tileKV);
+    double perRow = static_cast<double>(cell_) / static_cast<double>(grid_.tilesPerRow * mask_.tileQ);
     int64_t right = kMargin + grid_.numColumns * cell_, bottom = kMargin + grid_.numRows * cell_;
     for (int64_t token : bounds) {
       int64_t column = token - grid_.firstColumn * mask_.tileKV;
       int64_t row = token - grid_.firstRow * mask_.tileQ;
       if (column > 0 && token < grid_.lastColumn * mask_.tileKV)
         add("<line class=\"b\" x1=\"{0:.2f}\" y1=\"{1}\" x2=\"{0:.2f}\" y2=\"{2}\"/>\n",
-            static_cast<double>(kMargin) + static_cast<double>(column) * perColumn, kMargin,
-            bottom);
+            static_cast<double>(kMargin) + static_cast<double>(column) * perColumn, kMargin, bottom);
       if (row > 0 && token < grid_.lastRow * mask_.tileQ)
         add("<line class=\"b\" x1=\"{0}\" y1=\"{1:.2f}\" x2=\"{2}\" y2=\"{1:.2f}\"/>\n", kMargin,
             static_cast<double>(kMargin) + static_cast<double>(row) * perRow, right);
@@ -187,8 +176,8 @@ private:
 };
 
 /// The document of all panels.
-std::string drawPanels(const BlockMask &mask, const PicturePanels &panels,
-                       const PictureOptions &options, std::initializer_list<CellClass> legend) {
+std::string drawPanels(const BlockMask &mask, const PicturePanels &panels, const PictureOptions &options,
+                       std::initializer_list<CellClass> legend) {
   int64_t panelWidth = 0, panelHeight = 0;
   for (const PicturePanel &panel : panels.panels) {
     SvgPanel drawn(mask, panel, options);
@@ -199,20 +188,19 @@ std::string drawPanels(const BlockMask &mask, const PicturePanels &panels,
   int64_t width = std::min(panels.columns, count) * panelWidth;
   int64_t panelsEnd = ceilDivide(count, panels.columns) * panelHeight;
   int64_t height = panelsEnd + (panels.leftOut.empty() ? 0 : kFooter);
-  std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
-      "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"11\">\n"
-      "<style>.e{{fill:#f4f4f0}}.f{{fill:#1f4e79}}.p{{fill:#e69f00}}.d{{fill:#c0392b}}"
-      ".b{{stroke:#2a9d5c;stroke-width:1;stroke-dasharray:3 2}}"
-      ".c:hover{{stroke:#000;stroke-width:1}}</style>\n"
-      "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
-      width, height);
+  std::string out = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
+                                "viewBox=\"0 0 {0} {1}\" font-family=\"sans-serif\" font-size=\"11\">\n"
+                                "<style>.e{{fill:#f4f4f0}}.f{{fill:#1f4e79}}.p{{fill:#e69f00}}.d{{fill:#c0392b}}"
+                                ".b{{stroke:#2a9d5c;stroke-width:1;stroke-dasharray:3 2}}"
+                                ".c:hover{{stroke:#000;stroke-width:1}}</style>\n"
+                                "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
+                                width, height);
   for (int64_t i = 0; i < count; ++i)
     out += SvgPanel(mask, panels.panels[i], options)
                .draw(i % panels.columns * panelWidth, i / panels.columns * panelHeight, legend);
   if (!panels.leftOut.empty())
-    out += fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kMargin, panelsEnd + kFooter / 2,
-                       escaped(panels.leftOut));
+    out +=
+        fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kMargin, panelsEnd + kFooter / 2, escaped(panels.leftOut));
   return out + "</svg>\n";
 }
 
@@ -223,8 +211,7 @@ std::string drawSvg(const BlockMask &mask, const PictureOptions &options) {
     return fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"480\" height=\"40\">"
                        "<text x=\"8\" y=\"24\">{}</text></svg>\n",
                        escaped(describeAbsence(mask, options)));
-  return drawPanels(mask, panelsOf(mask, options), options,
-                    {CellClass::Full, CellClass::Partial, CellClass::Empty});
+  return drawPanels(mask, panelsOf(mask, options), options, {CellClass::Full, CellClass::Partial, CellClass::Empty});
 }
 
 StatusOr<MaskDifference> drawDifferenceSvg(const BlockMask &left, const BlockMask &right,
@@ -234,8 +221,7 @@ StatusOr<MaskDifference> drawDifferenceSvg(const BlockMask &left, const BlockMas
     return panels.status();
   MaskDifference result;
   result.differingTiles = panels->differingTiles;
-  result.picture =
-      drawPanels(left, *panels, options, {CellClass::Different, CellClass::Empty});
+  result.picture = drawPanels(left, *panels, options, {CellClass::Different, CellClass::Empty});
   return result;
 }
 

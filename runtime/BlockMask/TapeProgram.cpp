@@ -34,8 +34,7 @@ struct Affine {
 class Specializer {
 public:
   Specializer(const Tape &tape, const Bindings &bindings, const SpecializationOptions &options)
-      : tape_(tape), bindings_(bindings), options_(options),
-        valueOf_(tape.instructions.size(), -1) {
+      : tape_(tape), bindings_(bindings), options_(options), valueOf_(tape.instructions.size(), -1) {
     scopes_.emplace_back();
   }
 
@@ -48,8 +47,7 @@ private:
   int32_t add(ProgramNode node, bool isShared = true);
   int32_t addConstant(ValueType type, ScalarSlot value);
   int32_t addAffine(const Affine &affine);
-  int32_t addOperation(Operation operation, ValueType operandType, ValueType resultType,
-                       const int32_t *operands);
+  int32_t addOperation(Operation operation, ValueType operandType, ValueType resultType, const int32_t *operands);
   int32_t addLoad(const TapeInstruction &instruction);
   int32_t addReduction(int32_t index);
   std::optional<int32_t> addMembership(int32_t index, int64_t count);
@@ -64,8 +62,8 @@ private:
   void flatten(const std::vector<int32_t> &scope, std::vector<ProgramNode> &out,
                std::vector<int32_t> &renumbered) const;
 
-  using NodeKey = std::tuple<NodeForm, Operation, ValueType, ValueType, int32_t, int32_t, int32_t,
-                             int32_t, int32_t, int64_t, int64_t, int64_t>;
+  using NodeKey = std::tuple<NodeForm, Operation, ValueType, ValueType, int32_t, int32_t, int32_t, int32_t, int32_t,
+                             int64_t, int64_t, int64_t>;
 
   const Tape &tape_;
   const Bindings &bindings_;
@@ -79,9 +77,8 @@ private:
 };
 
 int32_t Specializer::add(ProgramNode node, bool isShared) {
-  NodeKey key{node.form,        node.operation,   node.operandType, node.resultType,
-              node.load,        node.operands[0], node.operands[1], node.operands[2],
-              node.operands[3], node.qFactor,     node.kvFactor,    node.offset};
+  NodeKey key{node.form,        node.operation,   node.operandType, node.resultType, node.load,     node.operands[0],
+              node.operands[1], node.operands[2], node.operands[3], node.qFactor,    node.kvFactor, node.offset};
   if (isShared)
     if (auto found = known_.find(key); found != known_.end())
       return found->second;
@@ -107,8 +104,7 @@ int32_t Specializer::addConstant(ValueType type, ScalarSlot value) {
 
 std::optional<Affine> Specializer::affineOf(int32_t node) const {
   const ProgramNode &value = nodes_[node];
-  if (value.resultType != ValueType::Int ||
-      (value.form != NodeForm::Constant && value.form != NodeForm::Affine))
+  if (value.resultType != ValueType::Int || (value.form != NodeForm::Constant && value.form != NodeForm::Affine))
     return std::nullopt;
   return Affine{value.qFactor, value.kvFactor, value.offset};
 }
@@ -147,8 +143,7 @@ int32_t Specializer::addAffine(const Affine &affine) {
 }
 
 /// The affine form of an Int operation on affine operands, when there is one that never wraps.
-std::optional<Affine> Specializer::affineResult(Operation operation,
-                                                const int32_t *operands) const {
+std::optional<Affine> Specializer::affineResult(Operation operation, const int32_t *operands) const {
   std::optional<Affine> a = affineOf(operands[0]);
   std::optional<Affine> b = arityOf(operation) > 1 ? affineOf(operands[1]) : Affine{};
   if (!a || !b)
@@ -181,8 +176,7 @@ std::optional<Affine> Specializer::affineResult(Operation operation,
       break;
     ScalarSlot slots[2] = {static_cast<int64_t>(a->offset), n};
     int64_t rest = applyOperation(operation, ValueType::Int, slots);
-    result = operation == Operation::Mod ? Affine{0, 0, rest}
-                                         : Affine{a->qFactor / n, a->kvFactor / n, rest};
+    result = operation == Operation::Mod ? Affine{0, 0, rest} : Affine{a->qFactor / n, a->kvFactor / n, rest};
     break;
   }
   default: break;
@@ -216,8 +210,7 @@ int32_t Specializer::addOperation(Operation operation, ValueType operandType, Va
     return operands[slots[0] ? 1 : 2];
   if (operation == Operation::Select && operands[1] == operands[2])
     return operands[1];
-  if (operandType == ValueType::Bool &&
-      (operation == Operation::And || operation == Operation::Or)) {
+  if (operandType == ValueType::Bool && (operation == Operation::And || operation == Operation::Or)) {
     ScalarSlot neutral = operation == Operation::And;
     for (int i = 0; i < 2; ++i)
       if (isConstant(operands[i]))
@@ -236,8 +229,7 @@ int32_t Specializer::addOperation(Operation operation, ValueType operandType, Va
     if (isComparison(operation)) {
       std::optional<Affine> a = affineOf(operands[0]), b = affineOf(operands[1]);
       if (a && b) {
-        Affine difference{a->qFactor - b->qFactor, a->kvFactor - b->kvFactor,
-                          a->offset - b->offset};
+        Affine difference{a->qFactor - b->qFactor, a->kvFactor - b->kvFactor, a->offset - b->offset};
         if (fits(difference)) {
           ScalarSlot sides[2] = {static_cast<int64_t>(difference.offset), 0};
           if (difference.qFactor == 0 && difference.kvFactor == 0)
@@ -249,8 +241,7 @@ int32_t Specializer::addOperation(Operation operation, ValueType operandType, Va
           compare.qFactor = static_cast<int64_t>(difference.qFactor);
           compare.kvFactor = static_cast<int64_t>(difference.kvFactor);
           compare.offset = static_cast<int64_t>(difference.offset);
-          compare.dependence =
-              (compare.qFactor ? kDependsOnQ : 0) | (compare.kvFactor ? kDependsOnKV : 0);
+          compare.dependence = (compare.qFactor ? kDependsOnQ : 0) | (compare.kvFactor ? kDependsOnKV : 0);
           return add(compare);
         }
       }
@@ -269,11 +260,10 @@ void Specializer::summarize(ProgramLoad &load) const {
     bool isSorted =
         static_cast<size_t>(load.capture) < options_.declarations.size() &&
         options_.declarations[load.capture].isSorted &&
-        load.strides[0] ==
-            bindings_.captures[load.capture].strides[bindings_.captures[load.capture].rank - 1];
-    load.line = &options_.summaries->line(load.data, load.type, load.shape[0], load.strides[0],
-                                          isSorted ? CaptureSummaries::Order::Sorted
-                                                   : CaptureSummaries::Order::Unknown);
+        load.strides[0] == bindings_.captures[load.capture].strides[bindings_.captures[load.capture].rank - 1];
+    load.line =
+        &options_.summaries->line(load.data, load.type, load.shape[0], load.strides[0],
+                                  isSorted ? CaptureSummaries::Order::Sorted : CaptureSummaries::Order::Unknown);
     return;
   }
   int64_t outer[2] = {1, 1};
@@ -284,11 +274,10 @@ void Specializer::summarize(ProgramLoad &load) const {
   int rowAxis = load.numAxes - 2, columnAxis = load.numAxes - 1;
   for (int64_t i = 0; i < outer[0]; ++i)
     for (int64_t j = 0; j < outer[1]; ++j) {
-      int64_t offset = (load.numAxes > 2 ? i * load.strides[0] : 0) +
-                       (load.numAxes > 3 ? j * load.strides[1] : 0);
-      load.rectangles.push_back(&options_.summaries->rectangle(
-          elementAt(load.data, load.type, offset), load.type, load.shape[rowAxis],
-          load.strides[rowAxis], load.shape[columnAxis], load.strides[columnAxis]));
+      int64_t offset = (load.numAxes > 2 ? i * load.strides[0] : 0) + (load.numAxes > 3 ? j * load.strides[1] : 0);
+      load.rectangles.push_back(&options_.summaries->rectangle(elementAt(load.data, load.type, offset), load.type,
+                                                               load.shape[rowAxis], load.strides[rowAxis],
+                                                               load.shape[columnAxis], load.strides[columnAxis]));
     }
 }
 
@@ -362,8 +351,8 @@ int32_t Specializer::addUnrolled(const TapeInstruction &reduction, int32_t index
   return result;
 }
 
-/// `any(x == list[..., i] for i in range(count))` as one node, where at most one index besides i varies and neither it nor
-/// x depends on i.
+/// `any(x == list[..., i] for i in range(count))` as one node, where at most one index besides i varies and neither it
+/// nor x depends on i.
 std::optional<int32_t> Specializer::addMembership(int32_t index, int64_t count) {
   const TapeInstruction &reduction = tape_.instructions[index];
   constexpr int64_t kLeastCount = 4; // a few comparisons are as good
@@ -388,7 +377,8 @@ std::optional<int32_t> Specializer::addMembership(int32_t index, int64_t count) 
     load = i;
   }
   const TapeInstruction &equal = tape_.instructions[reduction.operands[2]];
-  if (load < 0 || reduction.operands[2] <= load || equal.operation != Operation::Eq || equal.operandType != ValueType::Int)
+  if (load < 0 || reduction.operands[2] <= load || equal.operation != Operation::Eq ||
+      equal.operandType != ValueType::Int)
     return std::nullopt;
   int32_t sought = equal.operands[0] == load ? equal.operands[1] : equal.operands[0];
   if ((equal.operands[0] != load && equal.operands[1] != load) || dependsOnIndex(sought))
@@ -481,15 +471,11 @@ void Specializer::addInstructions(int32_t begin, int32_t end) {
   for (int32_t i = begin; i < end; ++i) {
     const TapeInstruction &instruction = tape_.instructions[i];
     switch (instruction.operation) {
-    case Operation::Constant:
-      valueOf_[i] = addConstant(instruction.resultType, instruction.immediate);
-      break;
+    case Operation::Constant: valueOf_[i] = addConstant(instruction.resultType, instruction.immediate); break;
     case Operation::Param:
       valueOf_[i] = addConstant(instruction.resultType, bindings_.params[instruction.immediate]);
       break;
-    case Operation::Dim:
-      valueOf_[i] = addConstant(ValueType::Int, bindings_.dims[instruction.immediate]);
-      break;
+    case Operation::Dim: valueOf_[i] = addConstant(ValueType::Int, bindings_.dims[instruction.immediate]); break;
     case Operation::Coordinate:
       valueOf_[i] = instruction.immediate == 0   ? addConstant(ValueType::Int, options_.b)
                     : instruction.immediate == 1 ? addConstant(ValueType::Int, options_.h)
@@ -510,8 +496,7 @@ void Specializer::addInstructions(int32_t begin, int32_t end) {
       int32_t operands[3] = {};
       for (int k = 0; k < arityOf(instruction.operation); ++k)
         operands[k] = valueOf_[instruction.operands[k]];
-      valueOf_[i] = addOperation(instruction.operation, instruction.operandType,
-                                 instruction.resultType, operands);
+      valueOf_[i] = addOperation(instruction.operation, instruction.operandType, instruction.resultType, operands);
     }
     }
   }
@@ -551,8 +536,7 @@ TapeProgram Specializer::run() {
 
 } // namespace
 
-TapeProgram specialize(const Tape &tape, const Bindings &bindings,
-                       const SpecializationOptions &options) {
+TapeProgram specialize(const Tape &tape, const Bindings &bindings, const SpecializationOptions &options) {
   return Specializer(tape, bindings, options).run();
 }
 

@@ -20,23 +20,18 @@ namespace cpflex {
 
 /// What a program node computes.
 enum class NodeForm : uint8_t {
-  Constant, ///< offset, as a slot
-  Affine, ///< Int qFactor*q + kvFactor*kv + offset, which never wraps over the program's positions
+  Constant,      ///< offset, as a slot
+  Affine,        ///< Int qFactor*q + kvFactor*kv + offset, which never wraps over the program's positions
   AffineCompare, ///< Bool: the affine difference of both sides compared with 0 by `operation`
   Operation,     ///< an entry of Operations.def on operands
   Load,          ///< loads[load] at operands, one per varying axis
   Member,        ///< Bool: whether operands[1] is in row operands[0] of loads[load].members
   Induction,     ///< the index of the enclosing loop
-  Reduce, ///< operands[0] count, [1] end of the body (nodes [i+1, end)), [2] the body's result
+  Reduce,        ///< operands[0] count, [1] end of the body (nodes [i+1, end)), [2] the body's result
 };
 
 /// On which coordinates a node's value depends.
-enum Dependence : uint8_t {
-  kDependsOnNothing = 0,
-  kDependsOnQ = 1,
-  kDependsOnKV = 2,
-  kDependsOnBoth = 3
-};
+enum Dependence : uint8_t { kDependsOnNothing = 0, kDependsOnQ = 1, kDependsOnKV = 2, kDependsOnBoth = 3 };
 
 /// One value of a program; operands refer to earlier nodes.
 struct ProgramNode {
@@ -80,11 +75,10 @@ struct PositionBounds {
 /// keep their bodies behind them. The last value outside any body is the result.
 struct TapeProgram {
   std::vector<ProgramNode> nodes;
-  std::shared_ptr<const std::vector<ProgramLoad>>
-      loads;                ///< shared with the programs pruned from this one
-  int32_t numConstants = 0; ///< nodes [0, numConstants) are constants
-  int32_t qBegin = 0;       ///< nodes [qBegin, kvBegin) depend on q alone
-  int32_t kvBegin = 0;      ///< nodes [kvBegin, bothBegin) depend on kv alone
+  std::shared_ptr<const std::vector<ProgramLoad>> loads; ///< shared with the programs pruned from this one
+  int32_t numConstants = 0;                              ///< nodes [0, numConstants) are constants
+  int32_t qBegin = 0;                                    ///< nodes [qBegin, kvBegin) depend on q alone
+  int32_t kvBegin = 0;                                   ///< nodes [kvBegin, bothBegin) depend on kv alone
   int32_t bothBegin = 0;
   int32_t result = -1;
 };
@@ -101,8 +95,7 @@ struct SpecializationOptions {
 };
 
 /// The program of a verified tape for one (b, h).
-TapeProgram specialize(const Tape &tape, const Bindings &bindings,
-                       const SpecializationOptions &options);
+TapeProgram specialize(const Tape &tape, const Bindings &bindings, const SpecializationOptions &options);
 
 /// The coordinates that a tape's result reads, as bits: 0 b, 1 h, 2 q, 3 kv.
 uint8_t coordinatesRead(const Tape &tape);

@@ -29,8 +29,7 @@ void appendCells(const BlockMask &mask, const CellGrid &grid, std::string &out) 
   for (int64_t row = 0; row < grid.numRows; ++row) {
     int64_t token = (grid.firstRow + row * grid.tilesPerRow) * mask.tileQ;
     bool isLabelled = row == 0 || row + 1 == grid.numRows || row % 8 == 0;
-    out += isLabelled ? fmt::format("{:>{}} │ ", token, labelWidth)
-                      : fmt::format("{:>{}} │ ", "", labelWidth);
+    out += isLabelled ? fmt::format("{:>{}} │ ", token, labelWidth) : fmt::format("{:>{}} │ ", "", labelWidth);
     int64_t column = 0;
     for (const CellRun &run : grid.rows[row]) {
       for (; column < run.begin; ++column)
@@ -57,9 +56,8 @@ std::string drawText(const BlockMask &mask, const PictureOptions &options) {
     if (!panel.title.empty())
       out += panel.title + "\n";
     appendCells(mask, panel.grid, out);
-    out += fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full),
-                       textOf(CellClass::Partial), textOf(CellClass::Empty),
-                       describeCells(mask, panel.grid));
+    out += fmt::format("{} full  {} partial  {} empty   {}\n", textOf(CellClass::Full), textOf(CellClass::Partial),
+                       textOf(CellClass::Empty), describeCells(mask, panel.grid));
     out += panel.statistics + "\n";
   }
   return panels.leftOut.empty() ? out : out + panels.leftOut + "\n";
@@ -79,8 +77,7 @@ StatusOr<MaskDifference> drawDifferenceText(const BlockMask &left, const BlockMa
       result.picture += panel.title + "\n";
     appendCells(left, panel.grid, result.picture);
     result.picture += fmt::format("{} differs  {} same   {}\n{}\n", textOf(CellClass::Different),
-                                  textOf(CellClass::Empty), describeCells(left, panel.grid),
-                                  panel.statistics);
+                                  textOf(CellClass::Empty), describeCells(left, panel.grid), panel.statistics);
   }
   if (!panels->leftOut.empty())
     result.picture += panels->leftOut + "\n";

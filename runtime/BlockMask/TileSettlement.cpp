@@ -26,11 +26,8 @@ void TileSettlement::lookAtCorners(const Tile &tile, Sight &sight) {
   int64_t top = tile.rows.begin, bottom = tile.rows.end - 1;
   int64_t left = tile.columns.begin, right = tile.columns.end - 1;
   // The first two differ on every tile that a diagonal crosses.
-  const std::pair<int64_t, int64_t> points[] = {{top, right},
-                                                {bottom, left},
-                                                {top, left},
-                                                {bottom, right},
-                                                {(top + bottom) / 2, (left + right) / 2}};
+  const std::pair<int64_t, int64_t> points[] = {
+      {top, right}, {bottom, left}, {top, left}, {bottom, right}, {(top + bottom) / 2, (left + right) / 2}};
   for (auto [row, column] : points) {
     ++pointsEvaluated_;
     bool attends = points_.evaluate(positions_.q.position(row), positions_.kv.position(column));
@@ -44,8 +41,7 @@ void TileSettlement::evaluateRow(int64_t row, Range columns) {
   row_.resize(static_cast<size_t>(columns.size()));
   int64_t q = positions_.q.position(row);
   positions_.kv.visitPieces(columns, [&](int64_t first, const AffinePiece &piece) {
-    points_.evaluateRow(q, piece.begin, piece.step, piece.count,
-                        row_.data() + (first - columns.begin));
+    points_.evaluateRow(q, piece.begin, piece.step, piece.count, row_.data() + (first - columns.begin));
   });
 }
 
@@ -105,9 +101,8 @@ void TileSettlement::split(const Tile &tile, Sight &sight) {
     else
       lookByColumn();
   }
-  bool isRowBetter =
-      byRow.decidedArea > byColumn.decidedArea ||
-      (byRow.decidedArea == byColumn.decidedArea && tile.rows.size() >= tile.columns.size());
+  bool isRowBetter = byRow.decidedArea > byColumn.decidedArea ||
+                     (byRow.decidedArea == byColumn.decidedArea && tile.rows.size() >= tile.columns.size());
   const Halves &chosen = isRowBetter ? byRow : byColumn;
   areColumnsFirst_ = !isRowBetter;
   for (int i = 0; i < 2; ++i)

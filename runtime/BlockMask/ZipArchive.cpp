@@ -1,5 +1,6 @@
-// The records of a zip archive: each member behind its own header, then a directory that repeats the headers, then where
-// the directory is. Numbers that do not fit their field are all ones there and stand in an extra field of 64 bits.
+// The records of a zip archive: each member behind its own header, then a directory that repeats the headers, then
+// where the directory is. Numbers that do not fit their field are all ones there and stand in an extra field of 64
+// bits.
 #include "runtime/BlockMask/ZipArchive.h"
 
 #include "runtime/contract/HostMemory.h"
@@ -229,8 +230,7 @@ StatusOr<std::map<std::string, ZipMember>> zipMembers(std::string_view bytes) {
         !readExtra64(bytes.substr(at + kEntrySize + nameSize, extraSize), {&size, &packedSize, &offset}))
       return damaged("a member lacks its sizes of 64 bits");
     at += entrySize;
-    if (offset > bytes.size() || bytes.size() - offset < kMemberSize ||
-        numberAt(bytes, offset, 4) != kMemberSignature)
+    if (offset > bytes.size() || bytes.size() - offset < kMemberSize || numberAt(bytes, offset, 4) != kMemberSignature)
       return damaged("a member is not where the directory says");
     // The names are in no checksum, but they are there twice.
     if (bytes.substr(offset + kMemberSize, nameSize) != name)
@@ -244,8 +244,8 @@ StatusOr<std::map<std::string, ZipMember>> zipMembers(std::string_view bytes) {
     if ((method == kStored && size != packedSize) || size / kMostRatio > packedSize)
       return damaged("the sizes of a member do not fit");
     if (method != kStored && method != kDeflated)
-      return Status::unsupported(fmt::format("'{}' in the .npz file is packed by method {}; expected stored or deflated",
-                                             name, method));
+      return Status::unsupported(
+          fmt::format("'{}' in the .npz file is packed by method {}; expected stored or deflated", name, method));
     ZipMember &member = members[name];
     member.contents = packed;
     if (method == kDeflated) {

@@ -1,5 +1,5 @@
-// How are several byte strings kept in one `.zip` file? Writes archives without compression and reads stored and deflated
-// ones, with the 64-bit extension where sizes need it. What the members mean is the caller's business.
+// How are several byte strings kept in one `.zip` file? Writes archives without compression and reads stored and
+// deflated ones, with the 64-bit extension where sizes need it. What the members mean is the caller's business.
 #pragma once
 
 #include "runtime/contract/Status.h"
@@ -14,8 +14,8 @@ namespace cpflex {
 /// An archive that grows in memory. Equal members give equal bytes: dates are fixed.
 class ZipWriter {
 public:
-  /// Sizes, offsets and counts that fit 32 (or 16) bits in the format are written with 64 above `most`. The format's own
-  /// bound is right for every file; tests take less, so that they need no archive of 4 GiB.
+  /// Sizes, offsets and counts that fit 32 (or 16) bits in the format are written with 64 above `most`. The format's
+  /// own bound is right for every file; tests take less, so that they need no archive of 4 GiB.
   explicit ZipWriter(uint64_t most = kMost32) : most_(most) {}
 
   /// Makes room for members of so many bytes in all.
@@ -44,7 +44,8 @@ struct ZipMember {
   ZipMember(const ZipMember &) = delete;
 };
 
-/// The members of an archive by name; they refer to `bytes`. DataLoss when it is damaged, Unsupported for other packings.
+/// The members of an archive by name; they refer to `bytes`. DataLoss when it is damaged, Unsupported for other
+/// packings.
 StatusOr<std::map<std::string, ZipMember>> zipMembers(std::string_view bytes);
 
 } // namespace cpflex

@@ -25,16 +25,17 @@ Status CallbackCommunicator::named(const Status &status, const MessageGroup &gro
     peers.insert(send.peer);
   for (const ReceiveOperation &receive : group.receives)
     peers.insert(receive.peer);
-  return {status.code(), fmt::format("the caller's transport failed at rank {} in step {} ({}) with ranks [{}]: {}",
-                                     callbacks_.rank, group.step, group.purpose, fmt::join(peers, ", "),
-                                     status.message())};
+  return {status.code(),
+          fmt::format("the caller's transport failed at rank {} in step {} ({}) with ranks [{}]: {}", callbacks_.rank,
+                      group.step, group.purpose, fmt::join(peers, ", "), status.message())};
 }
 
 StatusOr<int64_t> CallbackCommunicator::start(const MessageGroup &group) {
   const auto isPeer = [&](const auto &operation) { return operation.peer >= 0 && operation.peer < worldSize(); };
   if (!std::ranges::all_of(group.sends, isPeer) || !std::ranges::all_of(group.receives, isPeer))
-    return Status::invalid(fmt::format("rank {} exchanges with a rank that is none in step {}; expected ranks in [0, {})",
-                                       rank(), group.step, worldSize()));
+    return Status::invalid(
+        fmt::format("rank {} exchanges with a rank that is none in step {}; expected ranks in [0, {})", rank(),
+                    group.step, worldSize()));
   const int64_t ticket = nextTicket_++;
   if (!group.sends.empty() || !group.receives.empty())
     CPFLEX_RETURN_IF_ERROR(named(callbacks_.start(ticket, group), group));
@@ -44,8 +45,8 @@ StatusOr<int64_t> CallbackCommunicator::start(const MessageGroup &group) {
 
 Status CallbackCommunicator::wait(int64_t ticket, Deadline deadline) {
   if (started_.empty() || started_.front().first != ticket)
-    return Status::invalid(
-        fmt::format("rank {} waits for the transport's ticket {} out of turn; expected the oldest one", rank(), ticket));
+    return Status::invalid(fmt::format(
+        "rank {} waits for the transport's ticket {} out of turn; expected the oldest one", rank(), ticket));
   const MessageGroup group = std::move(started_.front().second);
   started_.pop_front();
   if (group.sends.empty() && group.receives.empty())

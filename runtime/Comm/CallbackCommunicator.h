@@ -1,4 +1,5 @@
-// Ranks that exchange messages by functions of the caller: a process group of another framework, or a network of its own.
+// Ranks that exchange messages by functions of the caller: a process group of another framework, or a network of its
+// own.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"
@@ -12,8 +13,8 @@ namespace cpflex {
 /// How the caller carries messages. Called on the thread that uses the communicator, one call at a time.
 struct CommunicatorCallbacks {
   int32_t rank = 0, worldSize = 1;
-  /// Starts the messages of a group and returns at once. Messages between two ranks match in the order in which they were
-  /// started, those of one group in the order listed. The memory is valid until `wait` returns.
+  /// Starts the messages of a group and returns at once. Messages between two ranks match in the order in which they
+  /// were started, those of one group in the order listed. The memory is valid until `wait` returns.
   std::function<Status(int64_t ticket, const MessageGroup &group)> start;
   /// Returns when all messages of the group have left and arrived, or after that many seconds with DeadlineExceeded.
   std::function<Status(int64_t ticket, double seconds)> wait;

@@ -59,8 +59,8 @@ Status CheckedCommunicator::wait(int64_t ticket, Deadline deadline) {
     std::vector<uint8_t> message(sizeof(Frame) + size_t(receive.sizeInBytes));
     uint64_t &expected = numReceived_[size_t(receive.peer)];
     while (true) {
-      MessageGroup one{started.group.step, started.group.purpose, {},
-                       {{receive.peer, message.data(), int64_t(message.size())}}};
+      MessageGroup one{
+          started.group.step, started.group.purpose, {}, {{receive.peer, message.data(), int64_t(message.size())}}};
       CPFLEX_RETURN_IF_ERROR(exchange(inner_, one, deadline));
       Frame frame;
       std::memcpy(&frame, message.data(), sizeof(Frame));

@@ -44,8 +44,8 @@ struct MessageGroup {
 
 class CudaCommunicator;
 
-/// One rank's end of a group of ranks. One thread uses it. No call waits beyond its deadline, and every error names this
-/// rank, the step and the peer.
+/// One rank's end of a group of ranks. One thread uses it. No call waits beyond its deadline, and every error names
+/// this rank, the step and the peer.
 class Communicator {
 public:
   virtual ~Communicator() = default;
@@ -67,8 +67,8 @@ public:
 /// Starts a group and waits for it.
 Status exchange(Communicator &communicator, const MessageGroup &group, Deadline deadline);
 
-/// Sums `count` f32 values over all ranks, in rank order, and leaves the sums on every rank. `exchange` carries groups of
-/// messages that lie in host memory.
+/// Sums `count` f32 values over all ranks, in rank order, and leaves the sums on every rank. `exchange` carries groups
+/// of messages that lie in host memory.
 Status sumOverRanks(int32_t rank, int32_t worldSize, float *values, int64_t count, const std::string &purpose,
                     const std::function<Status(const MessageGroup &)> &exchange);
 

@@ -12,8 +12,9 @@ StatusOr<std::shared_ptr<const CudaPort>> CudaPort::open(std::shared_ptr<const C
   const int index = port->device_->description().index;
   // Transfers that need processors get them before attention does. Lower is more urgent; the driver clamps.
   constexpr int kUrgent = -100;
-  CPFLEX_RETURN_IF_ERROR(driver.status(
-      driver.streamCreateWithPriority(&port->stream_, cuda::kStreamNonBlocking, kUrgent), "cuStreamCreateWithPriority"));
+  CPFLEX_RETURN_IF_ERROR(
+      driver.status(driver.streamCreateWithPriority(&port->stream_, cuda::kStreamNonBlocking, kUrgent),
+                    "cuStreamCreateWithPriority"));
   cuda::MemoryPoolProperties properties;
   properties.location.index = index;
   CPFLEX_RETURN_IF_ERROR(driver.status(driver.memPoolCreate(&port->pool_, &properties), "cuMemPoolCreate"));

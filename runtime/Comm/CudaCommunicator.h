@@ -1,5 +1,5 @@
-// What communicators between GPUs have besides their messages: the GPU, the stream in which messages line up, and memory
-// that peers may read.
+// What communicators between GPUs have besides their messages: the GPU, the stream in which messages line up, and
+// memory that peers may read.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"
@@ -10,9 +10,9 @@
 
 namespace cpflex {
 
-/// Where the messages of a rank come from and go to: a stream in which they line up, ahead of other work of the GPU where
-/// they need its processors, and a pool of memory in stream order. Immutable, shared by a communicator and by all that
-/// compute for it.
+/// Where the messages of a rank come from and go to: a stream in which they line up, ahead of other work of the GPU
+/// where they need its processors, and a pool of memory in stream order. Immutable, shared by a communicator and by all
+/// that compute for it.
 class CudaPort {
 public:
   /// The GPUs `peers` may read memory of the pool too; the device's own index among them says nothing.

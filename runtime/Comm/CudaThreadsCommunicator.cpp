@@ -52,9 +52,10 @@ CudaThreadsCommunicator::takeOffer(const MessageGroup &group, const ReceiveOpera
                   fmt::format("rank {} stopped waiting for rank {} in step {} ({}): {}", rank_, receive.peer,
                               group.step, group.purpose, hub_.abortReason_.message()));
   if (queue.empty())
-    return Status(StatusCode::DeadlineExceeded,
-                  fmt::format("no message from rank {} at rank {} in step {} ({}) before the deadline; expected {} bytes",
-                              receive.peer, rank_, group.step, group.purpose, receive.sizeInBytes));
+    return Status(
+        StatusCode::DeadlineExceeded,
+        fmt::format("no message from rank {} at rank {} in step {} ({}) before the deadline; expected {} bytes",
+                    receive.peer, rank_, group.step, group.purpose, receive.sizeInBytes));
   std::shared_ptr<Offer> offer = std::move(queue.front());
   queue.pop_front();
   if (offer->sizeInBytes != receive.sizeInBytes)
@@ -129,8 +130,8 @@ Status CudaThreadsCommunicator::waitForCopy(const Started &started, size_t send,
                   fmt::format("rank {} stopped waiting for rank {} in step {} ({}): {}", rank_, peer,
                               started.group.step, started.group.purpose, hub_.abortReason_.message()));
   return Status(StatusCode::DeadlineExceeded,
-                fmt::format("rank {} did not take a message of rank {} in step {} ({}) before the deadline", peer, rank_,
-                            started.group.step, started.group.purpose));
+                fmt::format("rank {} did not take a message of rank {} in step {} ({}) before the deadline", peer,
+                            rank_, started.group.step, started.group.purpose));
 }
 
 void CudaThreadsCommunicator::withdraw(const Started &started) {

@@ -1,5 +1,5 @@
-// Ranks as threads of one process whose messages lie in GPU memory: the receiver copies straight from the sender's buffer,
-// by copy engines between GPUs and inside one. No multiprocessor takes part.
+// Ranks as threads of one process whose messages lie in GPU memory: the receiver copies straight from the sender's
+// buffer, by copy engines between GPUs and inside one. No multiprocessor takes part.
 #pragma once
 
 #include "runtime/Comm/CudaCommunicator.h"
@@ -29,7 +29,7 @@ private:
     const void *data = nullptr;
     int64_t sizeInBytes = 0;
     std::shared_ptr<const CudaPort> port; ///< the sender's, whose memory it is
-    CudaEvent ready; ///< in the sender's stream: the bytes are there
+    CudaEvent ready;                      ///< in the sender's stream: the bytes are there
     enum class State : uint8_t { Open, Taken, Copied, Withdrawn } state = State::Open;
     std::shared_ptr<CudaEvent> copied; ///< in the receiver's stream
   };

@@ -1,5 +1,5 @@
-// What happens when messages are late, lost, repeated or damaged, or a rank dies? A wrapper that does it to one rank at a
-// chosen operation.
+// What happens when messages are late, lost, repeated or damaged, or a rank dies? A wrapper that does it to one rank at
+// a chosen operation.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"

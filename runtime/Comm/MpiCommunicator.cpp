@@ -137,8 +137,8 @@ Status MpiCommunicator::wait(int64_t ticket, Deadline deadline) {
     if (std::chrono::steady_clock::now() >= deadline) {
       Status status(StatusCode::DeadlineExceeded,
                     fmt::format("no {} rank {} at rank {} in step {} ({}) before the deadline; expected {} bytes",
-                                open->isSend ? "room for a message at" : "message from", open->peer, rank_, started.step,
-                                started.purpose, open->sizeInBytes));
+                                open->isSend ? "room for a message at" : "message from", open->peer, rank_,
+                                started.step, started.purpose, open->sizeInBytes));
       giveUp();
       return status;
     }

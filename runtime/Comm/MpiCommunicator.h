@@ -11,11 +11,13 @@
 
 namespace cpflex {
 
-/// This process's end of an MPI job. MPI is initialised by `open` and finalised with the last object; make one per process.
+/// This process's end of an MPI job. MPI is initialised by `open` and finalised with the last object; make one per
+/// process.
 class MpiCommunicator : public Communicator {
 public:
   /// Loads the plugin: `path`, or when empty the environment's CPFLEX_MPI_PLUGIN, or `libcpflex_mpi.so` beside the
-  /// executable, in ../lib, beside libcpflex.so, or on the loader's path. Unavailable, in one sentence, when there is none.
+  /// executable, in ../lib, beside libcpflex.so, or on the loader's path. Unavailable, in one sentence, when there is
+  /// none.
   static StatusOr<std::unique_ptr<MpiCommunicator>> open(const std::string &path = "");
   ~MpiCommunicator() override;
 

@@ -1,5 +1,5 @@
-/* The C interface between cpflex and its MPI plugin: the plugin is built against the MPI found at build time, cpflex loads
-   it at run time, so that one binary works with and without MPI. Plain C types only. */
+/* The C interface between cpflex and its MPI plugin: the plugin is built against the MPI found at build time, cpflex
+   loads it at run time, so that one binary works with and without MPI. Plain C types only. */
 #pragma once
 
 #include <stdint.h>

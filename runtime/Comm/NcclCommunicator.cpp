@@ -43,13 +43,12 @@ StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::join(std::shared_p
   CurrentContext current(communicator->device());
   CPFLEX_RETURN_IF_ERROR(current.status());
   nccl::Config config;
-  const nccl::Result result = communicator->library_->commInitRankConfig(&communicator->comm_, place.worldSize,
-                                                                         place.id, place.rank, &config);
+  const nccl::Result result =
+      communicator->library_->commInitRankConfig(&communicator->comm_, place.worldSize, place.id, place.rank, &config);
   CPFLEX_RETURN_IF_ERROR(communicator->library_->status(result, "ncclCommInitRankConfig"));
-  CPFLEX_RETURN_IF_ERROR(communicator->settle(
-      fmt::format("rank {} of {} joining the other ranks on GPU {}", place.rank, place.worldSize,
-                  communicator->device().description().index),
-      deadlineIn(deadlineSeconds)));
+  CPFLEX_RETURN_IF_ERROR(communicator->settle(fmt::format("rank {} of {} joining the other ranks on GPU {}", place.rank,
+                                                          place.worldSize, communicator->device().description().index),
+                                              deadlineIn(deadlineSeconds)));
   return communicator;
 }
 
@@ -92,7 +91,8 @@ Status NcclCommunicator::settle(const std::string &where, Deadline deadline) {
     if (failed == nccl::kSuccess)
       return Status::ok();
     if (failed != nccl::kInProgress) {
-      Status status = Status::unavailable(fmt::format("NCCL failed at {}: {}", where, library_->describe(failed, comm_)));
+      Status status =
+          Status::unavailable(fmt::format("NCCL failed at {}: {}", where, library_->describe(failed, comm_)));
       abortNow();
       return status;
     }
@@ -114,11 +114,12 @@ Status NcclCommunicator::enqueue(const MessageGroup &group, const std::string &w
   Status status = Status::ok();
   for (const SendOperation &send : group.sends)
     if (status && send.sizeInBytes > 0)
-      status = check(library_->send(send.data, size_t(send.sizeInBytes), nccl::kUint8, send.peer, comm_, port()->stream()));
+      status =
+          check(library_->send(send.data, size_t(send.sizeInBytes), nccl::kUint8, send.peer, comm_, port()->stream()));
   for (const ReceiveOperation &receive : group.receives)
     if (status && receive.sizeInBytes > 0)
-      status =
-          check(library_->receive(receive.data, size_t(receive.sizeInBytes), nccl::kUint8, receive.peer, comm_, port()->stream()));
+      status = check(library_->receive(receive.data, size_t(receive.sizeInBytes), nccl::kUint8, receive.peer, comm_,
+                                       port()->stream()));
   if (Status ended = check(library_->groupEnd()); status)
     status = ended;
   return status;
@@ -133,7 +134,8 @@ StatusOr<int64_t> NcclCommunicator::start(const MessageGroup &group) {
     if (receive.peer < 0 || receive.peer >= worldSize_)
       return Status::invalid(fmt::format("rank {} receives from rank {} in step {}; expected a rank in [0, {})", rank_,
                                          receive.peer, group.step, worldSize_));
-  Started started{nextTicket_, group.step, group.purpose, peersOf(group), {}, group.sends.empty() && group.receives.empty()};
+  Started started{nextTicket_,    group.step, group.purpose,
+                  peersOf(group), {},         group.sends.empty() && group.receives.empty()};
   const std::string where =
       fmt::format("rank {} with {} in step {} ({})", rank_, started.peers, group.step, group.purpose);
   if (!started.isEmpty) {
@@ -182,14 +184,14 @@ Status NcclCommunicator::wait(int64_t ticket, Deadline deadline) {
     const nccl::Result result = library_->commGetAsyncError(comm_, &state);
     if (const nccl::Result failed = result != nccl::kSuccess ? result : state;
         failed != nccl::kSuccess && failed != nccl::kInProgress) {
-      Status status = Status::unavailable(fmt::format("NCCL failed at {}: {}", where, library_->describe(failed, comm_)));
+      Status status =
+          Status::unavailable(fmt::format("NCCL failed at {}: {}", where, library_->describe(failed, comm_)));
       abortNow();
       return status;
     }
     if (std::chrono::steady_clock::now() >= deadline) {
       abortNow();
-      return Status(StatusCode::DeadlineExceeded,
-                    fmt::format("NCCL was not done with {} before the deadline", where));
+      return Status(StatusCode::DeadlineExceeded, fmt::format("NCCL was not done with {} before the deadline", where));
     }
     pause(poll);
   }

@@ -16,7 +16,14 @@ namespace cpflex {
 namespace nccl {
 
 using Comm = struct CommHandle *;
-enum Result : int { kSuccess = 0, kUnhandledCudaError = 1, kSystemError = 2, kInvalidUsage = 5, kRemoteError = 6, kInProgress = 7 };
+enum Result : int {
+  kSuccess = 0,
+  kUnhandledCudaError = 1,
+  kSystemError = 2,
+  kInvalidUsage = 5,
+  kRemoteError = 6,
+  kInProgress = 7
+};
 enum ElementKind : int { kUint8 = 1 };
 
 /// Names a group of ranks before it exists; made by one, known to all.
@@ -24,8 +31,8 @@ struct UniqueId {
   char bytes[128];
 };
 
-/// How a communicator is made: NCCL's configuration as of version 2.18, which later versions read too. INT_MIN leaves the
-/// choice to NCCL.
+/// How a communicator is made: NCCL's configuration as of version 2.18, which later versions read too. INT_MIN leaves
+/// the choice to NCCL.
 struct Config {
   size_t size = sizeof(Config);
   unsigned magic = 0xcafebeef;
@@ -57,8 +64,8 @@ inline constexpr int kOldestNccl = 21800;
 /// NCCL of this machine. Immutable, safe to use from many threads.
 class NcclLibrary : public nccl::Functions {
 public:
-  /// Unavailable when none is found or it is older than kOldestNccl. Turns NVLink multicast off for NCCL in this process:
-  /// sets NCCL_NVLS_ENABLE to 0.
+  /// Unavailable when none is found or it is older than kOldestNccl. Turns NVLink multicast off for NCCL in this
+  /// process: sets NCCL_NVLS_ENABLE to 0.
   static StatusOr<std::shared_ptr<const NcclLibrary>> load(const LibrarySearch &search = ncclSearch());
   /// A library made of functions supplied by a test.
   static std::shared_ptr<const NcclLibrary> fromFunctions(const nccl::Functions &functions);

@@ -104,8 +104,8 @@ Status shareByFile(const Rendezvous &rendezvous, int32_t rank, std::vector<uint8
   std::ifstream file(rendezvous.path, std::ios::binary);
   file.read(reinterpret_cast<char *>(bytes.data()), std::streamsize(bytes.size()));
   if (file.gcount() != std::streamsize(bytes.size()))
-    return Status(StatusCode::DataLoss, fmt::format("'{}' holds {} bytes; expected {}", rendezvous.path, file.gcount(),
-                                                    bytes.size()));
+    return Status(StatusCode::DataLoss,
+                  fmt::format("'{}' holds {} bytes; expected {}", rendezvous.path, file.gcount(), bytes.size()));
   return Status::ok();
 }
 
@@ -123,9 +123,9 @@ StatusOr<Socket> opened(const Rendezvous &rendezvous, bool isListener) {
     const int on = 1;
     if (isListener)
       setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (socket.get() >= 0 && (isListener ? bind(socket.get(), each->ai_addr, each->ai_addrlen) == 0 &&
-                                               listen(socket.get(), SOMAXCONN) == 0
-                                         : connect(socket.get(), each->ai_addr, each->ai_addrlen) == 0)) {
+    if (socket.get() >= 0 &&
+        (isListener ? bind(socket.get(), each->ai_addr, each->ai_addrlen) == 0 && listen(socket.get(), SOMAXCONN) == 0
+                    : connect(socket.get(), each->ai_addr, each->ai_addrlen) == 0)) {
       freeaddrinfo(found);
       return socket;
     }
@@ -147,8 +147,8 @@ struct Visitor {
 /// Reads what has come of a greeting. False when the visitor left.
 bool hear(Visitor &visitor) {
   uint8_t *bytes = reinterpret_cast<uint8_t *>(visitor.greeting);
-  const ssize_t moved = recv(visitor.socket.get(), bytes + visitor.received, sizeof(visitor.greeting) - visitor.received,
-                             MSG_DONTWAIT);
+  const ssize_t moved =
+      recv(visitor.socket.get(), bytes + visitor.received, sizeof(visitor.greeting) - visitor.received, MSG_DONTWAIT);
   if (moved <= 0)
     return moved < 0 && (errno == EAGAIN || errno == EINTR);
   visitor.received += size_t(moved);

@@ -22,10 +22,11 @@ struct Rendezvous {
 
 /// Reads `file:PATH` or `tcp:HOST:PORT`, both also with `//` after the colon. A port that torchrun uses itself
 /// (MASTER_PORT) is refused.
-StatusOr<Rendezvous> parseRendezvous(const std::string &text, const EnvironmentLookup &environment = processEnvironment);
+StatusOr<Rendezvous> parseRendezvous(const std::string &text,
+                                     const EnvironmentLookup &environment = processEnvironment);
 
-/// Gives rank 0's bytes to all ranks; `bytes` has the same size everywhere and is overwritten on the others. Rank 0 returns
-/// once every rank has them (by tcp), or removes the file when `leaveRendezvous` is called (by file).
+/// Gives rank 0's bytes to all ranks; `bytes` has the same size everywhere and is overwritten on the others. Rank 0
+/// returns once every rank has them (by tcp), or removes the file when `leaveRendezvous` is called (by file).
 Status shareBytes(const Rendezvous &rendezvous, int32_t rank, int32_t worldSize, std::vector<uint8_t> &bytes,
                   Deadline deadline);
 /// Rank 0 removes what shareBytes left; called when all ranks are known to have met.
@@ -37,7 +38,8 @@ struct JobPlace {
   int32_t localRank = 0; ///< among those of this machine
 };
 
-/// The place that torchrun, Open MPI's mpirun, MPICH's mpiexec or srun has put in the environment; none without a launcher.
+/// The place that torchrun, Open MPI's mpirun, MPICH's mpiexec or srun has put in the environment; none without a
+/// launcher.
 std::optional<JobPlace> jobPlace(const EnvironmentLookup &environment = processEnvironment);
 
 } // namespace cpflex

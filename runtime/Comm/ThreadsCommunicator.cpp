@@ -34,7 +34,8 @@ StatusOr<int64_t> ThreadsCommunicator::start(const MessageGroup &group) {
 
 Status ThreadsCommunicator::wait(int64_t ticket, Deadline deadline) {
   if (started_.empty() || started_.front().first != ticket)
-    return Status::invalid(fmt::format("rank {} waits for ticket {} out of turn; expected the oldest one", rank_, ticket));
+    return Status::invalid(
+        fmt::format("rank {} waits for ticket {} out of turn; expected the oldest one", rank_, ticket));
   const MessageGroup group = std::move(started_.front().second);
   started_.pop_front();
   ThreadsHub::Mailbox &mailbox = *hub_.mailboxes_[size_t(rank_)];
@@ -47,12 +48,13 @@ Status ThreadsCommunicator::wait(int64_t ticket, Deadline deadline) {
     mailbox.arrived.wait_until(lock, deadline, [&] { return !queue.empty() || !mailbox.abortReason.isOk(); });
     if (queue.empty() && !mailbox.abortReason.isOk())
       return Status(mailbox.abortReason.code(),
-                    fmt::format("rank {} stopped waiting for rank {} in step {} ({}): {}", rank_, receive.peer, group.step,
-                                group.purpose, mailbox.abortReason.message()));
+                    fmt::format("rank {} stopped waiting for rank {} in step {} ({}): {}", rank_, receive.peer,
+                                group.step, group.purpose, mailbox.abortReason.message()));
     if (queue.empty())
-      return Status(StatusCode::DeadlineExceeded,
-                    fmt::format("no message from rank {} at rank {} in step {} ({}) before the deadline; expected {} bytes",
-                                receive.peer, rank_, group.step, group.purpose, receive.sizeInBytes));
+      return Status(
+          StatusCode::DeadlineExceeded,
+          fmt::format("no message from rank {} at rank {} in step {} ({}) before the deadline; expected {} bytes",
+                      receive.peer, rank_, group.step, group.purpose, receive.sizeInBytes));
     std::vector<uint8_t> message = std::move(queue.front());
     queue.pop_front();
     lock.unlock();

@@ -1,5 +1,5 @@
-// Ranks as threads of one process: messages are copied through mailboxes in memory. The default transport, and the bench
-// on which faults are tried.
+// Ranks as threads of one process: messages are copied through mailboxes in memory. The default transport, and the
+// bench on which faults are tried.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"
@@ -52,8 +52,8 @@ private:
 /// What one rank does with its communicator.
 using RankFunction = std::function<Status(Communicator &communicator)>;
 
-/// Runs `function` on worldSize threads, each with its communicator, and returns every rank's status when all are done. A
-/// rank that fails tells the others.
+/// Runs `function` on worldSize threads, each with its communicator, and returns every rank's status when all are done.
+/// A rank that fails tells the others.
 std::vector<Status> runRanksInThreads(int32_t worldSize, const RankFunction &function);
 
 /// The status of the lowest rank that failed by itself; of the lowest that failed at all when none did; else ok.

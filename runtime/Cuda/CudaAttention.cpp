@@ -264,9 +264,9 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
   if (!workspace)
     return workspace.status();
   CudaForwardTensors forward{q.device, k.device, v.device, o.device, lse.device};
-  auto forwardMs =
-      timed(machine, run.ownStream(), options,
-            [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); }, report.forwardCallUs);
+  auto forwardMs = timed(
+      machine, run.ownStream(), options,
+      [&] { return (*executable)->forward(forward, workspace->data(), run.stream()); }, report.forwardCallUs);
   if (!forwardMs)
     return forwardMs.status();
   report.forwardMs = *forwardMs;
@@ -284,9 +284,9 @@ StatusOr<CudaRunReport> runAttentionCuda(const CudaMachine &machine, const Devic
                                  static_cast<float *>(dSink->data()),
                                  dCapturesOnDevice};
     std::vector<float> backwardCallUs;
-    auto backwardMs =
-        timed(machine, run.ownStream(), options,
-              [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); }, backwardCallUs);
+    auto backwardMs = timed(
+        machine, run.ownStream(), options,
+        [&] { return (*executable)->backward(backward, workspace->data(), run.stream()); }, backwardCallUs);
     if (!backwardMs)
       return backwardMs.status();
     report.backwardMs = *backwardMs;

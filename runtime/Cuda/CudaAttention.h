@@ -31,7 +31,7 @@ struct CudaMachine {
 struct HostAttentionArrays {
   TensorView q, k, v, o, lse;
   TensorView dO, dLse, dQ, dK, dV;
-  float *dSink = nullptr; ///< one per local query head, or null
+  float *dSink = nullptr;              ///< one per local query head, or null
   std::vector<float *> dCaptures = {}; ///< one per capture, dense, null where not wanted; empty: none
 };
 
@@ -41,7 +41,7 @@ struct CudaRunReport {
   double compileMs = 0;                     ///< from functor to loaded kernels, cache included
   std::vector<float> forwardMs, backwardMs; ///< one per repetition, from events on the GPU
   std::vector<float> forwardCallUs;         ///< what each of these forward calls took on the host
-  double updateMs = 0; ///< host time of binding the same mask once more; with warm-ups only
+  double updateMs = 0;                      ///< host time of binding the same mask once more; with warm-ups only
 };
 
 /// How a run is made: how often each pass runs, the first `warmups` unreported, and by which kernels.

@@ -12,7 +12,6 @@
 namespace cpflex {
 namespace {
 
-
 Status setZero(const CudaDriver &driver, void *memory, int64_t sizeInBytes, cuda::Stream stream) {
   return driver.status(driver.memsetD32Async(reinterpret_cast<cuda::DeviceAddress>(memory), 0,
                                              static_cast<size_t>(sizeInBytes) / sizeof(unsigned), stream),
@@ -92,11 +91,11 @@ Status CudaExecutable::backwardCaptures(const BackwardArguments &backward, const
   auto gridY = static_cast<unsigned>(std::min(numQTiles, cuda::kMostBlocksAlongY));
   auto gridZ = static_cast<unsigned>(hasDense ? 1 : std::min(p.batch * p.qHeads, cuda::kMostBlocksAlongY));
   if (numQTiles > 0 && numKVTiles > 0)
-    CPFLEX_RETURN_IF_ERROR(launch(*tables->kernel, static_cast<unsigned>(numKVTiles), gridY, gridZ, &arguments, nullptr,
-                                  stream));
+    CPFLEX_RETURN_IF_ERROR(
+        launch(*tables->kernel, static_cast<unsigned>(numKVTiles), gridY, gridZ, &arguments, nullptr, stream));
   const LoadedKernel *sums = program_->kernel(KernelRole::BackwardCaptureSums);
-  int64_t numBlocks = std::min<int64_t>(ceilDivide(begin, sums->tiles().threads),
-                                        int64_t(device.description().numProcessors) * 8);
+  int64_t numBlocks =
+      std::min<int64_t>(ceilDivide(begin, sums->tiles().threads), int64_t(device.description().numProcessors) * 8);
   return numBlocks == 0 ? Status::ok()
                         : launch(*sums, static_cast<unsigned>(numBlocks), 1, 1, &arguments, nullptr, stream);
 }

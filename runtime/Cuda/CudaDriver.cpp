@@ -27,10 +27,8 @@ bool isContextLost(cuda::Result result) {
   case cuda::kMisalignedAddress:
   case cuda::kInvalidAddressSpace:
   case cuda::kInvalidPc:
-  case cuda::kLaunchFailed:
-    return true;
-  default:
-    return false;
+  case cuda::kLaunchFailed: return true;
+  default: return false;
   }
 }
 
@@ -39,30 +37,22 @@ static std::string_view remedyFor(cuda::Result result) {
   if (isContextLost(result))
     return "the CUDA context of this process is lost; start the program again to use this GPU";
   switch (result) {
-  case cuda::kOutOfMemory:
-    return "free GPU memory or make the problem smaller";
-  case cuda::kStubLibrary:
-    return "this libcuda is the stub for linking; install an NVIDIA driver, or run on the CPU";
-  case cuda::kNoDevice:
-    return "no GPU is visible; look at CUDA_VISIBLE_DEVICES and at nvidia-smi, or run on the CPU";
-  case cuda::kInvalidDevice:
-    return "choose one of the GPUs that 'cpflexc devices' lists";
-  case cuda::kDeviceUnavailable:
-    return "another process has the GPU for itself; wait for it or choose another GPU";
+  case cuda::kOutOfMemory: return "free GPU memory or make the problem smaller";
+  case cuda::kStubLibrary: return "this libcuda is the stub for linking; install an NVIDIA driver, or run on the CPU";
+  case cuda::kNoDevice: return "no GPU is visible; look at CUDA_VISIBLE_DEVICES and at nvidia-smi, or run on the CPU";
+  case cuda::kInvalidDevice: return "choose one of the GPUs that 'cpflexc devices' lists";
+  case cuda::kDeviceUnavailable: return "another process has the GPU for itself; wait for it or choose another GPU";
   case cuda::kNoBinaryForGpu:
   case cuda::kInvalidImage:
   case cuda::kUnsupportedPtxVersion:
     return "the driver is too old for the compiled kernel; update it, or name an older NVRTC in CPFLEX_NVRTC";
   case cuda::kInvalidContext:
-  case cuda::kInvalidHandle:
-    return "the stream or memory belongs to another device or was destroyed";
-  case cuda::kDeinitialized:
-    return "the process is shutting down";
+  case cuda::kInvalidHandle: return "the stream or memory belongs to another device or was destroyed";
+  case cuda::kDeinitialized: return "the process is shutting down";
   case cuda::kSystemDriverMismatch:
   case cuda::kCompatNotSupportedOnDevice:
     return "the driver library does not match the kernel module; reboot, or remove the compatibility libcuda";
-  default:
-    return {};
+  default: return {};
   }
 }
 

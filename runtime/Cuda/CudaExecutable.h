@@ -26,8 +26,8 @@ struct CudaBackwardTensors {
   TensorView q, k, v, o, lse, dO, dLse;
   TensorView dQ, dK, dV;
   float *dSink = nullptr;
-  /// Device memory for the gradient of each capture of the program, null where not wanted; empty: none. Dense f32 of the
-  /// capture's own sizes, an axis that is broadcast having one element; overwritten.
+  /// Device memory for the gradient of each capture of the program, null where not wanted; empty: none. Dense f32 of
+  /// the capture's own sizes, an axis that is broadcast having one element; overwritten.
   std::span<float *const> dCaptures = {};
 };
 
@@ -53,8 +53,8 @@ public:
   /// follow on that stream see the new ones, and so does the replay of a graph for all but the addresses and sizes of
   /// captures and the scale, which a graph holds by value. The host waits only until the last upload is through.
   /// InvalidArgument when sizes or tiles differ, or when the mask needs more room than bind() reserved (twice what the
-  /// first mask needed), and nothing is queued then. Call it, too, when the contents of an array change that the mask reads:
-  /// partial tiles are decided here. Not beside forward() or backward() on another thread.
+  /// first mask needed), and nothing is queued then. Call it, too, when the contents of an array change that the mask
+  /// reads: partial tiles are decided here. Not beside forward() or backward() on another thread.
   Status update(const AttentionProblem &problem, cuda::Stream stream, std::span<const CudaUpload> uploads = {});
 
   /// Waits on the host until what the last bind() or update() uploads has left the host's memory.

@@ -91,26 +91,16 @@ struct CudaExecutable::HostTables {
       return bytesOf(index % NumPerKernel == 0 ? qRows : kvRows);
     const HostKernelTables &tables = kernels[kernel];
     switch (index % NumPerKernel) {
-    case RowBegin:
-      return bytesOf(tables.mask.rowBegin);
-    case Runs:
-      return bytesOf(tables.mask.runs);
-    case RowSetOf:
-      return bytesOf(tables.mask.rowSetOf);
-    case RowOrder:
-      return bytesOf(tables.mask.rowOrder);
-    case WordsOf:
-      return bytesOf(tables.mask.wordsOf);
-    case WordPairs:
-      return bytesOf(tables.mask.wordPairs);
-    case TurnRowBegin:
-      return bytesOf(tables.turns.rowBegin);
-    case TurnRuns:
-      return bytesOf(tables.turns.runs);
-    case QTiles:
-      return bytesOf(tables.qTiles);
-    default:
-      return bytesOf(tables.kvTiles);
+    case RowBegin: return bytesOf(tables.mask.rowBegin);
+    case Runs: return bytesOf(tables.mask.runs);
+    case RowSetOf: return bytesOf(tables.mask.rowSetOf);
+    case RowOrder: return bytesOf(tables.mask.rowOrder);
+    case WordsOf: return bytesOf(tables.mask.wordsOf);
+    case WordPairs: return bytesOf(tables.mask.wordPairs);
+    case TurnRowBegin: return bytesOf(tables.turns.rowBegin);
+    case TurnRuns: return bytesOf(tables.turns.runs);
+    case QTiles: return bytesOf(tables.qTiles);
+    default: return bytesOf(tables.kvTiles);
     }
   }
 };
@@ -223,8 +213,8 @@ void CudaExecutable::setMask(KernelTables &tables, size_t kernelIndex, const Hos
   tables.work.rowOrder = reinterpret_cast<int *>(array(first + HostTables::RowOrder));
   if (const Words &words = words_[kernelIndex]; words.capacityInTiles > 0) {
     tables.mask.words = static_cast<unsigned int *>(words.memory.data());
-    tables.mask.classes = static_cast<unsigned char *>(words.memory.data()) +
-                          words.capacityInTiles * wordsPerTileInBytes(*tables.kernel);
+    tables.mask.classes =
+        static_cast<unsigned char *>(words.memory.data()) + words.capacityInTiles * wordsPerTileInBytes(*tables.kernel);
     tables.mask.wordsOf = reinterpret_cast<int *>(array(first + HostTables::WordsOf));
     tables.wordPairs = reinterpret_cast<int32_t *>(array(first + HostTables::WordPairs));
     tables.numWordSets = kernel.mask.numWordSets;
@@ -332,8 +322,9 @@ StatusOr<CudaExecutable::HostTables> CudaExecutable::hostTables(const AttentionP
 Status CudaExecutable::replaceTables(const HostTables &host, Upload kind) {
   for (size_t i = 0; i < host.numSections(); ++i)
     if (static_cast<int64_t>(host.section(i).size()) > sections_[i].capacityInBytes)
-      return Status::invalid(fmt::format("the block mask needs {} bytes where {} were reserved; make a new executable for it",
-                                         host.section(i).size(), sections_[i].capacityInBytes));
+      return Status::invalid(
+          fmt::format("the block mask needs {} bytes where {} were reserved; make a new executable for it",
+                      host.section(i).size(), sections_[i].capacityInBytes));
   std::vector<KernelTables> replaced;
   for (size_t i = 0; i < tables_.size(); ++i) {
     replaced.push_back(tablesFor(i, host));
@@ -353,9 +344,9 @@ Status CudaExecutable::copyArrays(std::span<const CudaUpload> arrays, cuda::Stre
   CPFLEX_RETURN_IF_ERROR(current.status());
   const CudaDriver &driver = program_->device().driver();
   for (const CudaUpload &array : arrays)
-    CPFLEX_RETURN_IF_ERROR(driver.status(
-        driver.memcpyHtoDAsync(array.to, array.from, static_cast<size_t>(array.sizeInBytes), stream),
-        "cuMemcpyHtoDAsync"));
+    CPFLEX_RETURN_IF_ERROR(
+        driver.status(driver.memcpyHtoDAsync(array.to, array.from, static_cast<size_t>(array.sizeInBytes), stream),
+                      "cuMemcpyHtoDAsync"));
   return Status::ok();
 }
 

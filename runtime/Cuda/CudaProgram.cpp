@@ -104,8 +104,8 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
     if (role == KernelRole::BackwardQ && sharesSums(specs.back()))
       continue; // BackwardKV writes dQ
     spec.role = role;
-    spec.family = hasFamilies(role) ? options.family.value_or(kernelFamily(spec, computeCapability))
-                                    : KernelFamily::MmaSync;
+    spec.family =
+        hasFamilies(role) ? options.family.value_or(kernelFamily(spec, computeCapability)) : KernelFamily::MmaSync;
     specs.push_back(spec);
   }
   return specs;

@@ -20,8 +20,7 @@ StatusOr<CaptureView> DeviceCopies::add(const std::shared_ptr<const CudaDevice> 
   const ElementSpan span = elementSpan(view);
   if (span.size() == 0)
     return view;
-  StatusOr<void *> data =
-      add(device, static_cast<const std::byte *>(view.data) + span.begin, span.size(), stream);
+  StatusOr<void *> data = add(device, static_cast<const std::byte *>(view.data) + span.begin, span.size(), stream);
   if (!data)
     return data.status();
   view.data = static_cast<std::byte *>(*data) - span.begin;

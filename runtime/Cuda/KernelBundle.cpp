@@ -146,9 +146,9 @@ template <typename Archive> void visit(Archive &archive, KernelImage &image) {
   archive.text(image.functionName);
   archive.text(image.architecture);
   TileConfig &tiles = image.tiles;
-  for (int *member : {&tiles.tileQ, &tiles.tileKV, &tiles.stages, &tiles.threads, &tiles.sharedBytes,
-                      &tiles.blocksPerProcessor, &tiles.spillLimit, &image.registers, &image.spillBytes,
-                      &image.stackBytes, &image.staticSharedBytes})
+  for (int *member :
+       {&tiles.tileQ, &tiles.tileKV, &tiles.stages, &tiles.threads, &tiles.sharedBytes, &tiles.blocksPerProcessor,
+        &tiles.spillLimit, &image.registers, &image.spillBytes, &image.stackBytes, &image.staticSharedBytes})
     archive.value(*member);
 }
 

@@ -155,7 +155,8 @@ Status KernelCache::store(const std::string &key, const KernelSource &source, co
   const std::string resources = object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   const DiskCache::File files[] = {
       {kSourceFile, source.text}, {kCubinFile, bytesOf(image.cubin)}, {kResourcesFile, resources}};
-  return disk_.store(key, files, [&] { return !find(key); }, kName, "kernels are compiled anew in each process until it can");
+  return disk_.store(
+      key, files, [&] { return !find(key); }, kName, "kernels are compiled anew in each process until it can");
 }
 
 std::vector<KernelCache::Entry> KernelCache::list() const {
@@ -164,7 +165,10 @@ std::vector<KernelCache::Entry> KernelCache::list() const {
     std::optional<std::string> resources = disk_.read(kept.key, kResourcesFile);
     if (!resources)
       continue;
-    Entry entry{.key = kept.key, .functionName = {}, .architecture = {}, .sizeInBytes = kept.sizeInBytes,
+    Entry entry{.key = kept.key,
+                .functionName = {},
+                .architecture = {},
+                .sizeInBytes = kept.sizeInBytes,
                 .lastUsed = kept.lastUsed};
     if (std::optional<KernelImage> image = fromJson(Json::parse(*resources, nullptr, /*allow_exceptions=*/false))) {
       entry.functionName = image->functionName;

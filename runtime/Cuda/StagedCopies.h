@@ -29,8 +29,9 @@ public:
   static StatusOr<StagedCopies> reserve(const std::shared_ptr<const CudaDevice> &device,
                                         std::span<const int64_t> sizesInBytes);
 
-  /// Notes that `sizeInBytes` bytes shall be array `index`, copies them to page-locked memory and says where they will lie
-  /// on the GPU. Uploads of it must have run. InvalidArgument when they have no room; `name` is the array's in messages.
+  /// Notes that `sizeInBytes` bytes shall be array `index`, copies them to page-locked memory and says where they will
+  /// lie on the GPU. Uploads of it must have run. InvalidArgument when they have no room; `name` is the array's in
+  /// messages.
   StatusOr<void *> stage(size_t index, const std::string &name, const void *bytes, int64_t sizeInBytes);
   /// The same for the elements of a capture, which keeps its strides. One without elements stays as it is.
   StatusOr<CaptureView> stage(size_t index, const std::string &name, CaptureView view);

@@ -1,5 +1,6 @@
-// The backward pass of one rank; see Executor.h. Every part of the keys is independent once the log-sum-exp over all keys
-// and the row terms D = rowsum(dO * O) - dLSE are known; gradients add up in f32, the first one at its place stored.
+// The backward pass of one rank; see Executor.h. Every part of the keys is independent once the log-sum-exp over all
+// keys and the row terms D = rowsum(dO * O) - dLSE are known; gradients add up in f32, the first one at its place
+// stored.
 #include "runtime/Executor/Executor.h"
 #include "runtime/Executor/RankRun.h"
 #include "runtime/Host/TileTensors.h"
@@ -41,7 +42,7 @@ private:
   ByteLedger counted_; ///< of buffers that the planner counts among the resident bytes
   std::vector<std::unique_ptr<Buffer>> buffers_;
   TensorView rowTerm_, lse_;
-  TensorView dQ_, dK_, dV_; ///< f32 accumulators of the whole shards
+  TensorView dQ_, dK_, dV_;            ///< f32 accumulators of the whole shards
   WrittenParts queryParts_, keyParts_; ///< of dQ_; of dK_ and dV_
   std::unique_ptr<RowStore> keys_, queries_;
 };
@@ -60,9 +61,8 @@ void BackwardPass::planSums() {
   for (const Transfer &transfer : run_.schedule().transfers)
     if (transfer.destination == run_.rank() && (transfer.payload == Payload::DQ || transfer.payload == Payload::DKV))
       results.push_back(&transfer);
-  std::ranges::sort(results, {}, [&](const Transfer *transfer) {
-    return std::pair(transfer->step, run_.turnOf(*transfer));
-  });
+  std::ranges::sort(results, {},
+                    [&](const Transfer *transfer) { return std::pair(transfer->step, run_.turnOf(*transfer)); });
   auto result = results.begin();
   for (int32_t step = 0; step < run_.schedule().numSteps; ++step) {
     for (const Compute *compute : run_.computesOf(step))
@@ -107,8 +107,7 @@ Status BackwardPass::prepare() {
     problem.kvLen = kvRows;
     problem.headDim = shape.headDim;
     problem.vHeadDim = shape.vHeadDim;
-    CPFLEX_RETURN_IF_ERROR(
-        run_.device().rowTerm(problem, tensors_.out, tensors_.dOut, tensors_.dLse, rowTerm_));
+    CPFLEX_RETURN_IF_ERROR(run_.device().rowTerm(problem, tensors_.out, tensors_.dOut, tensors_.dLse, rowTerm_));
   }
   keys_ = std::make_unique<RowStore>(run_.rank(), Payload::KV, shape, std::vector{tensors_.k, tensors_.v});
   queries_ = std::make_unique<RowStore>(run_.rank(), Payload::QGradient, shape,
@@ -141,7 +140,8 @@ void BackwardPass::bring(Payload payload, const Slab &rows, const std::vector<Te
   }
 }
 
-/// One run of the own shard is written where it adds up and one slab of a message in the message; other rows go to buffers.
+/// One run of the own shard is written where it adds up and one slab of a message in the message; other rows go to
+/// buffers.
 GradientPlace BackwardPass::place(const Compute &compute, const Operand &operand, Payload payload) {
   GradientPlace place;
   if (operand.isOwnPiece) {
@@ -154,9 +154,10 @@ GradientPlace BackwardPass::place(const Compute &compute, const Operand &operand
     place.views = std::move(message->views);
   } else {
     for (const PayloadTensor &kind : tensorsOf(payload, run_.schedule().shape)) {
-      place.buffers.push_back(std::make_unique<Buffer>(
-          run_.buffers(), compute.batch.size() * operand.heads.size() * operand.count * kind.width * int64_t(sizeof(float)),
-          ExecutionDevice::Contents::Undefined));
+      place.buffers.push_back(std::make_unique<Buffer>(run_.buffers(),
+                                                       compute.batch.size() * operand.heads.size() * operand.count *
+                                                           kind.width * int64_t(sizeof(float)),
+                                                       ExecutionDevice::Contents::Undefined));
       place.views.push_back(
           denseView(place.buffers.back()->data(), ElementType::F32, operand.heads.size(), operand.count, kind.width));
     }
@@ -165,7 +166,8 @@ GradientPlace BackwardPass::place(const Compute &compute, const Operand &operand
 }
 
 /// Brings rows from buffers to where they add up, here and on other ranks.
-void BackwardPass::dealOut(const Compute &compute, const Operand &operand, Payload payload, const GradientPlace &place) {
+void BackwardPass::dealOut(const Compute &compute, const Operand &operand, Payload payload,
+                           const GradientPlace &place) {
   if (place.buffers.empty())
     return;
   int64_t local = 0;
@@ -269,8 +271,8 @@ Status runBackward(const Schedule &schedule, const RankCall &call, const RankBac
   for (auto [view, name] : {std::pair(&tensors.q, "q"), std::pair(&tensors.k, "k"), std::pair(&tensors.v, "v"),
                             std::pair(&tensors.dOut, "dOut")})
     if (view->type != schedule.shape.type)
-      return Status::invalid(fmt::format("'{}' is {}; expected {}, the type of the schedule", name, toString(view->type),
-                                         toString(schedule.shape.type)));
+      return Status::invalid(fmt::format("'{}' is {}; expected {}, the type of the schedule", name,
+                                         toString(view->type), toString(schedule.shape.type)));
   return BackwardPass(run, tensors).runAll();
 }
 

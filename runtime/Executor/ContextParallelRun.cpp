@@ -20,7 +20,8 @@ struct ShardedTensor {
   int64_t batch = 0, heads = 0, width = 0;
   std::vector<uint8_t> memory; ///< of the shard, on the host
 
-  ShardedTensor(const TensorView &whole, const Layout &layout, int32_t rank, int64_t batch, int64_t heads, int64_t width)
+  ShardedTensor(const TensorView &whole, const Layout &layout, int32_t rank, int64_t batch, int64_t heads,
+                int64_t width)
       : whole(whole), layout(&layout), batch(batch), heads(heads), width(width) {
     local.type = whole.type; // also of a tensor without rows
     if (!whole.data)
@@ -60,7 +61,8 @@ struct ShardedTensor {
 /// All sequence tensors of a call on one rank.
 class RankShards {
 public:
-  RankShards(const Schedule &schedule, const WholeTensors &tensors, int32_t rank, bool isBackward, ExecutionDevice &device)
+  RankShards(const Schedule &schedule, const WholeTensors &tensors, int32_t rank, bool isBackward,
+             ExecutionDevice &device)
       : rank_(rank), device_(device) {
     const CallShape &shape = schedule.shape;
     auto add = [&](const TensorView &view, const Layout &layout, int64_t heads, int64_t width) {
@@ -81,7 +83,8 @@ public:
     // Backward needs the log-sum-exp even when the caller does not.
     if (!outputs[1].whole.data) {
       const int64_t rows = qLayout.shardSize(rank);
-      outputs[1].memory.resize(size_t(std::max<int64_t>(1, shape.batch * shape.qHeads * rows * sizeInBytes(ElementType::F32))));
+      outputs[1].memory.resize(
+          size_t(std::max<int64_t>(1, shape.batch * shape.qHeads * rows * sizeInBytes(ElementType::F32))));
       outputs[1].local = denseView(outputs[1].memory.data(), ElementType::F32, shape.qHeads, rows, 1);
     }
   }
@@ -102,8 +105,7 @@ public:
         if (!tensor.local.data)
           continue;
         const int64_t bytes = int64_t(tensor.memory.size());
-        tensor.local.data =
-            device_.allocate(bytes, ExecutionDevice::Contents::Undefined, DeviceQueue::Transfer);
+        tensor.local.data = device_.allocate(bytes, ExecutionDevice::Contents::Undefined, DeviceQueue::Transfer);
         onDevice_.push_back(tensor.local.data);
         if (tensors == &inputs)
           CPFLEX_RETURN_IF_ERROR(device_.copyIn(tensor.local.data, tensor.memory.data(), bytes));
@@ -181,8 +183,8 @@ Status gatherReports(const RunReport &mine, Communicator &communicator, Executio
     CPFLEX_RETURN_IF_ERROR(move({0, "report", {}, {{source, &size, int64_t(sizeof(size))}}}));
     constexpr int64_t kLargestReport = int64_t(1) << 30;
     if (size < 0 || size > kLargestReport)
-      return Status(StatusCode::DataLoss, fmt::format("the report of rank {} has {} bytes; expected 0 to {}", source, size,
-                                                      kLargestReport));
+      return Status(StatusCode::DataLoss,
+                    fmt::format("the report of rank {} has {} bytes; expected 0 to {}", source, size, kLargestReport));
     std::string bytes(size_t(size), 0);
     CPFLEX_RETURN_IF_ERROR(move({1, "report", {}, {{source, bytes.data(), size}}}));
     StatusOr<RunReport> report = reportFromBytes(bytes);
@@ -194,7 +196,8 @@ Status gatherReports(const RunReport &mine, Communicator &communicator, Executio
 }
 
 // Whether all views hold elements of `type`; where there are none, a view need not point anywhere.
-Status checkViews(std::initializer_list<std::pair<const TensorView *, const char *>> views, ElementType type, int64_t numRows) {
+Status checkViews(std::initializer_list<std::pair<const TensorView *, const char *>> views, ElementType type,
+                  int64_t numRows) {
   for (auto [view, name] : views)
     if ((!view->data && numRows > 0) || view->type != type)
       return Status::invalid(fmt::format("'{}' is missing or of another type; expected {}", name, toString(type)));
@@ -235,7 +238,8 @@ Status runContextParallelHost(const Schedule &forward, const Schedule *backward,
 }
 
 Status runContextParallelThread(const Schedule &forward, const Schedule *backward, const RankCall &call,
-                                const WholeTensors &tensors, Communicator &communicator, const ExecutorOptions &options) {
+                                const WholeTensors &tensors, Communicator &communicator,
+                                const ExecutorOptions &options) {
   CPFLEX_RETURN_IF_ERROR(checkWhole(forward, backward, tensors));
   const int32_t rank = communicator.rank();
   HostExecutionDevice host(options.attention);

@@ -74,9 +74,8 @@ struct BoundCompute {
 
 } // namespace
 
-StatusOr<std::unique_ptr<CudaExecutionDevice>> CudaExecutionDevice::create(const CudaMachine &machine,
-                                                                           const CudaCall &call,
-                                                                           std::shared_ptr<const CudaPort> port) {
+StatusOr<std::unique_ptr<CudaExecutionDevice>>
+CudaExecutionDevice::create(const CudaMachine &machine, const CudaCall &call, std::shared_ptr<const CudaPort> port) {
   std::unique_ptr<CudaExecutionDevice> device(new CudaExecutionDevice(machine, std::move(port)));
   CPFLEX_RETURN_IF_ERROR(device->open(call));
   return device;
@@ -193,19 +192,24 @@ Status CudaExecutionDevice::launch(cuda::Function function, void *arguments, int
   const CudaDriver &driver = device_->driver();
   void *parameters[] = {arguments};
   const unsigned blocks = unsigned(std::min(ceilDivide(units, int64_t(kThreads)), kMostBlocks));
-  return driver.status(driver.launchKernel(function, blocks, unsigned(groups), 1, kThreads, 1, 1, 0, stream(queue),
-                                           parameters, nullptr),
-                       fmt::format("cuLaunchKernel of '{}'", name));
+  return driver.status(
+      driver.launchKernel(function, blocks, unsigned(groups), 1, kThreads, 1, 1, 0, stream(queue), parameters, nullptr),
+      fmt::format("cuLaunchKernel of '{}'", name));
 }
 
 void CudaExecutionDevice::copyRows(DeviceQueue queue, const TensorView &from, const TensorView &to,
                                    const RowBlock &rows) {
   const int64_t element = sizeInBytes(from.type);
-  CopyRowsArguments arguments{.from = toRowBytes(from), .to = toRowBytes(to), .heads = int(rows.heads), .rows = 0,
-                              .unitsPerRow = 0, .unitBytes = 0};
+  CopyRowsArguments arguments{.from = toRowBytes(from),
+                              .to = toRowBytes(to),
+                              .heads = int(rows.heads),
+                              .rows = 0,
+                              .unitsPerRow = 0,
+                              .unitBytes = 0};
   int64_t numRows = rows.rows, rowBytes = rows.width * element;
   if (rows.width > 1 && (from.strides[3] != 1 || to.strides[3] != 1))
-    return note(Status::unsupported("a tensor whose last stride is not 1 on a GPU; expected rows of adjacent elements"));
+    return note(
+        Status::unsupported("a tensor whose last stride is not 1 on a GPU; expected rows of adjacent elements"));
   if (arguments.from.strideS == rowBytes && arguments.to.strideS == rowBytes) {
     rowBytes *= numRows;
     numRows = 1;
@@ -280,38 +284,6 @@ Status CudaExecutionDevice::finishBefore(cuda::Stream stream) {
   return status_;
 }
 
-StatusOr<std::shared_ptr<const PartialRowKernels>> RankPrograms::rowKernels(const CudaMachine &machine) {
-  std::lock_guard lock(mutex_);
-  std::shared_ptr<const PartialRowKernels> &kernels = rowKernels_[machine.device->description().index];
-  if (kernels)
-    return kernels;
-  auto created = PartialRowKernels::create(machine);
-  if (created)
-    kernels = *created;
-  return created;
-}
-
-StatusOr<std::shared_ptr<const CudaProgram>> RankPrograms::get(const CudaMachine &machine,
-                                                               const DeviceFunctions &functions,
-                                                               const CudaProgramOptions &options,
-                                                               std::vector<std::string> &warnings) {
-  const auto isSame = [&](const auto &entry) {
-    return entry.first == options &&
-           entry.second->device().description().index == machine.device->description().index;
-  };
-  // Ranks that ask for the same program wait for the first of them.
-  std::lock_guard lock(mutex_);
-  if (auto found = std::find_if(programs_.begin(), programs_.end(), isSame); found != programs_.end())
-    return found->second;
-  auto created = CudaProgram::create(machine.device, machine.toolchain, functions, options);
-  if (!created)
-    return created.status();
-  for (const std::string &warning : (*created)->warnings())
-    warnings.push_back(warning);
-  programs_.push_back({options, *created});
-  return *created;
-}
-
 StatusOr<CudaExecutable *> CudaExecutionDevice::bound(PreparedCompute &compute, ElementType element, Purpose purpose) {
   using CaptureGradients = CudaProgramOptions::CaptureGradients;
   const CaptureGradients captureGradients =
@@ -371,14 +343,14 @@ Status CudaExecutionDevice::forward(PreparedCompute &compute, const HostForwardT
   const bool isPartial = isContinued || tensors.out.type == ElementType::F32;
   if (problem.batch * problem.qHeads * problem.qLen == 0)
     return Status::ok();
-  StatusOr<CudaExecutable *> executable =
-      bound(compute, tensors.q.type, isPartial ? Purpose::Partial : Purpose::Whole);
+  StatusOr<CudaExecutable *> executable = bound(compute, tensors.q.type, isPartial ? Purpose::Partial : Purpose::Whole);
   if (!executable)
     return executable.status();
   Scratch workspace(*this, (*executable)->workspaceInBytes(CudaExecutable::Pass::Forward));
   CPFLEX_RETURN_IF_ERROR(status_);
   if (!isContinued)
-    return (*executable)->forward({tensors.q, tensors.k, tensors.v, tensors.out, tensors.lse}, workspace.data(), compute_);
+    return (*executable)
+        ->forward({tensors.q, tensors.k, tensors.v, tensors.out, tensors.lse}, workspace.data(), compute_);
   const bool hasSoftmax = problem.normalization == AttentionProblem::Normalization::Softmax;
   ScratchTensor out(*this, {problem.batch, problem.qHeads, problem.qLen, problem.vHeadDim});
   ScratchTensor lse(*this, {problem.batch, problem.qHeads, hasSoftmax ? problem.qLen : 0, 1});
@@ -392,7 +364,8 @@ Status CudaExecutionDevice::forward(PreparedCompute &compute, const HostForwardT
 Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwardTensors &tensors) {
   CPFLEX_RETURN_IF_ERROR(status_);
   const AttentionProblem &p = compute.problem;
-  const std::span<float *const> wanted(tensors.captureGradients, tensors.captureGradients ? size_t(tensors.numCaptures) : 0);
+  const std::span<float *const> wanted(tensors.captureGradients,
+                                       tensors.captureGradients ? size_t(tensors.numCaptures) : 0);
   const bool wantsCaptures = std::ranges::any_of(wanted, [](const float *gradient) { return gradient != nullptr; });
   if (wanted.size() > captures_.size())
     return Status::invalid(
@@ -407,8 +380,8 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
     }
     return status_;
   }
-  StatusOr<CudaExecutable *> executable = bound(
-      compute, tensors.q.type, wantsCaptures ? Purpose::GradientsOfCapturesToo : Purpose::Gradients);
+  StatusOr<CudaExecutable *> executable =
+      bound(compute, tensors.q.type, wantsCaptures ? Purpose::GradientsOfCapturesToo : Purpose::Gradients);
   if (!executable)
     return executable.status();
   Scratch workspace(*this, (*executable)->workspaceInBytes(CudaExecutable::Pass::Backward));
@@ -427,7 +400,12 @@ Status CudaExecutionDevice::backward(PreparedCompute &compute, const HostBackwar
       captureScratch[i] = std::make_unique<Scratch>(*this, numOwnElements(captures_[i]) * int64_t(sizeof(float)));
       captureGradients[i] = static_cast<float *>(captureScratch[i]->data());
     }
-  CudaBackwardTensors call{.q = tensors.q, .k = tensors.k, .v = tensors.v, .o = {}, .lse = {}, .dO = tensors.dOut,
+  CudaBackwardTensors call{.q = tensors.q,
+                           .k = tensors.k,
+                           .v = tensors.v,
+                           .o = {},
+                           .lse = {},
+                           .dO = tensors.dOut,
                            .dLse = {},
                            .dQ = target(dQ, tensors.dQ, dQRows, tensors.queryWrite),
                            .dK = target(dK, tensors.dK, dKRows, tensors.keyWrite),

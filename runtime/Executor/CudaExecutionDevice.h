@@ -1,5 +1,5 @@
-// A rank that computes on a GPU: attention kernels and row kernels in one stream, transfers in another, memory from a pool
-// in stream order.
+// A rank that computes on a GPU: attention kernels and row kernels in one stream, transfers in another, memory from a
+// pool in stream order.
 #pragma once
 
 #include "runtime/Comm/CudaCommunicator.h"
@@ -7,49 +7,14 @@
 #include "runtime/Cuda/CudaExecutable.h"
 #include "runtime/Cuda/DeviceCopies.h"
 #include "runtime/Executor/ExecutionDevice.h"
+#include "runtime/Executor/RankPrograms.h"
 #include "runtime/contract/DeviceFunctions.h"
 
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 namespace cpflex {
-
-/// The kernels of partial_rows.cuh on one GPU. Shared freely between threads.
-class PartialRowKernels {
-public:
-  static StatusOr<std::shared_ptr<const PartialRowKernels>> create(const CudaMachine &machine);
-  /// The text of the module, for compiling ahead and tests. Needs no GPU.
-  static KernelSource source(int computeCapability);
-  ~PartialRowKernels();
-  PartialRowKernels(const PartialRowKernels &) = delete;
-
-  cuda::Function copyRows = nullptr, addRows = nullptr, convertRows = nullptr, mergePartials = nullptr,
-                 rowTerms = nullptr;
-
-private:
-  explicit PartialRowKernels(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
-  std::shared_ptr<const CudaDevice> device_;
-  cuda::Module module_ = nullptr;
-};
-
-/// The kernels of ranks for one functor, by GPU, kept from call to call and shared by them. Thread safe.
-class RankPrograms {
-public:
-  /// The kernels that move and merge rows, loaded at the first request.
-  StatusOr<std::shared_ptr<const PartialRowKernels>> rowKernels(const CudaMachine &machine);
-  /// The program with these options, made at the first request. Warnings of its making are added to `warnings`.
-  StatusOr<std::shared_ptr<const CudaProgram>> get(const CudaMachine &machine, const DeviceFunctions &functions,
-                                                   const CudaProgramOptions &options,
-                                                   std::vector<std::string> &warnings);
-
-private:
-  std::mutex mutex_;
-  std::map<int, std::shared_ptr<const PartialRowKernels>> rowKernels_; ///< by index of the GPU
-  std::vector<std::pair<CudaProgramOptions, std::shared_ptr<const CudaProgram>>> programs_;
-};
 
 /// What a GPU computes for a call: the device's side of RankCall.
 struct CudaCall {
@@ -57,14 +22,14 @@ struct CudaCall {
   const Bindings *bindings = nullptr; ///< host memory; copied to the GPU when the device is made
   /// One per capture, or empty: those with data lie in the GPU's memory and are read there instead.
   std::vector<CaptureView> onDevice = {};
-  const float *sink = nullptr;        ///< host memory, one logit per global query head, or null
-  int64_t numSinks = 0;               ///< logits behind `sink`
+  const float *sink = nullptr; ///< host memory, one logit per global query head, or null
+  int64_t numSinks = 0;        ///< logits behind `sink`
   std::shared_ptr<RankPrograms> programs = std::make_shared<RankPrograms>();
 };
 
 /// One rank on one GPU; several ranks may share a GPU. Tensors are bf16 or f16 with the last stride 1 and rows at
-/// multiples of 16 bytes. Gradients of captures and sinks are brought to the host call by call, which waits. Transfers line
-/// up in the stream of a port, and memory comes from its pool.
+/// multiples of 16 bytes. Gradients of captures and sinks are brought to the host call by call, which waits. Transfers
+/// line up in the stream of a port, and memory comes from its pool.
 class CudaExecutionDevice : public ExecutionDevice {
 public:
   /// Copies captures and sinks to the GPU. `port` is the one of the communicator that carries the rank's messages.
@@ -99,8 +64,8 @@ public:
   double secondsAt(int64_t mark) const override;
   void forgetMarks() override { marks_.clear(); }
 
-  /// Bytes that it holds on the GPU as long as it lives, or until computes are bound anew: captures that were copied, tables
-  /// of masks. Nothing of the port's pool.
+  /// Bytes that it holds on the GPU as long as it lives, or until computes are bound anew: captures that were copied,
+  /// tables of masks. Nothing of the port's pool.
   int64_t heldInBytes() const { return copies_.sizeInBytes() + boundInBytes_; }
 
   /// Everything the kernel cache could not do, for one warning to the user.

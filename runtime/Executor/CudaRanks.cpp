@@ -25,9 +25,10 @@ Status runOn(CudaExecutionDevice &device, Communicator &communicator, const Exec
 Status checkGpuForEachRank(size_t numGpus, int32_t worldSize) {
   if (int64_t(numGpus) >= worldSize)
     return Status::ok();
-  return Status::unavailable(fmt::format("{} GPUs for {} ranks; NCCL needs a GPU for each, the transport 'threads' lets "
-                                         "ranks share one",
-                                         numGpus, worldSize));
+  return Status::unavailable(
+      fmt::format("{} GPUs for {} ranks; NCCL needs a GPU for each, the transport 'threads' lets "
+                  "ranks share one",
+                  numGpus, worldSize));
 }
 
 Status runContextParallelCuda(const Schedule &forward, const Schedule *backward, const RankCall &call,

@@ -1,5 +1,5 @@
-// Context-parallel attention on GPUs over whole host arrays: ranks as threads of this process, or the rank of this process
-// alone. What ContextParallelRun.h is for the CPU.
+// Context-parallel attention on GPUs over whole host arrays: ranks as threads of this process, or the rank of this
+// process alone. What ContextParallelRun.h is for the CPU.
 #pragma once
 
 #include "runtime/Comm/NcclCommunicator.h"
@@ -26,8 +26,8 @@ Status runContextParallelCuda(const Schedule &forward, const Schedule *backward,
                               const std::vector<CudaMachine> &machines, CudaTransport transport,
                               const ExecutorOptions &options = {}, std::vector<RunReport> *reports = nullptr);
 
-/// Runs one rank of a job on this process's GPU, through NCCL: every process calls it with the same whole inputs. Results
-/// and reports are complete on rank 0, as in runContextParallelRank.
+/// Runs one rank of a job on this process's GPU, through NCCL: every process calls it with the same whole inputs.
+/// Results and reports are complete on rank 0, as in runContextParallelRank.
 Status runContextParallelCudaRank(const Schedule &forward, const Schedule *backward, const RankCall &call,
                                   const CudaCall &cudaCall, const WholeTensors &tensors, const CudaMachine &machine,
                                   const NcclPlace &place, const ExecutorOptions &options = {},

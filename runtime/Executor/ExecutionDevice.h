@@ -70,8 +70,8 @@ public:
 
   /// One attention call, or one that continues from a partial; see hostAttentionForward.
   virtual Status forward(PreparedCompute &compute, const HostForwardTensors &tensors) = 0;
-  /// One backward call that stores or adds to f32 gradients, its row terms given; see hostAttentionBackward. Gradients of
-  /// captures and sinks are arrays in host memory and added to.
+  /// One backward call that stores or adds to f32 gradients, its row terms given; see hostAttentionBackward. Gradients
+  /// of captures and sinks are arrays in host memory and added to.
   virtual Status backward(PreparedCompute &compute, const HostBackwardTensors &tensors) = 0;
   /// D = rowsum(dOut * out) - dLse; see hostAttentionRowTerm.
   virtual Status rowTerm(const AttentionProblem &problem, const TensorView &out, const TensorView &dOut,

@@ -1,5 +1,5 @@
-// Runs one rank's part of a Schedule: local shards in, local shards out. Who does what when is the schedule's; how bytes
-// travel is the Communicator's; where attention runs is the ExecutionDevice's.
+// Runs one rank's part of a Schedule: local shards in, local shards out. Who does what when is the schedule's; how
+// bytes travel is the Communicator's; where attention runs is the ExecutionDevice's.
 #pragma once
 
 #include "runtime/BlockMask/CaptureSummaries.h"
@@ -21,15 +21,15 @@ namespace cpflex {
 struct RankCall {
   float scale = 1.0f;
   AttentionProblem::Normalization normalization = AttentionProblem::Normalization::Softmax;
-  const Tape *tape = nullptr;                        ///< the mask; null: evaluateTile decides, or all pairs attend
-  std::span<const CaptureDeclaration> declarations;  ///< verified facts of the captures, for the tape
-  std::span<const Residual> residuals;               ///< of the tape, for partial tiles on the CPU; may be empty
+  const Tape *tape = nullptr;                       ///< the mask; null: evaluateTile decides, or all pairs attend
+  std::span<const CaptureDeclaration> declarations; ///< verified facts of the captures, for the tape
+  std::span<const Residual> residuals;              ///< of the tape, for partial tiles on the CPU; may be empty
   const HostFunctions *functions = nullptr;
   const Bindings *bindings = nullptr;
   CaptureSummaries *summaries = nullptr; ///< of the captures, shared by ranks and calls; null: built for each mask
-  const float *sink = nullptr;  ///< one logit per global query head, or null
-  int64_t batchOffset = 0;      ///< global index of the call's batch row 0
-  int64_t headOffset = 0;       ///< global index of the call's query head 0
+  const float *sink = nullptr;           ///< one logit per global query head, or null
+  int64_t batchOffset = 0;               ///< global index of the call's batch row 0
+  int64_t headOffset = 0;                ///< global index of the call's query head 0
 };
 
 /// The shards of one rank: [batch, heads, shardSize, ...] in the schedule's type, rows in the order of its layouts.
@@ -42,7 +42,7 @@ struct RankForwardTensors {
 /// Shards of a backward call. Gradients are written, not added to.
 struct RankBackwardTensors {
   TensorView q, k, v, out;
-  TensorView lse;        ///< f32, from forward; not read without softmax
+  TensorView lse; ///< f32, from forward; not read without softmax
   TensorView dOut;
   TensorView dLse;       ///< optional, f32
   TensorView dQ, dK, dV; ///< in the schedule's type or f32
@@ -54,8 +54,8 @@ struct RankBackwardTensors {
 
 /// How a rank runs.
 struct ExecutorOptions {
-  double deadlineSeconds = 60.0;  ///< for each step's messages
-  HostAttentionOptions attention; ///< threads of this rank, on the CPU
+  double deadlineSeconds = 60.0;        ///< for each step's messages
+  HostAttentionOptions attention;       ///< threads of this rank, on the CPU
   ExecutionDevice *device = nullptr;    ///< where the tensors lie and attention runs; null: the CPU
   PreparedComputes *prepared = nullptr; ///< kept from run to run when given
   RunReport *report = nullptr;          ///< filled when given
@@ -64,14 +64,15 @@ struct ExecutorOptions {
   enum class Completion : uint8_t { Done, LinedUp } completion = Completion::Done;
 };
 
-/// Runs this rank's part of a forward schedule. The result is the same in every run of one schedule; with ascending keys
-/// it equals that of one device. Errors of the transport name rank, step and peer; after one, the outputs are undefined.
+/// Runs this rank's part of a forward schedule. The result is the same in every run of one schedule; with ascending
+/// keys it equals that of one device. Errors of the transport name rank, step and peer; after one, the outputs are
+/// undefined.
 Status runForward(const Schedule &schedule, const RankCall &call, const RankForwardTensors &tensors,
                   Communicator &communicator, const ExecutorOptions &options = {});
 
-/// Runs this rank's part of a backward schedule. Gradients accumulate in f32: an owner adds its own partials, then those of
-/// the ranks after it, then those of the ranks before it, each in rank order, since that is the order in which schedules of
-/// the planner bring them; captures and sinks are summed in rank order.
+/// Runs this rank's part of a backward schedule. Gradients accumulate in f32: an owner adds its own partials, then
+/// those of the ranks after it, then those of the ranks before it, each in rank order, since that is the order in which
+/// schedules of the planner bring them; captures and sinks are summed in rank order.
 Status runBackward(const Schedule &schedule, const RankCall &call, const RankBackwardTensors &tensors,
                    Communicator &communicator, const ExecutorOptions &options = {});
 

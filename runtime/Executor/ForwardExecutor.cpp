@@ -1,5 +1,5 @@
-// The forward pass of one rank; see Executor.h. Calls on the same query rows continue each other in f32; the last one adds
-// the sink and rounds to the output's type.
+// The forward pass of one rank; see Executor.h. Calls on the same query rows continue each other in f32; the last one
+// adds the sink and rounds to the output's type.
 #include "runtime/Executor/Executor.h"
 #include "runtime/Executor/RankRun.h"
 #include "runtime/Plan/Certificate.h"
@@ -51,9 +51,10 @@ Status ForwardPass::compute(const Compute &compute) {
   const bool isContinued = hasBefore(compute), isLast = !hasAfter(compute);
   Operand q = run_.operand(compute, *queries_), kv = run_.operand(compute, *keys_);
   if (!q.isOwnPiece && (isContinued || !isLast))
-    return Status::unsupported(fmt::format("the compute of step {} on rank {} continues on query rows that are not one run "
-                                           "of its own shard; expected all of their keys in one compute",
-                                           compute.step, run_.rank()));
+    return Status::unsupported(
+        fmt::format("the compute of step {} on rank {} continues on query rows that are not one run "
+                    "of its own shard; expected all of their keys in one compute",
+                    compute.step, run_.rank()));
   StatusOr<PreparedCompute *> prepared = run_.prepared(compute, q, kv, isLast ? run_.call().sink : nullptr);
   if (!prepared)
     return prepared.status();
@@ -90,7 +91,8 @@ Status ForwardPass::compute(const Compute &compute) {
   int64_t local = 0;
   for (const OwnedRows &rows : q.rows) {
     if (rows.owner == run_.rank())
-      for (auto [from, to, width] : {std::tuple(call.out, tensors_.out, shape.vHeadDim), std::tuple(lse, lse_, int64_t(1))})
+      for (auto [from, to, width] :
+           {std::tuple(call.out, tensors_.out, shape.vHeadDim), std::tuple(lse, lse_, int64_t(1))})
         device.copyRows(DeviceQueue::Compute, partOf(from, 0, 0, local),
                         partOf(to, compute.batch.begin, compute.heads.begin, rows.rows.begin),
                         {compute.batch.size(), q.heads.size(), rows.rows.size(), width});
@@ -162,8 +164,8 @@ Status runForward(const Schedule &schedule, const RankCall &call, const RankForw
   for (auto [view, name] : {std::pair(&tensors.q, "q"), std::pair(&tensors.k, "k"), std::pair(&tensors.v, "v"),
                             std::pair(&tensors.out, "out")})
     if (view->type != schedule.shape.type)
-      return Status::invalid(fmt::format("'{}' is {}; expected {}, the type of the schedule", name, toString(view->type),
-                                         toString(schedule.shape.type)));
+      return Status::invalid(fmt::format("'{}' is {}; expected {}, the type of the schedule", name,
+                                         toString(view->type), toString(schedule.shape.type)));
   return ForwardPass(run, tensors).runAll();
 }
 

@@ -14,16 +14,21 @@ TileClass classOf(const AttentionProblem &problem, int64_t b, int64_t h, Range q
   for (const AffinePiece &q : slice(problem.qPositions, qRows).pieces)
     for (const AffinePiece &kv : slice(problem.kvPositions, kvRows).pieces) {
       attends.assign(size_t(q.count * kv.count), 0);
-      TileCoordinates tile{.b = problem.batchOffset + b, .h = problem.headOffset + h,
-                           .qBegin = q.begin, .qCount = q.count, .qStep = q.step,
-                           .kvBegin = kv.begin, .kvCount = kv.count, .kvStep = kv.step};
+      TileCoordinates tile{.b = problem.batchOffset + b,
+                           .h = problem.headOffset + h,
+                           .qBegin = q.begin,
+                           .qCount = q.count,
+                           .qStep = q.step,
+                           .kvBegin = kv.begin,
+                           .kvCount = kv.count,
+                           .kvStep = kv.step};
       problem.functions->evaluateTile(problem.bindings, &tile, attends.data(), kv.count);
       for (uint8_t each : attends)
         numAttending += each != 0;
     }
-  return numAttending == 0                                ? TileClass::Empty
+  return numAttending == 0                              ? TileClass::Empty
          : numAttending == qRows.size() * kvRows.size() ? TileClass::Full
-                                                          : TileClass::Partial;
+                                                        : TileClass::Partial;
 }
 
 } // namespace

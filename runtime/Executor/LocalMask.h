@@ -6,8 +6,8 @@
 
 namespace cpflex {
 
-/// Classifies each tile of 128 x 128 local pairs of `problem` by evaluating it. For hand-written functions; masks with a
-/// tape are derived by runtime/BlockMask.
+/// Classifies each tile of 128 x 128 local pairs of `problem` by evaluating it. For hand-written functions; masks with
+/// a tape are derived by runtime/BlockMask.
 BlockMask evaluatedMask(const AttentionProblem &problem);
 
 } // namespace cpflex

@@ -1,5 +1,5 @@
 // Compiles and loads the row kernels of context parallelism: one module, several functions.
-#include "runtime/Executor/CudaExecutionDevice.h"
+#include "runtime/Executor/RankPrograms.h"
 
 #include "runtime/Cuda/CompileKernel.h"
 #include "runtime/Cuda/KernelAssembly.h"
@@ -38,8 +38,10 @@ StatusOr<std::shared_ptr<const PartialRowKernels>> PartialRowKernels::create(con
   const CudaDriver &driver = machine.device->driver();
   CPFLEX_RETURN_IF_ERROR(
       driver.status(driver.moduleLoadData(&kernels->module_, compiled->image.cubin.data()), "cuModuleLoadData"));
-  for (auto [function, name] : {std::pair(&kernels->copyRows, "copy_rows"), {&kernels->addRows, "add_rows"},
-                                {&kernels->convertRows, "convert_rows"}, {&kernels->mergePartials, "merge_partials"},
+  for (auto [function, name] : {std::pair(&kernels->copyRows, "copy_rows"),
+                                {&kernels->addRows, "add_rows"},
+                                {&kernels->convertRows, "convert_rows"},
+                                {&kernels->mergePartials, "merge_partials"},
                                 {&kernels->rowTerms, "row_terms"}})
     CPFLEX_RETURN_IF_ERROR(
         driver.status(driver.moduleGetFunction(function, kernels->module_, name), "cuModuleGetFunction"));

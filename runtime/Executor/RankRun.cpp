@@ -14,9 +14,7 @@ namespace cpflex {
 namespace {
 
 bool isKeySide(Payload payload) { return payload == Payload::KV; }
-bool isResult(Payload payload) {
-  return payload == Payload::Out || payload == Payload::DQ || payload == Payload::DKV;
-}
+bool isResult(Payload payload) { return payload == Payload::Out || payload == Payload::DQ || payload == Payload::DKV; }
 
 /// Rows in ascending position: pieces as they are when they are runs, row by row when they are strided.
 std::vector<OwnedRows> ascending(const std::vector<OwnedRows> &rows, const Layout &layout, int64_t b) {
@@ -45,8 +43,8 @@ std::vector<OwnedRows> ascending(const std::vector<OwnedRows> &rows, const Layou
 RankRun::RankRun(const Schedule &schedule, const RankCall &call, Communicator &communicator,
                  const ExecutorOptions &options)
     : schedule_(schedule), call_(call), communicator_(communicator), options_(options), host_(options.attention),
-      device_(options.device ? *options.device : host_),
-      prepared_(options.prepared ? *options.prepared : ownPrepared_), rank_(communicator.rank()) {
+      device_(options.device ? *options.device : host_), prepared_(options.prepared ? *options.prepared : ownPrepared_),
+      rank_(communicator.rank()) {
   for (const Compute &compute : schedule.computes)
     if (compute.rank == rank_)
       computes_.push_back(&compute);
@@ -110,8 +108,8 @@ Status RankRun::startStep(int32_t step, RowStore &keys, RowStore &queries) {
       }
       leaving_.push_back(std::move(parcel));
     } else if (transfer.destination == rank_) {
-      auto parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(),
-                                             ExecutionDevice::Contents::Undefined, DeviceQueue::Transfer);
+      auto parcel = std::make_shared<Parcel>(transfer, schedule_.shape, buffers(), ExecutionDevice::Contents::Undefined,
+                                             DeviceQueue::Transfer);
       group.receives.push_back({transfer.source, parcel->data(), transfer.sizeInBytes});
       arriving_[index] = std::move(parcel);
     }
@@ -170,8 +168,8 @@ Operand RankRun::rowsOf(const Compute &compute, Payload side) const {
   const std::vector<OwnedRows> &listed = isKey ? compute.kv : compute.q;
   Operand operand;
   operand.batch = compute.batch;
-  operand.heads = isKey ? Range{compute.heads.begin / headsPerKV, (compute.heads.end - 1) / headsPerKV + 1}
-                        : compute.heads;
+  operand.heads =
+      isKey ? Range{compute.heads.begin / headsPerKV, (compute.heads.end - 1) / headsPerKV + 1} : compute.heads;
   operand.rows = joined(listed);
   const bool isPiece = operand.rows.size() == 1;
   if (!isPiece && schedule_.keyOrder == KeyOrder::Ascending)
@@ -205,7 +203,8 @@ Operand RankRun::operand(const Compute &compute, const RowStore &store) {
     operand.buffers.push_back(std::make_unique<Buffer>(
         buffers(), compute.batch.size() * operand.heads.size() * operand.count * kind.width * sizeInBytes(kind.type),
         ExecutionDevice::Contents::Undefined));
-    TensorView view = denseView(operand.buffers.back()->data(), kind.type, operand.heads.size(), operand.count, kind.width);
+    TensorView view =
+        denseView(operand.buffers.back()->data(), kind.type, operand.heads.size(), operand.count, kind.width);
     int64_t local = 0;
     for (const OwnedRows &rows : operand.rows) {
       store.gather(device_, DeviceQueue::Compute, tensor, {rows.owner, compute.batch, operand.heads, rows.rows},
@@ -273,9 +272,9 @@ void RankRun::post(const Compute &compute, Payload payload, const Operand &opera
         Outgoing &message = outgoing(index, compute.step);
         const bool isCopied = message.written.next(common) == GradientWrite::Overwrite || payload == Payload::Out;
         for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
-          const TensorView from = partOf(views[tensor], common.batch.begin - part.batch.begin,
-                                         common.heads.begin - part.heads.begin,
-                                         local + common.rows.begin - part.rows.begin);
+          const TensorView from =
+              partOf(views[tensor], common.batch.begin - part.batch.begin, common.heads.begin - part.heads.begin,
+                     local + common.rows.begin - part.rows.begin);
           const TensorView to = partOf(message.parcel->view(slab, tensor), common.batch.begin - whole.batch.begin,
                                        common.heads.begin - whole.heads.begin, common.rows.begin - whole.rows.begin);
           const RowBlock block = {common.batch.size(), common.heads.size(), common.rows.size(), tensors[tensor].width};
@@ -292,8 +291,7 @@ void RankRun::post(const Compute &compute, Payload payload, const Operand &opera
 
 StatusOr<PreparedCompute *> RankRun::prepared(const Compute &compute, const Operand &q, const Operand &kv,
                                               const float *sink) {
-  std::unique_ptr<PreparedCompute> &entry =
-      prepared_.computes[{schedule_.pass, &compute - schedule_.computes.data()}];
+  std::unique_ptr<PreparedCompute> &entry = prepared_.computes[{schedule_.pass, &compute - schedule_.computes.data()}];
   if (entry && entry->compute == compute && entry->problem.sink == sink)
     return entry.get();
   entry = std::make_unique<PreparedCompute>();
@@ -350,7 +348,7 @@ void RankRun::record(TraceEvent::Lane lane, const std::string &name, int32_t ste
 
 Status RankRun::finish() {
   CPFLEX_RETURN_IF_ERROR(options_.completion == ExecutorOptions::Completion::Done ? device_.synchronize()
-                                                                                   : device_.status());
+                                                                                  : device_.status());
   if (!options_.report)
     return Status::ok();
   for (OpenSpan &span : spans_) {
@@ -368,9 +366,10 @@ Status RankRun::finish() {
 Status RankRun::sum(float *values, int64_t count, const std::string &purpose) {
   const int64_t begin = mark(DeviceQueue::Transfer);
   const Deadline deadline = deadlineIn(options_.deadlineSeconds);
-  CPFLEX_RETURN_IF_ERROR(sumOverRanks(rank_, schedule_.worldSize, values, count, purpose, [&](const MessageGroup &group) {
-    return exchangeHostBytes(device_, communicator_, group, deadline);
-  }));
+  CPFLEX_RETURN_IF_ERROR(
+      sumOverRanks(rank_, schedule_.worldSize, values, count, purpose, [&](const MessageGroup &group) {
+        return exchangeHostBytes(device_, communicator_, group, deadline);
+      }));
   const int64_t bytes = count * int64_t(sizeof(float));
   if (options_.report && schedule_.worldSize > 1)
     for (int32_t peer = 0; peer < schedule_.worldSize; ++peer)

@@ -1,5 +1,5 @@
-// What forward and backward share while a rank walks through a schedule: messages of a step, operands of a compute, local
-// masks, clocks. Internal to the executor.
+// What forward and backward share while a rank walks through a schedule: messages of a step, operands of a compute,
+// local masks, clocks. Internal to the executor.
 #pragma once
 
 #include "runtime/Comm/Communicator.h"
@@ -22,11 +22,11 @@ namespace cpflex {
 
 /// One side of a compute, ready to be read.
 struct Operand {
-  std::vector<OwnedRows> rows; ///< in the order of the local rows
-  PositionMap positions;       ///< of the local rows
-  int64_t count = 0;           ///< local rows
-  Range batch, heads;          ///< heads of this side
-  bool isOwnPiece = false;     ///< one run of the rank's own shard
+  std::vector<OwnedRows> rows;   ///< in the order of the local rows
+  PositionMap positions;         ///< of the local rows
+  int64_t count = 0;             ///< local rows
+  Range batch, heads;            ///< heads of this side
+  bool isOwnPiece = false;       ///< one run of the rank's own shard
   std::vector<TensorView> views; ///< one per tensor of the side
   std::vector<std::unique_ptr<Buffer>> buffers;
 };
@@ -60,7 +60,8 @@ public:
 
   /// Sends and posts the messages of a step. `stores` are the sides that inputs are read from and arrive in.
   Status startStep(int32_t step, RowStore &keys, RowStore &queries);
-  /// Waits for the step's messages; results that arrived are returned in order of rank, from the one after this rank on.
+  /// Waits for the step's messages; results that arrived are returned in order of rank, from the one after this rank
+  /// on.
   StatusOr<std::vector<std::shared_ptr<Parcel>>> finishStep(int32_t step, RowStore &keys, RowStore &queries);
 
   /// Where results that arrive in one step stand in the order in which they are taken home.
@@ -71,11 +72,11 @@ public:
   /// The query or key side of a compute; gathered unless it lies in one piece.
   Operand operand(const Compute &compute, const RowStore &store);
 
-  /// The place of a compute's results over the operand's rows in the message that carries them home, if one slab has them
-  /// all; nothing is left to post then.
+  /// The place of a compute's results over the operand's rows in the message that carries them home, if one slab has
+  /// them all; nothing is left to post then.
   std::optional<ResultPlace> resultPlace(const Compute &compute, Payload payload, const Operand &operand);
-  /// Brings rows of a local result to the messages that carry them home: sums of gradients, copies else. `views` are the
-  /// tensors of the payload over the operand's rows.
+  /// Brings rows of a local result to the messages that carry them home: sums of gradients, copies else. `views` are
+  /// the tensors of the payload over the operand's rows.
   void post(const Compute &compute, Payload payload, const Operand &operand, const std::vector<TensorView> &views);
 
   /// The attention problem of a compute, its mask built, or as an earlier run of the schedule left it.
@@ -112,8 +113,8 @@ private:
   ByteLedger ledger_;
   std::vector<int32_t> lastUse_;
   std::vector<const Compute *> computes_;
-  std::vector<int32_t> results_;         ///< transfers of this rank's results
-  std::map<int32_t, Outgoing> outgoing_; ///< results under way home, by transfer
+  std::vector<int32_t> results_;                        ///< transfers of this rank's results
+  std::map<int32_t, Outgoing> outgoing_;                ///< results under way home, by transfer
   std::map<int32_t, std::shared_ptr<Parcel>> arriving_; ///< of the current step, by transfer
   std::vector<std::shared_ptr<Parcel>> leaving_;        ///< of the current step
   int64_t ticket_ = 0;

@@ -102,7 +102,8 @@ public:
   /// The rows as they lie, when one shard or slab has them all; else a view without data.
   TensorView find(size_t tensor, const Slab &wanted) const;
   /// Copies the rows to a view [batch, heads, rows, width].
-  void gather(ExecutionDevice &device, DeviceQueue queue, size_t tensor, const Slab &wanted, const TensorView &to) const;
+  void gather(ExecutionDevice &device, DeviceQueue queue, size_t tensor, const Slab &wanted,
+              const TensorView &to) const;
 
 private:
   int32_t rank_;

@@ -47,10 +47,12 @@ StatusOr<RunReport> reportFromBytes(const std::string &bytes) {
   read(json[3], report.received);
   for (const nlohmann::json &event : json[4]) {
     if (!event.is_array() || event.size() != 6 || !event[0].is_number_integer() || !event[1].is_string() ||
-        !event[2].is_number_integer() || !event[3].is_number() || !event[4].is_number() || !event[5].is_number_integer())
+        !event[2].is_number_integer() || !event[3].is_number() || !event[4].is_number() ||
+        !event[5].is_number_integer())
       return damaged;
-    report.events.push_back({TraceEvent::Lane(event[0].get<int>()), event[1].get<std::string>(), event[2].get<int32_t>(),
-                             event[3].get<double>(), event[4].get<double>(), event[5].get<int64_t>()});
+    report.events.push_back({TraceEvent::Lane(event[0].get<int>()), event[1].get<std::string>(),
+                             event[2].get<int32_t>(), event[3].get<double>(), event[4].get<double>(),
+                             event[5].get<int64_t>()});
   }
   return report;
 }
@@ -66,13 +68,21 @@ std::string toTraceJson(std::span<const RunReport> reports) {
   nlohmann::ordered_json events = nlohmann::ordered_json::array();
   constexpr double kMicroseconds = 1e6;
   for (const RunReport &report : reports) {
-    events.push_back({{"ph", "M"}, {"name", "process_name"}, {"pid", report.rank},
+    events.push_back({{"ph", "M"},
+                      {"name", "process_name"},
+                      {"pid", report.rank},
                       {"args", {{"name", "rank " + std::to_string(report.rank)}}}});
     for (int lane : {0, 1})
-      events.push_back({{"ph", "M"}, {"name", "thread_name"}, {"pid", report.rank}, {"tid", lane},
+      events.push_back({{"ph", "M"},
+                        {"name", "thread_name"},
+                        {"pid", report.rank},
+                        {"tid", lane},
                         {"args", {{"name", lane == 0 ? "compute" : "transfers"}}}});
     for (const TraceEvent &event : report.events)
-      events.push_back({{"ph", "X"}, {"name", event.name}, {"pid", report.rank}, {"tid", int(event.lane)},
+      events.push_back({{"ph", "X"},
+                        {"name", event.name},
+                        {"pid", report.rank},
+                        {"tid", int(event.lane)},
                         {"ts", (event.beginSeconds - first) * kMicroseconds},
                         {"dur", event.durationSeconds * kMicroseconds},
                         {"args", {{"step", event.step}, {"bytes", event.bytes}}}});

@@ -1,4 +1,5 @@
-// What did a rank do, when, and what did it cost? Counters by collective and peer, trace events, and the most memory held.
+// What did a rank do, when, and what did it cost? Counters by collective and peer, trace events, and the most memory
+// held.
 #pragma once
 
 #include "runtime/contract/Status.h"
@@ -40,8 +41,8 @@ struct RunReport {
 std::string toBytes(const RunReport &report);
 StatusOr<RunReport> reportFromBytes(const std::string &bytes);
 
-/// The events of all ranks as one Chrome trace (which Perfetto opens): a process per rank, computes and transfers in two
-/// threads.
+/// The events of all ranks as one Chrome trace (which Perfetto opens): a process per rank, computes and transfers in
+/// two threads.
 std::string toTraceJson(std::span<const RunReport> reports);
 
 } // namespace cpflex

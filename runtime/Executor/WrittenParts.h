@@ -1,5 +1,5 @@
-// Which contribution to a buffer of sums is the first one at its place? It is stored, later ones are added, and a buffer
-// whose every row is stored first needs no zeros. Internal to the executor.
+// Which contribution to a buffer of sums is the first one at its place? It is stored, later ones are added, and a
+// buffer whose every row is stored first needs no zeros. Internal to the executor.
 #pragma once
 
 #include "runtime/Executor/ExecutionDevice.h"

@@ -93,8 +93,9 @@ Status DiskCache::trust(std::string_view name, std::string_view consequence) con
   const std::string why = whyNotTrusted(folder_);
   if (why.empty())
     return Status::ok();
-  return Status::unavailable(fmt::format("the {} '{}' cannot be used: {}; expected a folder to which only user {} may write{}{}",
-                                         name, folder_, why, geteuid(), consequence.empty() ? "" : "; ", consequence));
+  return Status::unavailable(
+      fmt::format("the {} '{}' cannot be used: {}; expected a folder to which only user {} may write{}{}", name,
+                  folder_, why, geteuid(), consequence.empty() ? "" : "; ", consequence));
 }
 
 std::optional<std::string> DiskCache::read(const std::string &key, const std::string &file) const {
@@ -125,7 +126,8 @@ Status DiskCache::store(const std::string &key, std::span<const File> files, con
   fs::create_directory(aside, error);
   if (error)
     return failed("making a folder");
-  bool isWritten = std::ranges::all_of(files, [&](const File &file) { return writeWhole(aside / file.name, file.contents); });
+  bool isWritten =
+      std::ranges::all_of(files, [&](const File &file) { return writeWhole(aside / file.name, file.contents); });
   if (isWritten) {
     fs::rename(aside, entry, error);
     std::error_code ignored;

@@ -1,5 +1,6 @@
-// A folder of compiled code, shared by the processes of a machine: safe against other writers, damage, a full disk and a
-// folder that cannot be written. What the files of an entry mean, and whether they are whole, is their owners' business.
+// A folder of compiled code, shared by the processes of a machine: safe against other writers, damage, a full disk and
+// a folder that cannot be written. What the files of an entry mean, and whether they are whole, is their owners'
+// business.
 #pragma once
 
 #include "runtime/contract/Status.h"
@@ -15,14 +16,15 @@
 namespace cpflex {
 
 /// Entries `<key>/<file>`, a key being 64 hexadecimal digits. Entries are written aside and renamed, so a reader sees a
-/// whole entry or none, however many processes start cold. Code from here is run, so a folder (or a link to it) of another
-/// user, root aside, or one to which others may write holds nothing and takes nothing. The object holds no state but the folder; thread safe.
+/// whole entry or none, however many processes start cold. Code from here is run, so a folder (or a link to it) of
+/// another user, root aside, or one to which others may write holds nothing and takes nothing. The object holds no
+/// state but the folder; thread safe.
 class DiskCache {
 public:
   static constexpr int64_t kDefaultLimitInBytes = int64_t(1) << 30;
 
-  /// Nothing is created before the first store; the folder is made for its owner alone. Beyond the limit, entries unused
-  /// for longest are removed.
+  /// Nothing is created before the first store; the folder is made for its owner alone. Beyond the limit, entries
+  /// unused for longest are removed.
   explicit DiskCache(std::string folder, int64_t limitInBytes = kDefaultLimitInBytes)
       : folder_(std::move(folder)), limitInBytes_(limitInBytes) {
     while (folder_.size() > 1 && folder_.ends_with('/')) // a link with a slash behind it would be taken for its target
@@ -40,9 +42,9 @@ public:
     std::string_view contents;
   };
   /// Keeps files under `key` and removes what exceeds the limit. Ok when another process kept them first, unless
-  /// `isDamaged()` says that what is there is no good: it is replaced then. `name` and `consequence` stand in the message:
-  /// "the <name> cannot be written (...); <consequence>". Unavailable when the folder cannot be written or is not to be
-  /// trusted: the caller goes on without.
+  /// `isDamaged()` says that what is there is no good: it is replaced then. `name` and `consequence` stand in the
+  /// message: "the <name> cannot be written (...); <consequence>". Unavailable when the folder cannot be written or is
+  /// not to be trusted: the caller goes on without.
   Status store(const std::string &key, std::span<const File> files, const std::function<bool()> &isDamaged,
                std::string_view name, std::string_view consequence) const;
 

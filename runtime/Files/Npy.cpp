@@ -78,18 +78,30 @@ std::optional<NpyType> toElementType(std::string_view descr) {
   if (descr.size() < 3 || (descr[0] != '<' && descr[0] != '|' && descr[0] != '='))
     return std::nullopt;
   const std::string_view kind = descr.substr(1);
-  if (kind == "b1") return NpyType{ElementType::Bool};
-  if (kind == "i1") return NpyType{ElementType::I8};
-  if (kind == "i2") return NpyType{ElementType::I16};
-  if (kind == "i4") return NpyType{ElementType::I32};
-  if (kind == "i8") return NpyType{ElementType::I64};
-  if (kind == "u1") return NpyType{ElementType::U8};
-  if (kind == "u2") return NpyType{ElementType::U16};
-  if (kind == "u4") return NpyType{ElementType::U32};
-  if (kind == "u8") return NpyType{ElementType::U64};
-  if (kind == "f2") return NpyType{ElementType::F16};
-  if (kind == "f4") return NpyType{ElementType::F32};
-  if (kind == "f8") return NpyType{ElementType::F32, /*isDouble=*/true};
+  if (kind == "b1")
+    return NpyType{ElementType::Bool};
+  if (kind == "i1")
+    return NpyType{ElementType::I8};
+  if (kind == "i2")
+    return NpyType{ElementType::I16};
+  if (kind == "i4")
+    return NpyType{ElementType::I32};
+  if (kind == "i8")
+    return NpyType{ElementType::I64};
+  if (kind == "u1")
+    return NpyType{ElementType::U8};
+  if (kind == "u2")
+    return NpyType{ElementType::U16};
+  if (kind == "u4")
+    return NpyType{ElementType::U32};
+  if (kind == "u8")
+    return NpyType{ElementType::U64};
+  if (kind == "f2")
+    return NpyType{ElementType::F16};
+  if (kind == "f4")
+    return NpyType{ElementType::F32};
+  if (kind == "f8")
+    return NpyType{ElementType::F32, /*isDouble=*/true};
   return std::nullopt;
 }
 
@@ -101,7 +113,8 @@ const char *toDescr(ElementType type) {
   case ElementType::I32: return "<i4";
   case ElementType::I64: return "<i8";
   case ElementType::U8: return "|u1";
-  case ElementType::U16: case ElementType::BF16: return "<u2";
+  case ElementType::U16:
+  case ElementType::BF16: return "<u2";
   case ElementType::U32: return "<u4";
   case ElementType::U64: return "<u8";
   case ElementType::F16: return "<f2";
@@ -169,7 +182,8 @@ StatusOr<Array> readNpy(const std::string &path) {
   std::optional<NpyType> type = toElementType(header->descr);
   if (!type)
     return invalid(fmt::format("its element type is '{}'; expected bool, an integer, float16, float32 or float64, "
-                               "little-endian", header->descr));
+                               "little-endian",
+                               header->descr));
 
   Array array;
   array.type = type->type;
@@ -185,8 +199,8 @@ StatusOr<Array> readNpy(const std::string &path) {
   std::vector<char> bytes;
   CPFLEX_RETURN_IF_ERROR(file->readUpTo(bytes, size_t(dataSize)));
   if (bytes.size() < size_t(dataSize))
-    return invalid(fmt::format("it holds {} bytes of data; its shape needs {} elements of {} bytes", bytes.size(), count,
-                               storedSize));
+    return invalid(fmt::format("it holds {} bytes of data; its shape needs {} elements of {} bytes", bytes.size(),
+                               count, storedSize));
   if (header->isFortranOrder && array.shape.size() > 1)
     bytes = fromFortranOrder(bytes.data(), array.shape, storedSize);
   if (!type->isDouble) {

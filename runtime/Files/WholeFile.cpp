@@ -59,8 +59,8 @@ struct Target {
   std::optional<int> ownDescriptor; ///< the open file of this process that the path stands for
 };
 
-// The descriptor N of '/proc/<this process>/fd/N'. Its link must not be followed: it tells the name that the file had when
-// it was opened, and a pipe has none.
+// The descriptor N of '/proc/<this process>/fd/N'. Its link must not be followed: it tells the name that the file had
+// when it was opened, and a pipe has none.
 std::optional<int> ownDescriptorOf(const fs::path &link) {
   std::error_code error;
   const fs::path parent = link.has_parent_path() ? link.parent_path() : fs::path(".");
@@ -123,8 +123,8 @@ bool writeBeside(const fs::path &path, const struct stat *before, Pieces pieces)
   // Only root can keep another owner; everyone else owns what they wrote.
   const bool isOwnerKept = before && ::fchown(descriptor, before->st_uid, before->st_gid) == 0;
   (void)isOwnerKept;
-  if ((!before || ::fchmod(descriptor, before->st_mode & kPermissions) == 0) && writeAll(file, pieces) && file.close() &&
-      ::rename(aside.c_str(), path.c_str()) == 0)
+  if ((!before || ::fchmod(descriptor, before->st_mode & kPermissions) == 0) && writeAll(file, pieces) &&
+      file.close() && ::rename(aside.c_str(), path.c_str()) == 0)
     return true;
   const int error = errno;
   ::unlink(aside.c_str());

@@ -38,7 +38,8 @@ static bool isWellFormed(const BlockMask &mask) {
       return false;
   for (const TileRows &rows : mask.rowSets) {
     if (int64_t(rows.rowBegin.size()) != mask.numQTiles() + 1 || rows.rowBegin.front() != 0 ||
-        rows.rowBegin.back() != int64_t(rows.runs.size()) || !std::is_sorted(rows.rowBegin.begin(), rows.rowBegin.end()))
+        rows.rowBegin.back() != int64_t(rows.runs.size()) ||
+        !std::is_sorted(rows.rowBegin.begin(), rows.rowBegin.end()))
       return false;
     for (size_t row = 0; row + 1 < rows.rowBegin.size(); ++row) {
       int32_t previousEnd = 0;
@@ -60,10 +61,10 @@ static Status checkMask(const AttentionProblem &problem) {
   const BlockMask &mask = *problem.mask;
   if (mask.batch != problem.batch || mask.heads != problem.qHeads || mask.qLen != problem.qLen ||
       mask.kvLen != problem.kvLen)
-    return Status::invalid(fmt::format("'mask' is for {} batch rows, {} heads, {} queries and {} keys; expected {}, {}, "
-                                       "{} and {}",
-                                       mask.batch, mask.heads, mask.qLen, mask.kvLen, problem.batch, problem.qHeads,
-                                       problem.qLen, problem.kvLen));
+    return Status::invalid(fmt::format(
+        "'mask' is for {} batch rows, {} heads, {} queries and {} keys; expected {}, {}, "
+        "{} and {}",
+        mask.batch, mask.heads, mask.qLen, mask.kvLen, problem.batch, problem.qHeads, problem.qLen, problem.kvLen));
   if (!isWellFormed(mask))
     return Status::invalid("'mask' has runs that are out of order or outside its tiles; expected a BlockMask as built");
   if (problem.functions && problem.functions->evaluateTile)
@@ -161,17 +162,18 @@ static Status checkTensor(const CheckedTensor &argument, const CheckedTensor &fi
   if (argument.types == CheckedTensor::Types::F32 && type != ElementType::F32)
     return Status::invalid(fmt::format("'{}' has element type {}; expected f32", argument.name, toString(type)));
   if (!isFloat(type))
-    return Status::invalid(fmt::format("'{}' has element type {}; expected f32, bf16 or f16", argument.name,
-                                       toString(type)));
+    return Status::invalid(
+        fmt::format("'{}' has element type {}; expected f32, bf16 or f16", argument.name, toString(type)));
   if (argument.types == CheckedTensor::Types::LikeFirst && type != first.view.type)
     return Status::invalid(fmt::format("'{}' has element type {}; expected {}, the type of '{}'", argument.name,
                                        toString(type), toString(first.view.type), first.name));
   if (argument.role == CheckedTensor::Role::Output)
     for (int axis = 0; axis < 4; ++axis)
       if (argument.view.strides[axis] == 0 && argument.sizes[axis] > 1)
-        return Status::invalid(fmt::format("'{}' has stride 0 along axis {} of size {}; expected an output whose elements "
-                                           "are distinct",
-                                           argument.name, axis, argument.sizes[axis]));
+        return Status::invalid(
+            fmt::format("'{}' has stride 0 along axis {} of size {}; expected an output whose elements "
+                        "are distinct",
+                        argument.name, axis, argument.sizes[axis]));
   if (const auto axes = coincidingAxes(argument); argument.role == CheckedTensor::Role::Output && axes)
     return Status::invalid(fmt::format("'{}' has strides {} and {} along axes {} and {}, with which elements coincide; "
                                        "expected an output whose elements are distinct",
@@ -188,10 +190,10 @@ Status checkTensors(std::span<const CheckedTensor> arguments) {
       continue;
     for (size_t j = 0; j < arguments.size(); ++j) {
       const CheckedTensor &other = arguments[j];
-      bool isChecked = other.role == CheckedTensor::Role::Input ||
-                       (other.role == CheckedTensor::Role::Output && j > i);
+      bool isChecked = other.role == CheckedTensor::Role::Input || (other.role == CheckedTensor::Role::Output && j > i);
       if (isChecked && isUsed(other) && isOverlapping(arguments[i], other))
-        return Status::invalid(fmt::format("'{}' overlaps '{}'; expected separate memory", arguments[i].name, other.name));
+        return Status::invalid(
+            fmt::format("'{}' overlaps '{}'; expected separate memory", arguments[i].name, other.name));
     }
   }
   return Status::ok();
@@ -201,15 +203,16 @@ Status checkOptions(const HostAttentionOptions &options) {
   if (options.numThreads < 0 || options.numThreads > kMaxThreads)
     return Status::invalid(fmt::format("'numThreads' is {}; expected 0 to {}", options.numThreads, kMaxThreads));
   if (!isSupported(options.instructionSet))
-    return Status::unsupported(fmt::format("'instructionSet' is {}, which this processor or build lacks; expected native",
-                                           toString(options.instructionSet)));
+    return Status::unsupported(
+        fmt::format("'instructionSet' is {}, which this processor or build lacks; expected native",
+                    toString(options.instructionSet)));
   return Status::ok();
 }
 
 Status checkWorkspace(const HostAttentionOptions &options, int64_t neededInBytes) {
   if (options.workspace && options.workspaceInBytes < neededInBytes)
-    return Status::invalid(fmt::format("'workspace' holds {} bytes; expected at least {}", options.workspaceInBytes,
-                                       neededInBytes));
+    return Status::invalid(
+        fmt::format("'workspace' holds {} bytes; expected at least {}", options.workspaceInBytes, neededInBytes));
   return Status::ok();
 }
 

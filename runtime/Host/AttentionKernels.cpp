@@ -130,15 +130,9 @@ void multiplyPanel(const Product &product, const float *a, const float *b, float
     for (int j = 0; j < numVectors; ++j) {
       float *element = c + m * product.cStride + j * kWidth;
       switch (product.use) {
-      case ProductUse::Replace:
-        store(element, sums[m][j] * product.alpha);
-        break;
-      case ProductUse::Add:
-        store(element, sums[m][j] * product.alpha + load(element));
-        break;
-      case ProductUse::ScaleRows:
-        store(element, load(element) * rowScale[m] + sums[m][j]);
-        break;
+      case ProductUse::Replace: store(element, sums[m][j] * product.alpha); break;
+      case ProductUse::Add: store(element, sums[m][j] * product.alpha + load(element)); break;
+      case ProductUse::ScaleRows: store(element, load(element) * rowScale[m] + sums[m][j]); break;
       }
     }
 }
@@ -187,9 +181,7 @@ constexpr void (*multiplyPairs)(const Product &) = nullptr;
 
 //===-- Packing ----------------------------------------------------------===//
 
-inline Vector widenBFloat16(HalfVector value) {
-  return fromBits(__builtin_convertvector(value, BitVector) << 16);
-}
+inline Vector widenBFloat16(HalfVector value) { return fromBits(__builtin_convertvector(value, BitVector) << 16); }
 
 /// The exponent is rebased by an exact multiplication, which also normalises subnormal numbers; infinities and NaNs get
 /// the exponent that f32 uses for them.
@@ -242,9 +234,8 @@ bool packRows(const MatrixView &from, int rows, int columns, float *blocks) {
   Vector poison[2] = {};
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < paddedColumns(columns); c += kWidth) {
-      Vector value = c < columns
-                         ? loadElements(from, r * from.rowStride + c * from.columnStride, columns - c)
-                         : Vector{};
+      Vector value =
+          c < columns ? loadElements(from, r * from.rowStride + c * from.columnStride, columns - c) : Vector{};
       poison[c / kWidth % 2] += value * 0.0f;
       store(blocks + int64_t(c / kBlockSize) * kBlockFloats + r * kBlockStride + c % kBlockSize, value);
     }
@@ -291,9 +282,8 @@ bool packColumns(const MatrixView &from, int rows, int columns, float *blocks) {
     for (int c = 0; c < columns; c += kWidth) {
       Vector square[kWidth];
       for (int i = 0; i < kWidth; ++i) {
-        square[i] = r + i < rows
-                        ? loadElements(from, (r + i) * from.rowStride + c * from.columnStride, columns - c)
-                        : Vector{};
+        square[i] =
+            r + i < rows ? loadElements(from, (r + i) * from.rowStride + c * from.columnStride, columns - c) : Vector{};
         poison[i % 2] += square[i] * 0.0f;
       }
       transposeSquare(square);
@@ -474,7 +464,7 @@ void clearForbidden(float *gradients, int rows, int columns, const uint8_t *allo
 
 namespace cpflex {
 extern const HostKernels CPFLEX_KERNEL_TABLE;
-const HostKernels CPFLEX_KERNEL_TABLE = {multiply,      multiplyPairs, packRows,     packColumns,    unpackRows,
-                                         softmaxStep,   probabilities, plainWeights, scoreGradients, clearForbidden,
-                                         exponential};
+const HostKernels CPFLEX_KERNEL_TABLE = {multiply,       multiplyPairs,  packRows,      packColumns,
+                                         unpackRows,     softmaxStep,    probabilities, plainWeights,
+                                         scoreGradients, clearForbidden, exponential};
 } // namespace cpflex

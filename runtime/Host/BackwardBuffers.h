@@ -14,17 +14,17 @@ namespace cpflex {
 struct BackwardBuffers {
   BackwardBuffers(const AttentionProblem &problem, const HostBackwardTensors &tensors, WorkspaceCursor &cursor);
 
-  float *q, *k, *kTransposed, *dK;      ///< blocks of headDim columns (kTransposed: rows)
-  float *vTransposed, *dOut, *dV;       ///< blocks of vHeadDim columns (vTransposed: rows)
-  float *qPairs, *dOutPairs;            ///< q and dOut in pairs of bf16 (see RowProduct)
+  float *q, *k, *kTransposed, *dK;       ///< blocks of headDim columns (kTransposed: rows)
+  float *vTransposed, *dOut, *dV;        ///< blocks of vHeadDim columns (vTransposed: rows)
+  float *qPairs, *dOutPairs;             ///< q and dOut in pairs of bf16 (see RowProduct)
   float *incoming, *weights, *gradients; ///< one score tile each: before the score function, after softmax, dS
   uint8_t *mask, *allowed;
   TileClass *classes; ///< scratch of one element per tile of keys, like coverage
   int32_t *coverage;
 };
 
-/// Copies of the capture gradients that one unit at a time adds to. Where a gradient is small, what one pair of tiles adds
-/// in f32 is moved to sums in double: many pairs add to one element.
+/// Copies of the capture gradients that one unit at a time adds to. Where a gradient is small, what one pair of tiles
+/// adds in f32 is moved to sums in double: many pairs add to one element.
 struct CaptureLane {
   std::vector<float *> arrays; ///< one per capture, null when not asked for
   std::vector<double *> sums;  ///< one per capture, null for large ones
@@ -33,8 +33,8 @@ struct CaptureLane {
   void flush(const std::vector<int64_t> &sizes) const;
 };
 
-/// All that a call keeps. A unit is one slot of one (b, kv head): a share of its keys with its own copy of dQ. A lane is
-/// a sequence of units that share copies of the capture gradients.
+/// All that a call keeps. A unit is one slot of one (b, kv head): a share of its keys with its own copy of dQ. A lane
+/// is a sequence of units that share copies of the capture gradients.
 struct BackwardLayout {
   BackwardLayout(const AttentionProblem &problem, const HostBackwardTensors &tensors, int numThreads,
                  WorkspaceCursor &cursor);

@@ -46,8 +46,8 @@ private:
   struct Finiteness {
     bool q, k, dOut;
   };
-  /// What the weights or gradients of a pair of tiles are multiplied with and added to. `isTransposed`: rows of the result
-  /// are keys, otherwise queries.
+  /// What the weights or gradients of a pair of tiles are multiplied with and added to. `isTransposed`: rows of the
+  /// result are keys, otherwise queries.
   struct Target {
     bool isTransposed;
     const float *operand; ///< blocks
@@ -205,8 +205,8 @@ void BackwardCall::gradientsOfScores(const Pair &pair, const uint8_t *allowed, B
     lane->flush(layout_.captureSizes);
 }
 
-/// result += alpha * pairs * operand (or with pairs transposed) where the extent has pairs; only the pairs of `allowed`,
-/// one by one, when it is given.
+/// result += alpha * pairs * operand (or with pairs transposed) where the extent has pairs; only the pairs of
+/// `allowed`, one by one, when it is given.
 void BackwardCall::addProducts(const Pair &pair, const float *pairs, Target target, const uint8_t *allowed) const {
   const TileExtent extent = allowed ? TileExtent::whole(pair.numRows(), pair.numKeys()) : pair.extent;
   for (int i = 0; i < TileExtent::kNumStripes; ++i) {
@@ -214,8 +214,8 @@ void BackwardCall::addProducts(const Pair &pair, const float *pairs, Target targ
     const Range depth = target.isTransposed ? extent.rows[i] : extent.columns[i];
     if (rows.isEmpty() || depth.isEmpty())
       continue;
-    const int64_t corner = target.isTransposed ? depth.begin * kBlockStride + rows.begin
-                                               : rows.begin * kBlockStride + depth.begin;
+    const int64_t corner =
+        target.isTransposed ? depth.begin * kBlockStride + rows.begin : rows.begin * kBlockStride + depth.begin;
     for (int64_t begin = 0; begin < target.numColumns; begin += kBlockSize) {
       const int64_t block = begin / kBlockSize;
       const Product product = {.a = pairs + corner,
@@ -252,22 +252,36 @@ void BackwardCall::visitPair(Pair &pair, Finiteness finiteness, BackwardBuffers 
   scoresAndWeights(pair, mask, allowed, buffers);
   if (tensors_.dV.data)
     addProducts(pair, buffers.weights,
-                {.isTransposed = true, .operand = buffers.dOut, .result = buffers.dV, .stride = kBlockStride,
-                 .blockStep = kBlockFloats, .numColumns = problem_.vHeadDim, .alpha = 1.0f},
+                {.isTransposed = true,
+                 .operand = buffers.dOut,
+                 .result = buffers.dV,
+                 .stride = kBlockStride,
+                 .blockStep = kBlockFloats,
+                 .numColumns = problem_.vHeadDim,
+                 .alpha = 1.0f},
                 finiteness.dOut ? nullptr : allowed);
   if (!tensors_.dQ.data && !tensors_.dK.data && !lane)
     return;
   gradientsOfScores(pair, allowed, buffers, lane);
   if (tensors_.dQ.data)
     addProducts(pair, buffers.gradients,
-                {.isTransposed = false, .operand = buffers.k, .result = pair.queryGradients,
-                 .stride = layout_.queryGradientStride, .blockStep = kBlockSize, .numColumns = problem_.headDim,
+                {.isTransposed = false,
+                 .operand = buffers.k,
+                 .result = pair.queryGradients,
+                 .stride = layout_.queryGradientStride,
+                 .blockStep = kBlockSize,
+                 .numColumns = problem_.headDim,
                  .alpha = problem_.scale},
                 finiteness.k ? nullptr : allowed);
   if (tensors_.dK.data)
     addProducts(pair, buffers.gradients,
-                {.isTransposed = true, .operand = buffers.q, .result = buffers.dK, .stride = kBlockStride,
-                 .blockStep = kBlockFloats, .numColumns = problem_.headDim, .alpha = problem_.scale},
+                {.isTransposed = true,
+                 .operand = buffers.q,
+                 .result = buffers.dK,
+                 .stride = kBlockStride,
+                 .blockStep = kBlockFloats,
+                 .numColumns = problem_.headDim,
+                 .alpha = problem_.scale},
                 finiteness.q ? nullptr : allowed);
 }
 
@@ -320,7 +334,8 @@ double dotOfRows(const HostKernels &kernels, MatrixView a, MatrixView b, int64_t
 }
 
 void computeRowTerm(const AttentionProblem &problem, const TensorView &out, const TensorView &dOut,
-                    const TensorView &dLse, const TensorView &rowTerm, const HostKernels &kernels, HostThreads &threads) {
+                    const TensorView &dLse, const TensorView &rowTerm, const HostKernels &kernels,
+                    HostThreads &threads) {
   const int64_t blocksPerHead = ceilDivide(problem.qLen, kBlockSize);
   threads.run(problem.batch * problem.qHeads * blocksPerHead, [&](int64_t task, int) {
     const int64_t head = task / blocksPerHead, b = head / problem.qHeads, h = head % problem.qHeads;
@@ -370,19 +385,24 @@ Status checkBackward(const AttentionProblem &problem, const HostBackwardTensors 
       tensorArgument("out", tensors.out, shapes.out, Argument::Types::Any, Argument::Role::Input, !isOutNeeded),
       tensorArgument("lse", tensors.lse, shapes.row, Argument::Types::F32, Argument::Role::Input, !isSoftmax),
       tensorArgument("dOut", tensors.dOut, shapes.out),
-      tensorArgument("dLse", tensors.dLse, shapes.row, Argument::Types::F32, Argument::Role::Input, /*isOptional=*/true),
+      tensorArgument("dLse", tensors.dLse, shapes.row, Argument::Types::F32, Argument::Role::Input,
+                     /*isOptional=*/true),
       tensorArgument("rowTerm", tensors.rowTerm, shapes.row, Argument::Types::F32, Argument::Role::Input,
                      /*isOptional=*/true),
-      tensorArgument("dQ", tensors.dQ, shapes.q, typesOf(tensors.queryWrite), Argument::Role::Output, /*isOptional=*/true),
-      tensorArgument("dK", tensors.dK, shapes.k, typesOf(tensors.keyWrite), Argument::Role::Output, /*isOptional=*/true),
-      tensorArgument("dV", tensors.dV, shapes.v, typesOf(tensors.keyWrite), Argument::Role::Output, /*isOptional=*/true)};
+      tensorArgument("dQ", tensors.dQ, shapes.q, typesOf(tensors.queryWrite), Argument::Role::Output,
+                     /*isOptional=*/true),
+      tensorArgument("dK", tensors.dK, shapes.k, typesOf(tensors.keyWrite), Argument::Role::Output,
+                     /*isOptional=*/true),
+      tensorArgument("dV", tensors.dV, shapes.v, typesOf(tensors.keyWrite), Argument::Role::Output,
+                     /*isOptional=*/true)};
   CPFLEX_RETURN_IF_ERROR(checkTensors(arguments));
   if (tensors.numCaptures < 0)
     return Status::invalid(fmt::format("'numCaptures' is {}; expected 0 or more", tensors.numCaptures));
   if (tensors.captureGradients && tensors.numCaptures > 0 && (!problem.bindings || !problem.bindings->captures))
-    return Status::invalid(fmt::format("'captureGradients' has {} entries, but 'bindings' has no captures; expected the "
-                                       "captures that the functions read",
-                                       tensors.numCaptures));
+    return Status::invalid(
+        fmt::format("'captureGradients' has {} entries, but 'bindings' has no captures; expected the "
+                    "captures that the functions read",
+                    tensors.numCaptures));
   if (tensors.sinkGradient && (!problem.sink || !isSoftmax))
     return Status::invalid("'sinkGradient' is given without 'sink'; expected null");
   return Status::ok();
@@ -429,9 +449,8 @@ Status hostAttentionBackward(const AttentionProblem &problem, const HostBackward
   clearCaptureCopies(layout);
   const int64_t numLanes = int64_t(layout.lanes.size());
   if (numLanes == 0)
-    threads->run(numUnits, [&](int64_t unit, int thread) {
-      call.runUnit(unit, layout.threadBuffers[thread], /*lane=*/nullptr);
-    });
+    threads->run(numUnits,
+                 [&](int64_t unit, int thread) { call.runUnit(unit, layout.threadBuffers[thread], /*lane=*/nullptr); });
   else
     threads->run(numLanes, [&](int64_t lane, int thread) {
       for (int64_t unit = lane; unit < numUnits; unit += numLanes)

@@ -1,6 +1,6 @@
-// Forward attention on the CPU: an online softmax for each tile of 128 rows over the tiles of keys that the mask leaves, in
-// ascending order. A task takes a few such tiles that share keys, packs the keys once for all, and reads nothing that
-// another task writes, so neither threads nor the cut into tasks can change a bit.
+// Forward attention on the CPU: an online softmax for each tile of 128 rows over the tiles of keys that the mask
+// leaves, in ascending order. A task takes a few such tiles that share keys, packs the keys once for all, and reads
+// nothing that another task writes, so neither threads nor the cut into tasks can change a bit.
 #include "runtime/Host/AttentionChecks.h"
 #include "runtime/Host/HostKernels.h"
 #include "runtime/Host/TileClasses.h"
@@ -180,7 +180,8 @@ void ForwardCall::start(RowState &row, int32_t *coverage) const {
     return;
   }
   // A partial is a running state with sum 1 and its LSE as the maximum; without keys its output does not count.
-  kernels_.packRows(matrixOf(tensors_.initial.out, row.b, row.h, row.q.begin), numRows, int(problem_.vHeadDim), row.out);
+  kernels_.packRows(matrixOf(tensors_.initial.out, row.b, row.h, row.q.begin), numRows, int(problem_.vHeadDim),
+                    row.out);
   for (int r = 0; r < numRows && isSoftmax_; ++r) {
     row.rowMax[r] = floatAt(tensors_.initial.lse, row.b, row.h, row.q.begin + r);
     row.rowSum[r] = row.rowMax[r] == kNegativeInfinity ? 0.0f : 1.0f;
@@ -217,8 +218,9 @@ void ForwardCall::visitTile(const RowState &row, int64_t kvTile, bool isFinite, 
   addValues(row, numKeys, isFinite, extent, buffers);
 }
 
-/// out = rowScale * out + weights V. Rows without an allowed pair in the tile keep what they have: their scale is 1. With
-/// an infinity or NaN in V, a weight of 0 does not hide it, so pairs that the mask forbids are left out one by one.
+/// out = rowScale * out + weights V. Rows without an allowed pair in the tile keep what they have: their scale is 1.
+/// With an infinity or NaN in V, a weight of 0 does not hide it, so pairs that the mask forbids are left out one by
+/// one.
 void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, const TileExtent &extent,
                             ForwardBuffers &buffers) const {
   for (int64_t begin = 0; begin < problem_.vHeadDim; begin += kBlockSize) {
@@ -228,10 +230,16 @@ void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, con
     for (int i = 0; i < TileExtent::kNumStripes && isFinite; ++i) {
       const Range rows = extent.stripe(i, row.numRows()), keys = extent.columns[i];
       if (!rows.isEmpty() && !keys.isEmpty())
-        kernels_.multiply({.a = buffers.scores + rows.begin * kBlockStride + keys.begin, .isATransposed = false,
-                           .b = values + keys.begin * kBlockStride, .c = out + rows.begin * kBlockStride,
-                           .cStride = kBlockStride, .numRows = int(rows.size()), .numColumns = paddedColumns(numColumns),
-                           .depth = int(keys.size()), .use = ProductUse::ScaleRows, .alpha = 1.0f,
+        kernels_.multiply({.a = buffers.scores + rows.begin * kBlockStride + keys.begin,
+                           .isATransposed = false,
+                           .b = values + keys.begin * kBlockStride,
+                           .c = out + rows.begin * kBlockStride,
+                           .cStride = kBlockStride,
+                           .numRows = int(rows.size()),
+                           .numColumns = paddedColumns(numColumns),
+                           .depth = int(keys.size()),
+                           .use = ProductUse::ScaleRows,
+                           .alpha = 1.0f,
                            .rowScale = buffers.rowScale + rows.begin});
     }
     if (isFinite)
@@ -239,9 +247,17 @@ void ForwardCall::addValues(const RowState &row, int numKeys, bool isFinite, con
     for (int r = 0; r < row.numRows(); ++r)
       for (int c = 0; c < numColumns; ++c)
         out[r * kBlockStride + c] *= buffers.rowScale[r];
-    addAllowedProducts({.a = buffers.scores, .isATransposed = false, .b = values, .c = out, .cStride = kBlockStride,
-                        .numRows = row.numRows(), .numColumns = numColumns, .depth = numKeys,
-                        .use = ProductUse::Add, .alpha = 1.0f, .rowScale = nullptr},
+    addAllowedProducts({.a = buffers.scores,
+                        .isATransposed = false,
+                        .b = values,
+                        .c = out,
+                        .cStride = kBlockStride,
+                        .numRows = row.numRows(),
+                        .numColumns = numColumns,
+                        .depth = numKeys,
+                        .use = ProductUse::Add,
+                        .alpha = 1.0f,
+                        .rowScale = nullptr},
                        buffers.allowed);
   }
 }
@@ -271,7 +287,8 @@ void ForwardCall::finish(const RowState &row, ForwardBuffers &buffers) const {
 }
 
 /// Fills in the tasks, those with most tiles first.
-void orderTasks(const AttentionProblem &problem, const TileClasses &classes, const ForwardCut &cut, ForwardLayout &layout) {
+void orderTasks(const AttentionProblem &problem, const TileClasses &classes, const ForwardCut &cut,
+                ForwardLayout &layout) {
   const int64_t numQTiles = classes.numQTiles(), numKVTiles = classes.numKVTiles();
   ForwardBuffers &buffers = layout.threadBuffers.front();
   for (int64_t rowSet = 0; rowSet < classes.numRowSets(); ++rowSet)

@@ -29,14 +29,14 @@ enum class ProductUse : uint8_t {
 /// C[m, n] from sum over k of A(m, k) B[k, n], within one block of each. Each element is one chain of additions in
 /// ascending k, so its bits do not depend on the other sizes.
 struct Product {
-  const float *a;      ///< block; A(m, k) = a[m * kBlockStride + k], or a[k * kBlockStride + m] when isATransposed
+  const float *a; ///< block; A(m, k) = a[m * kBlockStride + k], or a[k * kBlockStride + m] when isATransposed
   bool isATransposed;
-  const float *b;      ///< block; rows k
+  const float *b; ///< block; rows k
   float *c;
-  int64_t cStride;     ///< floats between rows of C
-  int numRows;         ///< m
-  int numColumns;      ///< n, a multiple of kColumnPadding
-  int depth;           ///< k
+  int64_t cStride; ///< floats between rows of C
+  int numRows;     ///< m
+  int numColumns;  ///< n, a multiple of kColumnPadding
+  int depth;       ///< k
   ProductUse use;
   float alpha;           ///< not read by ScaleRows
   const float *rowScale; ///< read by ScaleRows

@@ -14,8 +14,8 @@ namespace cpflex {
 /// Worker threads that live as long as this object. One caller at a time.
 class HostThreads {
 public:
-  /// Starts numThreads - 1 workers (the caller of run is the last one); 0 means one thread per hardware thread. When the
-  /// system refuses a thread, fewer are used.
+  /// Starts numThreads - 1 workers (the caller of run is the last one); 0 means one thread per hardware thread. When
+  /// the system refuses a thread, fewer are used.
   explicit HostThreads(int numThreads);
   ~HostThreads();
   HostThreads(const HostThreads &) = delete;

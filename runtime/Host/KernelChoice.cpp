@@ -33,17 +33,12 @@ static InstructionSet resolved(InstructionSet instructionSet) {
 const HostKernels *hostKernels(InstructionSet instructionSet) {
   switch (resolved(instructionSet)) {
 #if defined(CPFLEX_HOST_HAS_X86_VARIANTS)
-  case InstructionSet::Avx512BFloat16:
-    return hasAvx512BFloat16() ? &avx512BFloat16Kernels : nullptr;
-  case InstructionSet::Avx512:
-    return hasAvx512() ? &avx512Kernels : nullptr;
-  case InstructionSet::Avx2:
-    return hasAvx2() ? &avx2Kernels : nullptr;
+  case InstructionSet::Avx512BFloat16: return hasAvx512BFloat16() ? &avx512BFloat16Kernels : nullptr;
+  case InstructionSet::Avx512: return hasAvx512() ? &avx512Kernels : nullptr;
+  case InstructionSet::Avx2: return hasAvx2() ? &avx2Kernels : nullptr;
 #endif
-  case InstructionSet::Baseline:
-    return &baselineKernels;
-  default:
-    return nullptr;
+  case InstructionSet::Baseline: return &baselineKernels;
+  default: return nullptr;
   }
 }
 
@@ -51,16 +46,11 @@ bool isSupported(InstructionSet instructionSet) { return hostKernels(instruction
 
 const char *toString(InstructionSet instructionSet) {
   switch (resolved(instructionSet)) {
-  case InstructionSet::Native:
-    break;
-  case InstructionSet::Baseline:
-    return "baseline";
-  case InstructionSet::Avx2:
-    return "avx2";
-  case InstructionSet::Avx512:
-    return "avx512";
-  case InstructionSet::Avx512BFloat16:
-    return "avx512-bf16";
+  case InstructionSet::Native: break;
+  case InstructionSet::Baseline: return "baseline";
+  case InstructionSet::Avx2: return "avx2";
+  case InstructionSet::Avx512: return "avx512";
+  case InstructionSet::Avx512BFloat16: return "avx512-bf16";
   }
   return "unknown";
 }

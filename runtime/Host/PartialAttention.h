@@ -9,9 +9,9 @@
 namespace cpflex {
 
 /// Merges partials over disjoint key sets, in the order given, and adds the sink when `sink` is not null (one logit per
-/// global query head; only the last merge of a row passes it). `out` (f32, bf16 or f16) and `lse` (f32, optional) may be
-/// the memory of one of the parts when the types agree. Without softmax the outputs are summed. Reads the sizes, heads
-/// and normalization of `problem` only; problem.sink is not read. The bits depend on the order of the parts only.
+/// global query head; only the last merge of a row passes it). `out` (f32, bf16 or f16) and `lse` (f32, optional) may
+/// be the memory of one of the parts when the types agree. Without softmax the outputs are summed. Reads the sizes,
+/// heads and normalization of `problem` only; problem.sink is not read. The bits depend on the order of the parts only.
 Status mergePartials(const AttentionProblem &problem, std::span<const PartialAttention> parts, const float *sink,
                      const TensorView &out, const TensorView &lse, const HostAttentionOptions &options = {});
 

@@ -7,10 +7,10 @@
 #include "runtime/Host/TileTensors.h"
 
 #include <cmath>
-#include <utility>
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace cpflex {
 namespace {
@@ -41,7 +41,8 @@ double valueAt(const TensorView &view, int64_t b, int64_t h, int64_t s, int64_t 
 /// A row-major copy of a tensor in double.
 class DenseTensor {
 public:
-  DenseTensor(const TensorView &view, const int64_t (&sizes)[4]) : heads_(sizes[1]), rows_(sizes[2]), columns_(sizes[3]) {
+  DenseTensor(const TensorView &view, const int64_t (&sizes)[4])
+      : heads_(sizes[1]), rows_(sizes[2]), columns_(sizes[3]) {
     values_.reserve(sizes[0] * sizes[1] * sizes[2] * sizes[3]);
     for (int64_t b = 0; b < sizes[0]; ++b)
       for (int64_t h = 0; h < sizes[1]; ++h)
@@ -49,7 +50,9 @@ public:
           for (int64_t d = 0; d < sizes[3]; ++d)
             values_.push_back(valueAt(view, b, h, s, d));
   }
-  const double *row(int64_t b, int64_t h, int64_t s) const { return &values_[((b * heads_ + h) * rows_ + s) * columns_]; }
+  const double *row(int64_t b, int64_t h, int64_t s) const {
+    return &values_[((b * heads_ + h) * rows_ + s) * columns_];
+  }
 
 private:
   int64_t heads_, rows_, columns_;
@@ -157,7 +160,7 @@ Status checkInputs(const AttentionProblem &problem, const TensorView &q, const T
   CPFLEX_RETURN_IF_ERROR(checkProblem(problem));
   const AttentionShapes shapes(problem);
   const CheckedTensor arguments[] = {tensorArgument("q", q, shapes.q), tensorArgument("k", k, shapes.k),
-                                      tensorArgument("v", v, shapes.v)};
+                                     tensorArgument("v", v, shapes.v)};
   return checkTensors(arguments);
 }
 
@@ -183,11 +186,12 @@ public:
       return;
     std::vector<float> incoming(scores.incoming.begin(), scores.incoming.end());
     const auto run = [&](std::vector<float> &through) {
-      dense.classes().forEachPiece(b, h, dense.areaOf(row), [&](const TileCoordinates &coordinates, int64_t, int64_t column) {
-        problem_.functions->scoreGradient(problem_.bindings, &coordinates, incoming.data() + column,
-                                          through.data() + column, problem_.kvLen,
-                                          pointers_.empty() ? nullptr : pointers_.data());
-      });
+      dense.classes().forEachPiece(
+          b, h, dense.areaOf(row), [&](const TileCoordinates &coordinates, int64_t, int64_t column) {
+            problem_.functions->scoreGradient(problem_.bindings, &coordinates, incoming.data() + column,
+                                              through.data() + column, problem_.kvLen,
+                                              pointers_.empty() ? nullptr : pointers_.data());
+          });
     };
     // The f32 arrays are emptied row by row, so that long sums are in double.
     const auto takeArrays = [&](auto &&add) {
@@ -240,14 +244,14 @@ StatusOr<ReferenceForward> referenceAttentionForward(const AttentionProblem &pro
 }
 
 StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &problem, const TensorView &q,
-                                                       const TensorView &k, const TensorView &v,
-                                                       const TensorView &dOut, const TensorView &dLse,
+                                                       const TensorView &k, const TensorView &v, const TensorView &dOut,
+                                                       const TensorView &dLse,
                                                        const std::vector<bool> &captureGradientsWanted) {
   CPFLEX_RETURN_IF_ERROR(checkInputs(problem, q, k, v));
   const AttentionShapes shapes(problem);
-  const CheckedTensor arguments[] = {
-      tensorArgument("dOut", dOut, shapes.out),
-      tensorArgument("dLse", dLse, shapes.row, CheckedTensor::Types::F32, CheckedTensor::Role::Input, /*isOptional=*/true)};
+  const CheckedTensor arguments[] = {tensorArgument("dOut", dOut, shapes.out),
+                                     tensorArgument("dLse", dLse, shapes.row, CheckedTensor::Types::F32,
+                                                    CheckedTensor::Role::Input, /*isOptional=*/true)};
   CPFLEX_RETURN_IF_ERROR(checkTensors(arguments));
   const DenseAttention dense(problem, q, k, v);
   const DenseTensor gradientsOfOut(dOut, shapes.out);
@@ -280,7 +284,8 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
       rowTerm += scores.weights[kv] * gradients[kv];
     }
     for (int64_t kv = 0; kv < problem.kvLen; ++kv)
-      terms[kv] = dense.isSoftmax() ? scores.weights[kv] * (std::abs(gradients[kv]) + std::abs(rowTerm)) : std::abs(gradients[kv]);
+      terms[kv] = dense.isSoftmax() ? scores.weights[kv] * (std::abs(gradients[kv]) + std::abs(rowTerm))
+                                    : std::abs(gradients[kv]);
     // d loss / d score = weight * (d weight - rowTerm), rowTerm = dot(dOut, out) - dLse.
     if (dense.isSoftmax()) {
       if (dLse.data)
@@ -299,7 +304,8 @@ StatusOr<ReferenceBackward> referenceAttentionBackward(const AttentionProblem &p
       result.termsOfDK += term * term * squaredNorm(dense.q.row(b, h, row));
       for (int64_t d = 0; d < headDim; ++d) {
         result.dQ[i * headDim + d] += gradient * dense.k.row(b, kvHead, kv)[d];
-        result.dK[((b * problem.kvHeads + kvHead) * problem.kvLen + kv) * headDim + d] += gradient * dense.q.row(b, h, row)[d];
+        result.dK[((b * problem.kvHeads + kvHead) * problem.kvLen + kv) * headDim + d] +=
+            gradient * dense.q.row(b, h, row)[d];
       }
     }
   }

@@ -126,7 +126,8 @@ bool TileClasses::fillMask(int64_t b, int64_t h, TileArea area, uint8_t *allowed
     Range q = intersection(area.q, {maskRow * mask.tileQ, (maskRow + 1) * mask.tileQ});
     auto first = rows.runs.begin() + rows.rowBegin[maskRow];
     auto last = rows.runs.begin() + rows.rowBegin[maskRow + 1];
-    auto run = std::partition_point(first, last, [&](const TileRun &r) { return r.end * mask.tileKV <= area.kv.begin; });
+    auto run =
+        std::partition_point(first, last, [&](const TileRun &r) { return r.end * mask.tileKV <= area.kv.begin; });
     for (; run != last && run->begin * mask.tileKV < area.kv.end; ++run) {
       Range kv = intersection(area.kv, {run->begin * mask.tileKV, run->end * mask.tileKV});
       uint8_t *corner = allowed + (q.begin - area.q.begin) * tileSize + (kv.begin - area.kv.begin);

@@ -15,8 +15,8 @@ public:
   /// An empty map stands for the identity of that length. The map is copied.
   PositionIndex(const PositionMap &map, int64_t length);
 
-  /// Calls visit(localBegin, count, position, step) for the parts of local rows [begin, end) that lie in one piece each,
-  /// in order.
+  /// Calls visit(localBegin, count, position, step) for the parts of local rows [begin, end) that lie in one piece
+  /// each, in order.
   template <typename Visitor> void forEachPiece(int64_t begin, int64_t end, Visitor visit) const {
     for (size_t i = pieceOf(begin); begin < end; ++i) {
       const AffinePiece &piece = pieces_[i];
@@ -44,9 +44,9 @@ struct TileArea {
 struct TileExtent {
   static constexpr int kNumStripes = 4;
 
-  int stripeSize = 0;          ///< rows (or columns) of a stripe; stripe i starts at i * stripeSize
-  Range columns[kNumStripes];  ///< the columns that the rows of a stripe use
-  Range rows[kNumStripes];     ///< the rows that use the columns of a stripe
+  int stripeSize = 0;         ///< rows (or columns) of a stripe; stripe i starts at i * stripeSize
+  Range columns[kNumStripes]; ///< the columns that the rows of a stripe use
+  Range rows[kNumStripes];    ///< the rows that use the columns of a stripe
 
   /// All pairs of numRows x numColumns, in one stripe.
   static TileExtent whole(int64_t numRows, int64_t numColumns);
@@ -82,12 +82,12 @@ public:
   /// count from the area's corner, b and h are local.
   template <typename Visitor> void forEachPiece(int64_t b, int64_t h, TileArea area, Visitor visit) const {
     qIndex_.forEachPiece(area.q.begin, area.q.end, [&](int64_t q, int64_t qCount, int64_t qBegin, int64_t qStep) {
-      kvIndex_.forEachPiece(
-          area.kv.begin, area.kv.end, [&](int64_t kv, int64_t kvCount, int64_t kvBegin, int64_t kvStep) {
-            visit(TileCoordinates{b + problem_.batchOffset, h + problem_.headOffset, qBegin, qCount, qStep, kvBegin,
-                                  kvCount, kvStep},
-                  q - area.q.begin, kv - area.kv.begin);
-          });
+      kvIndex_.forEachPiece(area.kv.begin, area.kv.end,
+                            [&](int64_t kv, int64_t kvCount, int64_t kvBegin, int64_t kvStep) {
+                              visit(TileCoordinates{b + problem_.batchOffset, h + problem_.headOffset, qBegin, qCount,
+                                                    qStep, kvBegin, kvCount, kvStep},
+                                    q - area.q.begin, kv - area.kv.begin);
+                            });
     });
   }
 

@@ -1,5 +1,5 @@
-// The tiles of a problem by column: for each row set and each tile of keys, the tiles of rows that see it. The transpose
-// of the mask, which backward walks.
+// The tiles of a problem by column: for each row set and each tile of keys, the tiles of rows that see it. The
+// transpose of the mask, which backward walks.
 #pragma once
 
 #include "runtime/Host/TileClasses.h"

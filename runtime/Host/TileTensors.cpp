@@ -16,7 +16,8 @@ static bool isReadableInPairs(const TensorView &tensor) {
 }
 
 RowProduct::RowProduct(const HostKernels &kernels, const TensorView &a, const TensorView &b, int64_t depth)
-    : kernels_(kernels), isPaired_(kernels.multiplyPairs && depth % 2 == 0 && isReadableInPairs(a) && isReadableInPairs(b)),
+    : kernels_(kernels),
+      isPaired_(kernels.multiplyPairs && depth % 2 == 0 && isReadableInPairs(a) && isReadableInPairs(b)),
       depth_(isPaired_ ? depth / 2 : depth) {}
 
 /// A pair of bf16 is copied as one f32 would be.
@@ -85,7 +86,7 @@ SoftmaxEnd endSoftmax(float largest, float sum, float sink) {
 }
 
 CheckedTensor tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
-                              CheckedTensor::Types types, CheckedTensor::Role role, bool isOptional) {
+                             CheckedTensor::Types types, CheckedTensor::Role role, bool isOptional) {
   return {name, view, {sizes[0], sizes[1], sizes[2], sizes[3]}, types, role, isOptional};
 }
 

@@ -26,8 +26,8 @@ inline float &floatAt(const TensorView &tensor, int64_t b, int64_t h, int64_t ro
 
 inline int paddedColumns(int64_t columns) { return int(ceilDivide(columns, kColumnPadding) * kColumnPadding); }
 
-/// How the rows of Q (or dOut) and of K (or V) are packed for the products over the head size: as f32, or as they are, in
-/// pairs of bf16, where the processor multiplies those and the memory order lets pairs be read.
+/// How the rows of Q (or dOut) and of K (or V) are packed for the products over the head size: as f32, or as they are,
+/// in pairs of bf16, where the processor multiplies those and the memory order lets pairs be read.
 class RowProduct {
 public:
   /// `a` and `b` are the two tensors, `depth` their columns.
@@ -63,8 +63,8 @@ struct SoftmaxEnd {
 SoftmaxEnd endSoftmax(float largest, float sum, float sink);
 
 CheckedTensor tensorArgument(const char *name, const TensorView &view, const int64_t (&sizes)[4],
-                              CheckedTensor::Types types = CheckedTensor::Types::Any,
-                              CheckedTensor::Role role = CheckedTensor::Role::Input, bool isOptional = false);
+                             CheckedTensor::Types types = CheckedTensor::Types::Any,
+                             CheckedTensor::Role role = CheckedTensor::Role::Input, bool isOptional = false);
 
 /// Elements of the dense gradient of a capture: a broadcast axis counts once.
 int64_t numOwnElements(const CaptureView &capture);

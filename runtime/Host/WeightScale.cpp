@@ -31,7 +31,8 @@ public:
     const float magnitude = std::abs(floatAt(tensors_.lse, b, h, row));
     return magnitude >= kLargeLse && std::isfinite(magnitude);
   }
-  void scaleTile(int64_t b, int64_t h, int64_t qTile, const BackwardBuffers &buffers, const TensorView &weightScale) const;
+  void scaleTile(int64_t b, int64_t h, int64_t qTile, const BackwardBuffers &buffers,
+                 const TensorView &weightScale) const;
 
 private:
   void addTile(int64_t b, int64_t h, TileArea area, TileClass tileClass, const BackwardBuffers &buffers, float *rowMax,

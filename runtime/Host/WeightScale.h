@@ -6,9 +6,9 @@
 
 namespace cpflex {
 
-/// Fills layout.weightScale: exp(LSE as stored - LSE), where LSE is summed up again over the keys of the call and the sink.
-/// 1 for rows whose LSE is so small that its rounding does not show, which cost nothing, and for rows of which the call
-/// sees a part of the keys only: their sum gives another LSE than the stored one. `problem` has softmax.
+/// Fills layout.weightScale: exp(LSE as stored - LSE), where LSE is summed up again over the keys of the call and the
+/// sink. 1 for rows whose LSE is so small that its rounding does not show, which cost nothing, and for rows of which
+/// the call sees a part of the keys only: their sum gives another LSE than the stored one. `problem` has softmax.
 void computeWeightScale(const AttentionProblem &problem, const HostBackwardTensors &tensors, const HostKernels &kernels,
                         const TileClasses &classes, const BackwardLayout &layout, HostThreads &threads);
 

@@ -7,9 +7,7 @@
 namespace cpflex {
 namespace {
 
-bool isResult(Payload payload) {
-  return payload == Payload::Out || payload == Payload::DQ || payload == Payload::DKV;
-}
+bool isResult(Payload payload) { return payload == Payload::Out || payload == Payload::DQ || payload == Payload::DKV; }
 
 /// For each rank, its transfers in and out and its computes, in schedule order.
 struct RankParts {
@@ -40,9 +38,9 @@ struct WideRows {
   double work = 0.0; ///< of all `count` rows
 };
 
-/// The least total (and worst) number of foreign rows that ranks receive when none takes more than `maxRows` query rows,
-/// owns more than `maxOwn` kv rows or does more work than `maxWork`: the k-th widest rank has a row at least as wide as
-/// the widest that the first k - 1 ranks cannot take.
+/// The least total (and worst) number of foreign rows that ranks receive when none takes more than `maxRows` query
+/// rows, owns more than `maxOwn` kv rows or does more work than `maxWork`: the k-th widest rank has a row at least as
+/// wide as the widest that the first k - 1 ranks cannot take.
 std::pair<int64_t, int64_t> receivedBound(std::vector<WideRows> rows, int32_t worldSize, int64_t maxRows,
                                           int64_t maxOwn, double maxWork) {
   std::sort(rows.begin(), rows.end(), [](const WideRows &a, const WideRows &b) { return a.width > b.width; });

@@ -35,8 +35,8 @@ struct SlabPlace {
   size_t slab = 0;
 };
 
-/// The slab that holds all results of `part`, computed in `step`, when a single one of the transfers `results` carries any
-/// of them; they can be computed in the message itself then. `results` are indices of transfers of one rank.
+/// The slab that holds all results of `part`, computed in `step`, when a single one of the transfers `results` carries
+/// any of them; they can be computed in the message itself then. `results` are indices of transfers of one rank.
 std::optional<SlabPlace> placeOf(const Slab &part, Payload payload, int32_t step, const Schedule &schedule,
                                  const std::vector<int32_t> &results);
 

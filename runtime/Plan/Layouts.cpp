@@ -135,8 +135,9 @@ StatusOr<Layout> perDocumentLayout(std::span<const std::vector<int64_t>> offsets
     const std::vector<int64_t> &boundaries = offsets[row];
     if (boundaries.empty() || boundaries.front() != 0 || boundaries.back() != length ||
         !std::is_sorted(boundaries.begin(), boundaries.end()))
-      return Status::invalid(fmt::format(
-          "document offsets of batch row {} do not ascend from 0 to {}; expected every document boundary", row, length));
+      return Status::invalid(
+          fmt::format("document offsets of batch row {} do not ascend from 0 to {}; expected every document boundary",
+                      row, length));
     std::span<PositionMap> shards = shardsOfRow(layout, int64_t(row));
     // Tokens that a document has beyond a multiple of 2W go to pieces in turn, so that the counts of ranks stay close.
     int64_t turn = 0;
@@ -207,8 +208,9 @@ std::vector<std::vector<int64_t>> documentOffsets(const BlockMask &mask) {
         }
         hulls.push_back(hull);
       }
-      if (mask.heads > 1 && std::all_of(mask.rowSetOf.begin() + b * mask.heads, mask.rowSetOf.begin() + (b + 1) * mask.heads,
-                                        [&](int32_t set) { return set == mask.rowSetOf[b * mask.heads]; }))
+      if (mask.heads > 1 &&
+          std::all_of(mask.rowSetOf.begin() + b * mask.heads, mask.rowSetOf.begin() + (b + 1) * mask.heads,
+                      [&](int32_t set) { return set == mask.rowSetOf[b * mask.heads]; }))
         break;
     }
     std::sort(hulls.begin(), hulls.end(), [](Range a, Range b) { return a.begin < b.begin; });
@@ -231,33 +233,36 @@ std::vector<std::vector<int64_t>> documentOffsets(const BlockMask &mask) {
 Status verifyLayout(const Layout &layout) {
   if (layout.worldSize < 1 || layout.length < 0 || layout.rows < 1 ||
       int64_t(layout.shards.size()) != layout.rows * layout.worldSize)
-    return Status::invalid(fmt::format("layout of {} ranks, {} rows and {} tokens with {} shards; expected one shard for "
-                                       "each row and rank",
-                                       layout.worldSize, layout.rows, layout.length, layout.shards.size()));
+    return Status::invalid(
+        fmt::format("layout of {} ranks, {} rows and {} tokens with {} shards; expected one shard for "
+                    "each row and rank",
+                    layout.worldSize, layout.rows, layout.length, layout.shards.size()));
   for (int64_t row = 0; row < layout.rows; ++row) {
     std::vector<int32_t> owner(size_t(layout.length), -1);
     for (int32_t rank = 0; rank < layout.worldSize; ++rank) {
       const PositionMap &map = layout.shards[size_t(row * layout.worldSize + rank)];
       if (map.size() != layout.shardSize(rank))
-        return Status::invalid(fmt::format("rank {} owns {} tokens in batch row {} and {} in batch row 0; expected equally "
-                                           "many in each",
-                                           rank, map.size(), row, layout.shardSize(rank)));
+        return Status::invalid(
+            fmt::format("rank {} owns {} tokens in batch row {} and {} in batch row 0; expected equally "
+                        "many in each",
+                        rank, map.size(), row, layout.shardSize(rank)));
       for (const AffinePiece &piece : map.pieces)
         for (int64_t i = 0; i < piece.count; ++i) {
           int64_t position = piece.begin + i * piece.step;
           if (piece.step < 1 || position < 0 || position >= layout.length)
-            return Status::invalid(fmt::format("rank {} owns token {} in batch row {}; expected tokens in [0, {})", rank,
-                                               position, row, layout.length));
+            return Status::invalid(fmt::format("rank {} owns token {} in batch row {}; expected tokens in [0, {})",
+                                               rank, position, row, layout.length));
           if (owner[size_t(position)] >= 0)
-            return Status::invalid(fmt::format("token {} of batch row {} belongs to ranks {} and {}; expected one owner",
-                                               position, row, owner[size_t(position)], rank));
+            return Status::invalid(
+                fmt::format("token {} of batch row {} belongs to ranks {} and {}; expected one owner", position, row,
+                            owner[size_t(position)], rank));
           owner[size_t(position)] = rank;
         }
     }
     auto orphan = std::find(owner.begin(), owner.end(), -1);
     if (orphan != owner.end())
-      return Status::invalid(fmt::format("token {} of batch row {} belongs to no rank; expected one owner",
-                                         orphan - owner.begin(), row));
+      return Status::invalid(
+          fmt::format("token {} of batch row {} belongs to no rank; expected one owner", orphan - owner.begin(), row));
   }
   return Status::ok();
 }

@@ -21,16 +21,16 @@ Layout contiguousLayout(int64_t length, int32_t worldSize);
 Layout headTailLayout(int64_t length, int32_t worldSize);
 Layout stripedLayout(int64_t length, int32_t worldSize);
 
-/// Head-tail inside each document. offsets[b] are the document boundaries of batch row b (0, ..., length, ascending); one
-/// entry serves all rows. Every rank owns length / worldSize tokens, rounded: odd document lengths are evened out.
+/// Head-tail inside each document. offsets[b] are the document boundaries of batch row b (0, ..., length, ascending);
+/// one entry serves all rows. Every rank owns length / worldSize tokens, rounded: odd document lengths are evened out.
 StatusOr<Layout> perDocumentLayout(std::span<const std::vector<int64_t>> offsets, int64_t length, int32_t worldSize);
 
 /// Deals rows in units of `unit` rows by their work (work[b][i] of unit i): sorted descending, dealt round robin with
 /// the direction reversed each round; each rank keeps its units in ascending order.
 StatusOr<Layout> ptrrLayout(std::span<const std::vector<double>> work, int64_t unit, int64_t length, int32_t worldSize);
 
-/// Document boundaries that the mask itself shows, in whole tiles: positions that no attending tile straddles. One entry
-/// per batch row, or one entry when all rows are alike. For square masks.
+/// Document boundaries that the mask itself shows, in whole tiles: positions that no attending tile straddles. One
+/// entry per batch row, or one entry when all rows are alike. For square masks.
 std::vector<std::vector<int64_t>> documentOffsets(const BlockMask &mask);
 
 /// Ok when every token of every batch row has one owner and ranks own equally many tokens in each row.

@@ -134,7 +134,8 @@ RangeSet needOfShard(const BlockMask &mask, const BatchGroup &group, const Posit
 
 RangeSet exactNeedOfShard(const BlockMask &mask, const BatchGroup &group, const PositionMap &shard,
                           const RangeSet &known, const PlanRequest &request) {
-  // 1. Full tiles settle their columns; `settled` marks positions that are known to be needed or that nobody asks about.
+  // 1. Full tiles settle their columns; `settled` marks positions that are known to be needed or that nobody asks
+  // about.
   std::vector<uint8_t> isNeeded(size_t(mask.kvLen), 0), isSettled(size_t(mask.kvLen), 0);
   const std::vector<OwnedTileRows> tiles = ownedTiles(shard, mask.tileQ);
   for (Range range : known)
@@ -171,9 +172,14 @@ RangeSet exactNeedOfShard(const BlockMask &mask, const BatchGroup &group, const 
           PositionMap pieces = rowsIn(shard, {qTile * mask.tileQ, (qTile + 1) * mask.tileQ});
           for (const AffinePiece &piece : pieces.pieces) {
             attends.assign(size_t(piece.count * columns.size()), 0);
-            TileCoordinates tile{.b = request.batchOffset + b, .h = request.headOffset + h,
-                                 .qBegin = piece.begin, .qCount = piece.count, .qStep = piece.step,
-                                 .kvBegin = columns.begin, .kvCount = columns.size(), .kvStep = 1};
+            TileCoordinates tile{.b = request.batchOffset + b,
+                                 .h = request.headOffset + h,
+                                 .qBegin = piece.begin,
+                                 .qCount = piece.count,
+                                 .qStep = piece.step,
+                                 .kvBegin = columns.begin,
+                                 .kvCount = columns.size(),
+                                 .kvStep = 1};
             request.functions->evaluateTile(request.bindings, &tile, attends.data(), columns.size());
             for (int64_t i = 0; i < piece.count; ++i)
               for (int64_t j = 0; j < columns.size(); ++j)

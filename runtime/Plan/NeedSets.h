@@ -26,8 +26,8 @@ RangeSet unionOf(const RangeSet &a, const RangeSet &b);
 /// Adjacent batch rows that share shards and mask rows, hence need sets.
 struct BatchGroup {
   Range batch;
-  std::vector<int32_t> rowSets;   ///< distinct row sets of the mask in use
-  std::vector<int64_t> numUses;   ///< (batch, head) pairs that use each, summed over the group
+  std::vector<int32_t> rowSets; ///< distinct row sets of the mask in use
+  std::vector<int64_t> numUses; ///< (batch, head) pairs that use each, summed over the group
 };
 
 /// The groups of batch rows of a mask (broadcast from 1 batch row or head where it has only one) under layouts.
@@ -36,8 +36,8 @@ std::vector<BatchGroup> batchGroups(const BlockMask &mask, const CallShape &shap
 
 /// Rows of one tile of the mask that a rank owns.
 struct OwnedTileRows {
-  int64_t tile = 0;   ///< index of the row of tiles
-  int64_t count = 0;  ///< rows in it that the rank owns
+  int64_t tile = 0;  ///< index of the row of tiles
+  int64_t count = 0; ///< rows in it that the rank owns
 };
 
 /// The rows of tiles in which a shard has rows, ascending.
@@ -84,7 +84,8 @@ template <typename Visitor> void OwnerIndex::visit(Range range, Visitor &&visito
   for (const Strided &strided : strided_) {
     const AffinePiece &piece = strided.piece;
     int64_t first = range.begin <= piece.begin ? 0 : ceilDivide(range.begin - piece.begin, piece.step);
-    int64_t last = range.end <= piece.begin ? 0 : std::min(piece.count, ceilDivide(range.end - piece.begin, piece.step));
+    int64_t last =
+        range.end <= piece.begin ? 0 : std::min(piece.count, ceilDivide(range.end - piece.begin, piece.step));
     if (first < last)
       visitor(strided.owner, Range{strided.localBegin + first, strided.localBegin + last});
   }

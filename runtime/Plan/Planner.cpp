@@ -35,12 +35,14 @@ BlockMask denseMask(const CallShape &shape) {
 
 Status verifyMask(const CallShape &shape, const BlockMask &mask) {
   if (mask.qLen != shape.qLen || mask.kvLen != shape.kvLen)
-    return Status::invalid(fmt::format("a mask over {} x {} positions for a call over {} x {}; expected the same lengths",
-                                       mask.qLen, mask.kvLen, shape.qLen, shape.kvLen));
+    return Status::invalid(
+        fmt::format("a mask over {} x {} positions for a call over {} x {}; expected the same lengths", mask.qLen,
+                    mask.kvLen, shape.qLen, shape.kvLen));
   if ((mask.batch != 1 && mask.batch != shape.batch) || (mask.heads != 1 && mask.heads != shape.qHeads))
-    return Status::invalid(fmt::format("a mask for {} batch rows and {} heads in a call with {} and {}; expected the same "
-                                       "or 1",
-                                       mask.batch, mask.heads, shape.batch, shape.qHeads));
+    return Status::invalid(
+        fmt::format("a mask for {} batch rows and {} heads in a call with {} and {}; expected the same "
+                    "or 1",
+                    mask.batch, mask.heads, shape.batch, shape.qHeads));
   return Status::ok();
 }
 
@@ -52,10 +54,10 @@ Status verifyRequest(const PlanRequest &request) {
     return Status::invalid(fmt::format("batch {}, q length {} and kv length {}; expected 0 or more", shape.batch,
                                        shape.qLen, shape.kvLen));
   if (shape.qHeads < 1 || shape.kvHeads < 1 || shape.qHeads % shape.kvHeads != 0)
-    return Status::invalid(fmt::format("{} query heads for {} kv heads; expected a multiple", shape.qHeads, shape.kvHeads));
-  if (shape.headDim < 1 || shape.vHeadDim < 1)
     return Status::invalid(
-        fmt::format("head sizes {} and {}; expected 1 or more", shape.headDim, shape.vHeadDim));
+        fmt::format("{} query heads for {} kv heads; expected a multiple", shape.qHeads, shape.kvHeads));
+  if (shape.headDim < 1 || shape.vHeadDim < 1)
+    return Status::invalid(fmt::format("head sizes {} and {}; expected 1 or more", shape.headDim, shape.vHeadDim));
   if (shape.type != ElementType::F32 && shape.type != ElementType::BF16 && shape.type != ElementType::F16)
     return Status::invalid(fmt::format("tensors of type '{}'; expected f32, bf16 or f16", toString(shape.type)));
   if (request.needPrecision == NeedPrecision::Token && request.mask &&
@@ -72,8 +74,8 @@ Status verifyRequest(const PlanRequest &request) {
     if (request.mask && mask->tileQ != request.mask->tileQ)
       return Status::invalid(fmt::format("masks with tiles of {} and {} rows share a layout; expected equal tiles",
                                          request.mask->tileQ, mask->tileQ));
-  for (auto [layout, length, name] : {std::tuple(&request.qLayout, shape.qLen, "q"),
-                                      std::tuple(&request.kvLayout, shape.kvLen, "kv")})
+  for (auto [layout, length, name] :
+       {std::tuple(&request.qLayout, shape.qLen, "q"), std::tuple(&request.kvLayout, shape.kvLen, "kv")})
     if (*layout) {
       if ((*layout)->worldSize != request.worldSize || (*layout)->length != length)
         return Status::invalid(fmt::format("'{}' layout of {} tokens on {} ranks; expected {} tokens on {} ranks", name,

@@ -1,5 +1,5 @@
-// From a mask, a group of ranks and a cost model to a Schedule: the one entry to planning. Everything is computed on the
-// host from plain data; nothing is sent.
+// From a mask, a group of ranks and a cost model to a Schedule: the one entry to planning. Everything is computed on
+// the host from plain data; nothing is sent.
 #pragma once
 
 #include "runtime/contract/Attention.h"
@@ -16,11 +16,11 @@ namespace cpflex {
 
 /// What compute and transfers cost, for choices and predictions.
 struct CostModel {
-  double flopsPerSecond = 550e12;          ///< of attention on full tiles, forward
-  double backwardFlopsPerSecond = 430e12;  ///< backward, counting 2.5 times the operations of forward
-  double bytesPerSecond = 350e9;           ///< in and out of one rank, each way
-  double messageSeconds = 8e-6;            ///< fixed cost of a message
-  double launchSeconds = 5e-6;             ///< fixed cost of an attention call
+  double flopsPerSecond = 550e12;         ///< of attention on full tiles, forward
+  double backwardFlopsPerSecond = 430e12; ///< backward, counting 2.5 times the operations of forward
+  double bytesPerSecond = 350e9;          ///< in and out of one rank, each way
+  double messageSeconds = 8e-6;           ///< fixed cost of a message
+  double launchSeconds = 5e-6;            ///< fixed cost of an attention call
 };
 
 /// The exactness of need sets.
@@ -37,7 +37,8 @@ struct PlanRequest {
   CallShape shape;
   int32_t worldSize = 1;
   Pass pass = Pass::Forward;
-  const BlockMask *mask = nullptr; ///< over global positions, [batch, qHeads] or broadcast from 1; null: all pairs attend
+  const BlockMask *mask =
+      nullptr; ///< over global positions, [batch, qHeads] or broadcast from 1; null: all pairs attend
   std::vector<const BlockMask *> otherMasks; ///< share the layout with `mask`; same lengths and tile size
 
   std::optional<LayoutKind> layout; ///< none: chosen by the cost model
@@ -46,8 +47,8 @@ struct PlanRequest {
   std::optional<Layout> kvLayout;   ///< for cross-attention; none: qLayout when the lengths agree, else contiguous
   KeyOrder keyOrder = KeyOrder::Arrival;
   TokenCounts tokenCounts = TokenCounts::Equal;
-  double balanceTolerance = 0.05;   ///< how far the largest work may exceed the mean when traffic is saved, for `solved`
-  int32_t maxSteps = 8;             ///< selective: exchanges at most; more overlap against fewer messages
+  double balanceTolerance = 0.05; ///< how far the largest work may exceed the mean when traffic is saved, for `solved`
+  int32_t maxSteps = 8;           ///< selective: exchanges at most; more overlap against fewer messages
   /// Document boundaries per batch row (or one entry for all) for per-document layouts; empty: read off the mask.
   std::vector<std::vector<int64_t>> documentOffsets;
 

@@ -214,8 +214,7 @@ std::vector<GroupNeeds> groupNeeds(const PlanRequest &request, const BlockMask &
             const TileRun &run = tiles.runs[size_t(i)];
             owners.visit({run.begin * mask.tileKV, std::min(mask.kvLen, run.end * mask.tileKV)},
                          [&](int32_t owner, Range local) {
-                           workBy[owner] +=
-                               double(owned.count) * double(local.size()) * double(group.numUses[set]);
+                           workBy[owner] += double(owned.count) * double(local.size()) * double(group.numUses[set]);
                          });
           }
       }

@@ -13,10 +13,10 @@ namespace cpflex {
 /// What each rank needs in one group of batch rows.
 struct GroupNeeds {
   BatchGroup group;
-  std::vector<RangeSet> need;                       ///< by rank: kv positions
-  std::vector<std::vector<OwnedRows>> rows;         ///< by rank: the same as rows of shards, by owner, then row
-  std::vector<std::map<int32_t, double>> workBy;    ///< by rank: work against the keys of each owner
-  std::vector<double> workOfHead;                   ///< by query head: work of all rows, one batch row
+  std::vector<RangeSet> need;                    ///< by rank: kv positions
+  std::vector<std::vector<OwnedRows>> rows;      ///< by rank: the same as rows of shards, by owner, then row
+  std::vector<std::map<int32_t, double>> workBy; ///< by rank: work against the keys of each owner
+  std::vector<double> workOfHead;                ///< by query head: work of all rows, one batch row
 };
 
 /// Need sets and work of every group and rank. Ascending key order rounds needs to whole tiles of 128 positions.

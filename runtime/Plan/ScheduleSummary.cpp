@@ -49,8 +49,8 @@ std::string toSummary(const Schedule &schedule) {
     int64_t bytesA = certificate.ranks[a].bytesReceived, bytesB = certificate.ranks[b].bytesReceived;
     return bytesA != bytesB ? bytesA > bytesB : a < b;
   });
-  fmt::format_to(print, "// {:>6} {:>12} {:>12} {:>12} {:>12} {:>12}   (ranks that receive most first)\n", "rank", "work",
-                 "sent", "received", "minimum", "peak");
+  fmt::format_to(print, "// {:>6} {:>12} {:>12} {:>12} {:>12} {:>12}   (ranks that receive most first)\n", "rank",
+                 "work", "sent", "received", "minimum", "peak");
   for (size_t i = 0; i < std::min(order.size(), kMaxListedRanks); ++i) {
     const RankLoad &load = certificate.ranks[order[i]];
     fmt::format_to(print, "// {:>6} {:>12.4g} {:>12} {:>12} {:>12} {:>12}\n", order[i], load.work,

@@ -1,5 +1,5 @@
-// Draws a schedule; see ScheduleText.h. Left the mask's tiles by the rank and step that compute them, right the simulated
-// run: one lane per rank, computes above, what it receives below.
+// Draws a schedule; see ScheduleText.h. Left the mask's tiles by the rank and step that compute them, right the
+// simulated run: one lane per rank, computes above, what it receives below.
 #include "runtime/Plan/NeedSets.h"
 #include "runtime/Plan/ScheduleText.h"
 #include "runtime/Plan/Simulator.h"
@@ -73,8 +73,9 @@ void drawTiles(std::string &out, const Schedule &schedule, const BlockMask &mask
       kv = end;
     }
   }
-  fmt::format_to(print, "<text x=\"{}\" y=\"{}\">keys</text><text x=\"{}\" y=\"{}\" transform=\"rotate(-90 {} {})\">"
-                        "queries</text>\n",
+  fmt::format_to(print,
+                 "<text x=\"{}\" y=\"{}\">keys</text><text x=\"{}\" y=\"{}\" transform=\"rotate(-90 {} {})\">"
+                 "queries</text>\n",
                  kMargin, kMargin - 8, kMargin - 10, kMargin + 60, kMargin - 10, kMargin + 60);
 }
 
@@ -85,35 +86,38 @@ std::string toSvg(const Schedule &schedule, const BlockMask *mask) {
   const double left = mask ? 2 * kMargin + kMapSize : kMargin;
   const double height = std::max(mask ? kMapSize + 2 * kMargin : 0.0, 2 * kMargin + kLaneHeight * schedule.worldSize);
   const double scale = simulation.seconds > 0.0 ? kLaneWidth / simulation.seconds : 0.0;
-  std::string out = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} "
-                                "{1}\" font-family=\"sans-serif\" font-size=\"11\">\n",
-                                left + kLaneWidth + kMargin + 50, height);
+  std::string out =
+      fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} "
+                  "{1}\" font-family=\"sans-serif\" font-size=\"11\">\n",
+                  left + kLaneWidth + kMargin + 50, height);
   auto print = std::back_inserter(out);
   if (mask)
     drawTiles(out, schedule, *mask);
   fmt::format_to(print, "<text x=\"{}\" y=\"{}\">{} {} on {} ranks: {} steps, {:.3f} ms simulated</text>\n", left + 50,
-                 kMargin - 8, toString(schedule.rotation), toString(schedule.pass), schedule.worldSize, schedule.numSteps,
-                 simulation.seconds * 1e3);
+                 kMargin - 8, toString(schedule.rotation), toString(schedule.pass), schedule.worldSize,
+                 schedule.numSteps, simulation.seconds * 1e3);
   for (int32_t rank = 0; rank < schedule.worldSize; ++rank)
-    fmt::format_to(print, "<text x=\"{}\" y=\"{:.1f}\">rank {}</text>\n", left, kMargin + kLaneHeight * rank + kBarHeight,
-                   rank);
+    fmt::format_to(print, "<text x=\"{}\" y=\"{:.1f}\">rank {}</text>\n", left,
+                   kMargin + kLaneHeight * rank + kBarHeight, rank);
   for (const SimulatedEvent &event : simulation.events) {
     const double x = left + 50 + event.begin * scale, width = std::max(0.3, (event.end - event.begin) * scale);
     if (event.isTransfer) {
       const Transfer &transfer = schedule.transfers[size_t(event.index)];
-      fmt::format_to(print,
-                     "<rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"6\" fill=\"{}\" opacity=\"0.7\"><title>step "
-                     "{}: {} from rank {} to {}, {} bytes</title></rect>\n",
-                     x, kMargin + kLaneHeight * transfer.destination + kBarHeight + 2, width,
-                     colour(transfer.source, schedule.worldSize, 2), transfer.step, toString(transfer.payload),
-                     transfer.source, transfer.destination, transfer.sizeInBytes);
+      fmt::format_to(
+          print,
+          "<rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"6\" fill=\"{}\" opacity=\"0.7\"><title>step "
+          "{}: {} from rank {} to {}, {} bytes</title></rect>\n",
+          x, kMargin + kLaneHeight * transfer.destination + kBarHeight + 2, width,
+          colour(transfer.source, schedule.worldSize, 2), transfer.step, toString(transfer.payload), transfer.source,
+          transfer.destination, transfer.sizeInBytes);
     } else {
       const Compute &compute = schedule.computes[size_t(event.index)];
-      fmt::format_to(print,
-                     "<rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{}\" fill=\"{}\"><title>step {}: rank {} "
-                     "computes {:.4g} pairs</title></rect>\n",
-                     x, kMargin + kLaneHeight * compute.rank, width, kBarHeight,
-                     colour(compute.rank, schedule.worldSize, compute.step), compute.step, compute.rank, compute.work);
+      fmt::format_to(
+          print,
+          "<rect x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{}\" fill=\"{}\"><title>step {}: rank {} "
+          "computes {:.4g} pairs</title></rect>\n",
+          x, kMargin + kLaneHeight * compute.rank, width, kBarHeight,
+          colour(compute.rank, schedule.worldSize, compute.step), compute.step, compute.rank, compute.work);
     }
   }
   out += "</svg>\n";

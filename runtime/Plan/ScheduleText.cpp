@@ -35,8 +35,8 @@ std::string rowsText(const std::vector<OwnedRows> &list) {
 }
 
 void printLayout(std::string &out, const char *tensor, const Layout &layout) {
-  fmt::format_to(std::back_inserter(out), "  cp.layout {} \"{}\" length {} rows {} {{\n", tensor,
-                 toString(layout.kind), layout.length, layout.rows);
+  fmt::format_to(std::back_inserter(out), "  cp.layout {} \"{}\" length {} rows {} {{\n", tensor, toString(layout.kind),
+                 layout.length, layout.rows);
   for (int64_t row = 0; row < layout.rows; ++row)
     for (int32_t rank = 0; rank < layout.worldSize; ++rank) {
       fmt::format_to(std::back_inserter(out), "    cp.shard row {} rank {} [", row, rank);
@@ -111,7 +111,7 @@ public:
   /// A quoted word that `lookUp` knows.
   template <typename LookUp> auto word(LookUp &&lookUp, std::string_view what) {
     auto found = token_.size() >= 2 && token_.front() == '"' ? lookUp(token_.substr(1, token_.size() - 2))
-                                                            : decltype(lookUp(token_)){};
+                                                             : decltype(lookUp(token_)){};
     if (!found) {
       fail(fmt::format("{} found; expected a {} in quotes", shown(), what));
       return typename decltype(found)::value_type{};
@@ -197,7 +197,8 @@ void readLayout(Reader &reader, Schedule &schedule, Layout &layout) {
   while (reader.accept("cp.shard")) {
     int64_t row = reader.named("row"), rank = reader.named("rank");
     if (row * layout.worldSize + rank != int64_t(layout.shards.size()))
-      reader.fail(fmt::format("shard of row {} and rank {} found; expected shards in order of row, then rank", row, rank));
+      reader.fail(
+          fmt::format("shard of row {} and rank {} found; expected shards in order of row, then rank", row, rank));
     PositionMap map;
     reader.list([&] {
       AffinePiece piece;
@@ -296,9 +297,9 @@ void readCertificate(Reader &reader, Certificate &certificate) {
 
 std::string toText(const Schedule &schedule) {
   const CallShape &shape = schedule.shape;
-  std::string out = fmt::format("cp.schedule {} \"{}\" \"{}\" ranks {} steps {} {{\n", toString(schedule.pass),
-                                toString(schedule.rotation), toString(schedule.keyOrder), schedule.worldSize,
-                                schedule.numSteps);
+  std::string out =
+      fmt::format("cp.schedule {} \"{}\" \"{}\" ranks {} steps {} {{\n", toString(schedule.pass),
+                  toString(schedule.rotation), toString(schedule.keyOrder), schedule.worldSize, schedule.numSteps);
   auto print = [&]<typename... Values>(fmt::format_string<Values...> format, Values &&...values) {
     fmt::format_to(std::back_inserter(out), format, std::forward<Values>(values)...);
   };
@@ -310,8 +311,8 @@ std::string toText(const Schedule &schedule) {
   else
     printLayout(out, "kv", schedule.kvLayout);
   for (const Transfer &transfer : schedule.transfers) {
-    print("  cp.transfer step {} from {} to {} \"{}\" bytes {} [", transfer.step, transfer.source,
-          transfer.destination, toString(transfer.payload), transfer.sizeInBytes);
+    print("  cp.transfer step {} from {} to {} \"{}\" bytes {} [", transfer.step, transfer.source, transfer.destination,
+          toString(transfer.payload), transfer.sizeInBytes);
     const char *separator = "";
     for (const Slab &slab : transfer.slabs) {
       print("{}owner {} batch {} heads {} rows {}", separator, slab.owner, rangeText(slab.batch), rangeText(slab.heads),

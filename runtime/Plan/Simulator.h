@@ -1,5 +1,5 @@
-// How long does a Schedule take by a cost model? A discrete-event estimate with one compute engine and one port each way
-// per rank.
+// How long does a Schedule take by a cost model? A discrete-event estimate with one compute engine and one port each
+// way per rank.
 #pragma once
 
 #include "runtime/Plan/Planner.h"
@@ -24,8 +24,8 @@ struct Simulation {
   std::vector<SimulatedEvent> events;
 };
 
-/// Runs the schedule: a rank enters a step when its computes and transfers of the step before are done; a message starts
-/// when both ranks are in its step and both ports are free, lowest ready time first.
+/// Runs the schedule: a rank enters a step when its computes and transfers of the step before are done; a message
+/// starts when both ranks are in its step and both ports are free, lowest ready time first.
 Simulation simulate(const Schedule &schedule, const CostModel &cost);
 
 } // namespace cpflex

@@ -11,11 +11,12 @@ namespace cpflex {
 namespace {
 
 /// Thresholds of banded candidates, in multiples of the mean work of a row.
-constexpr double kBandThresholds[] = {0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0};
+constexpr double kBandThresholds[] = {0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0,  2.5,
+                                      3.0,  3.5, 4.0,  5.0, 6.0,  8.0, 10.0, 12.0, 16.0};
 /// Candidates within this factor of the fastest count as equally fast; the least traffic decides between them.
 constexpr double kEquallyFast = 1.01;
-/// Layouts beyond the balance tolerance are chosen only when all balanced ones take this many times as long: the rest of
-/// a model, and other machines, want balance.
+/// Layouts beyond the balance tolerance are chosen only when all balanced ones take this many times as long: the rest
+/// of a model, and other machines, want balance.
 constexpr double kMuchFaster = 1.5;
 
 /// One band: rows in order of position, with prefix sums of rows and work at tile boundaries.
@@ -123,9 +124,9 @@ private:
   std::vector<size_t> order_;
 };
 
-/// Deals one row of tokens to shards[0 .. worldSize) as two bands. With `firstKeys`, the first key of each tile of rows,
-/// light rows that begin where heavy ones do (the head of a long document) go to the ranks of those first: they need
-/// nothing that the heavy rows do not.
+/// Deals one row of tokens to shards[0 .. worldSize) as two bands. With `firstKeys`, the first key of each tile of
+/// rows, light rows that begin where heavy ones do (the head of a long document) go to the ranks of those first: they
+/// need nothing that the heavy rows do not.
 void dealBands(const std::vector<double> &work, const std::vector<int64_t> *firstKeys, int64_t tile, int64_t length,
                std::span<PositionMap> shards, double threshold, double tolerance) {
   const int64_t worldSize = int64_t(shards.size());
@@ -289,8 +290,8 @@ Layout bandedLayout(const std::vector<std::vector<double>> &work, const std::vec
   Layout layout{LayoutKind::Solved, length, worldSize, int64_t(work.size()), {}};
   layout.shards.resize(work.size() * size_t(worldSize));
   for (size_t row = 0; row < work.size(); ++row)
-    dealBands(work[row], firstKeys, tile, length, std::span(layout.shards).subspan(row * size_t(worldSize), size_t(worldSize)),
-              threshold, tolerance);
+    dealBands(work[row], firstKeys, tile, length,
+              std::span(layout.shards).subspan(row * size_t(worldSize), size_t(worldSize)), threshold, tolerance);
   return layout;
 }
 

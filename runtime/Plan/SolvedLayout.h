@@ -17,7 +17,7 @@ std::vector<std::vector<double>> tileWork(const PlanRequest &request, const Bloc
 
 /// What a layout costs by the request's cost model.
 struct LayoutScore {
-  double maxWork = 0, meanWork = 0;                ///< over ranks
+  double maxWork = 0, meanWork = 0;                   ///< over ranks
   int64_t maxReceivedRows = 0, totalReceivedRows = 0; ///< kv rows of one layer, summed over batch rows
   int64_t maxSentRows = 0;
   double seconds = 0; ///< of the slowest rank if compute and traffic overlap
@@ -27,11 +27,11 @@ struct LayoutScore {
 LayoutScore scoreLayout(const PlanRequest &request, const BlockMask &mask, const Layout &qLayout,
                         const Layout &kvLayout);
 
-/// Tokens in two bands: those whose row has more work than `threshold` times the mean, and the rest. Each rank takes one
-/// run of each band, in order of position, so that its token count is even and its work is the mean; a run of deep rows
-/// shares the keys it needs. `work` is per layout row and tile of `tile` rows; cuts are multiples of a power of two rows,
-/// as coarse as `tolerance` allows. With `firstKeys`, the first key of each tile of rows or null, the light head of a long
-/// document goes to the ranks of its deep rows first.
+/// Tokens in two bands: those whose row has more work than `threshold` times the mean, and the rest. Each rank takes
+/// one run of each band, in order of position, so that its token count is even and its work is the mean; a run of deep
+/// rows shares the keys it needs. `work` is per layout row and tile of `tile` rows; cuts are multiples of a power of
+/// two rows, as coarse as `tolerance` allows. With `firstKeys`, the first key of each tile of rows or null, the light
+/// head of a long document goes to the ranks of its deep rows first.
 Layout bandedLayout(const std::vector<std::vector<double>> &work, const std::vector<int64_t> *firstKeys, int64_t tile,
                     int64_t length, int32_t worldSize, double threshold, double tolerance);
 

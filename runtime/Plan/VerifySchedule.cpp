@@ -47,17 +47,17 @@ Status verifySlab(const Schedule &schedule, Payload payload, const Slab &slab, c
   const bool isKey = isKeySide(payload);
   const Layout &layout = isKey ? schedule.kvLayout : schedule.qLayout;
   if (slab.owner < 0 || slab.owner >= schedule.worldSize)
-    return Status::invalid(fmt::format("{} has rows of rank {}; expected a rank in [0, {})", place, slab.owner,
-                                       schedule.worldSize));
+    return Status::invalid(
+        fmt::format("{} has rows of rank {}; expected a rank in [0, {})", place, slab.owner, schedule.worldSize));
   if (!isWithin(slab.rows, layout.shardSize(slab.owner)))
     return Status::invalid(fmt::format("{} has rows [{}, {}) of rank {}; expected rows in [0, {})", place,
                                        slab.rows.begin, slab.rows.end, slab.owner, layout.shardSize(slab.owner)));
   const int64_t numHeads = isKey ? schedule.shape.kvHeads : schedule.shape.qHeads;
   if (!isWithin(slab.heads, numHeads) || !isWithin(slab.batch, schedule.shape.batch))
-    return Status::invalid(fmt::format("{} has heads [{}, {}) and batch rows [{}, {}); expected heads in [0, {}) and batch "
-                                       "rows in [0, {})",
-                                       place, slab.heads.begin, slab.heads.end, slab.batch.begin, slab.batch.end,
-                                       numHeads, schedule.shape.batch));
+    return Status::invalid(fmt::format(
+        "{} has heads [{}, {}) and batch rows [{}, {}); expected heads in [0, {}) and batch "
+        "rows in [0, {})",
+        place, slab.heads.begin, slab.heads.end, slab.batch.begin, slab.batch.end, numHeads, schedule.shape.batch));
   return Status::ok();
 }
 
@@ -72,8 +72,9 @@ Status verifySchedule(const Schedule &schedule) {
   for (auto [layout, length] : {std::pair(&schedule.qLayout, shape.qLen), std::pair(&schedule.kvLayout, shape.kvLen)}) {
     if (layout->length != length || layout->worldSize != schedule.worldSize ||
         (layout->rows != 1 && layout->rows != shape.batch))
-      return Status::invalid(fmt::format("layout of {} tokens and {} batch rows; expected {} tokens and 1 or {} batch rows",
-                                         layout->length, layout->rows, length, shape.batch));
+      return Status::invalid(
+          fmt::format("layout of {} tokens and {} batch rows; expected {} tokens and 1 or {} batch rows",
+                      layout->length, layout->rows, length, shape.batch));
     CPFLEX_RETURN_IF_ERROR(verifyLayout(*layout));
   }
   std::vector<Arrivals> arrivals(size_t(schedule.worldSize));
@@ -95,13 +96,14 @@ Status verifySchedule(const Schedule &schedule) {
       if (isInput(transfer.payload)) {
         if (slab.owner != transfer.source &&
             !arrivals[size_t(transfer.source)].has(isKeySide(transfer.payload), slab, transfer.step))
-          return Status::invalid(fmt::format("{} passes on rows [{}, {}) of rank {}; expected rows that the source owns or "
-                                             "has received",
-                                             place, slab.rows.begin, slab.rows.end, slab.owner));
+          return Status::invalid(
+              fmt::format("{} passes on rows [{}, {}) of rank {}; expected rows that the source owns or "
+                          "has received",
+                          place, slab.rows.begin, slab.rows.end, slab.owner));
         arrivals[size_t(transfer.destination)].add(isKeySide(transfer.payload), slab, transfer.step);
       } else if (slab.owner != transfer.destination) {
-        return Status::invalid(fmt::format("{} returns results of rank {}; expected results of its destination", place,
-                                           slab.owner));
+        return Status::invalid(
+            fmt::format("{} returns results of rank {}; expected results of its destination", place, slab.owner));
       }
     }
     if (bytes != transfer.sizeInBytes)
@@ -119,9 +121,8 @@ Status verifySchedule(const Schedule &schedule) {
     lastCompute = key;
     if (compute.rank < 0 || compute.rank >= schedule.worldSize)
       return Status::invalid(fmt::format("{}; expected a rank in [0, {})", place, schedule.worldSize));
-    if (compute.heads.isEmpty() ||
-        (compute.heads != Range{0, shape.qHeads} &&
-         compute.heads.begin / headsPerKV != (compute.heads.end - 1) / headsPerKV))
+    if (compute.heads.isEmpty() || (compute.heads != Range{0, shape.qHeads} &&
+                                    compute.heads.begin / headsPerKV != (compute.heads.end - 1) / headsPerKV))
       return Status::invalid(fmt::format("{} covers heads [{}, {}); expected all heads or heads of one kv head", place,
                                          compute.heads.begin, compute.heads.end));
     const Range kvHeads = {compute.heads.begin / headsPerKV, (compute.heads.end - 1) / headsPerKV + 1};
@@ -143,9 +144,10 @@ Status verifySchedule(const Schedule &schedule) {
     for (int64_t b = 0; b < shape.batch; ++b)
       for (int64_t h = 0; h < shape.qHeads; ++h)
         if (sizeOf(normalized(covered[{rank, b, h}])) != schedule.qLayout.shardSize(rank))
-          return Status::invalid(fmt::format("query rows of rank {}, batch row {} and head {} are not all computed; expected "
-                                             "{} rows",
-                                             rank, b, h, schedule.qLayout.shardSize(rank)));
+          return Status::invalid(
+              fmt::format("query rows of rank {}, batch row {} and head {} are not all computed; expected "
+                          "{} rows",
+                          rank, b, h, schedule.qLayout.shardSize(rank)));
   return Status::ok();
 }
 

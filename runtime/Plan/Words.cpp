@@ -1,5 +1,5 @@
-// The words of layouts, rotations and payloads on the command line and in the text form, and the bytes that a row of each
-// payload takes.
+// The words of layouts, rotations and payloads on the command line and in the text form, and the bytes that a row of
+// each payload takes.
 #include "runtime/Plan/Planner.h"
 
 #include <array>
@@ -13,10 +13,13 @@ template <typename Enumeration> struct Word {
   std::string_view word;
 };
 
-constexpr std::array<Word<LayoutKind>, 7> kLayoutWords = {{
-    {LayoutKind::Contiguous, "contiguous"}, {LayoutKind::HeadTail, "head-tail"}, {LayoutKind::Striped, "striped"},
-    {LayoutKind::PerDocument, "per-document"}, {LayoutKind::Ptrr, "ptrr"}, {LayoutKind::Solved, "solved"},
-    {LayoutKind::Custom, "custom"}}};
+constexpr std::array<Word<LayoutKind>, 7> kLayoutWords = {{{LayoutKind::Contiguous, "contiguous"},
+                                                           {LayoutKind::HeadTail, "head-tail"},
+                                                           {LayoutKind::Striped, "striped"},
+                                                           {LayoutKind::PerDocument, "per-document"},
+                                                           {LayoutKind::Ptrr, "ptrr"},
+                                                           {LayoutKind::Solved, "solved"},
+                                                           {LayoutKind::Custom, "custom"}}};
 constexpr std::array<Word<Rotation>, 4> kRotationWords = {{{Rotation::Ring, "ring"},
                                                            {Rotation::AllGather, "all-gather"},
                                                            {Rotation::Selective, "selective"},

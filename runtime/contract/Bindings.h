@@ -14,10 +14,18 @@ enum class ElementType : uint8_t { Bool, I8, I16, I32, I64, U8, U16, U32, U64, F
 /// Size of one element in bytes.
 constexpr int64_t sizeInBytes(ElementType type) {
   switch (type) {
-  case ElementType::Bool: case ElementType::I8: case ElementType::U8: return 1;
-  case ElementType::I16: case ElementType::U16: case ElementType::F16: case ElementType::BF16: return 2;
-  case ElementType::I32: case ElementType::U32: case ElementType::F32: return 4;
-  case ElementType::I64: case ElementType::U64: return 8;
+  case ElementType::Bool:
+  case ElementType::I8:
+  case ElementType::U8: return 1;
+  case ElementType::I16:
+  case ElementType::U16:
+  case ElementType::F16:
+  case ElementType::BF16: return 2;
+  case ElementType::I32:
+  case ElementType::U32:
+  case ElementType::F32: return 4;
+  case ElementType::I64:
+  case ElementType::U64: return 8;
   }
   return 0;
 }
@@ -58,7 +66,7 @@ struct CaptureDeclaration {
   std::vector<std::string> dims; ///< a literal ("64"), a dimension name or an expression as written, per axis
   bool isSorted = false;         ///< last axis non-decreasing, verified when an array is bound
   bool hasLo = false, hasHi = false;
-  int64_t lo = 0, hi = 0;        ///< every element x satisfies lo <= x < hi where stated, verified when bound
+  int64_t lo = 0, hi = 0; ///< every element x satisfies lo <= x < hi where stated, verified when bound
   bool needsGradient = false;
   friend bool operator==(const CaptureDeclaration &, const CaptureDeclaration &) = default;
 };

@@ -1,5 +1,5 @@
-// The exact block-sparse form of a mask: for each distinct (batch, head) row set and each row of tiles, the runs of tiles
-// that are full or partial. Plain data; runtime/BlockMask builds, combines, stores and draws it.
+// The exact block-sparse form of a mask: for each distinct (batch, head) row set and each row of tiles, the runs of
+// tiles that are full or partial. Plain data; runtime/BlockMask builds, combines, stores and draws it.
 #pragma once
 
 #include "runtime/contract/PositionMap.h"
@@ -37,9 +37,9 @@ struct BlockMask {
   int64_t qLen = 0, kvLen = 0;
   int64_t tileQ = 128, tileKV = 128;
   int64_t batch = 1, heads = 1;
-  std::vector<int32_t> rowSetOf;  ///< [batch * heads], index into rowSets of (b, h) at b * heads + h
-  std::vector<TileRows> rowSets;  ///< one per distinct (b, h)
-  uint64_t residualKey = 0;       ///< residualKeyOf the residuals that the runs number; 0: nobody knows which
+  std::vector<int32_t> rowSetOf; ///< [batch * heads], index into rowSets of (b, h) at b * heads + h
+  std::vector<TileRows> rowSets; ///< one per distinct (b, h)
+  uint64_t residualKey = 0;      ///< residualKeyOf the residuals that the runs number; 0: nobody knows which
 
   int64_t numQTiles() const { return ceilDivide(qLen, tileQ); }
   int64_t numKVTiles() const { return ceilDivide(kvLen, tileKV); }

@@ -1,5 +1,5 @@
-// How captured arrays, parameters and dimensions reach device code: the one layout of `Program::Captures`, read alike by
-// host C++, which packs it, and by CUDA C++ under NVRTC, whose functor declares it.
+// How captured arrays, parameters and dimensions reach device code: the one layout of `Program::Captures`, read alike
+// by host C++, which packs it, and by CUDA C++ under NVRTC, whose functor declares it.
 //
 // `Program::Captures` has these members and no others, in the order of the program's Signature, whatever their names:
 //   one CaptureArgument per capture; where the program has params a pointer to `Program::Params`, which holds one
@@ -10,7 +10,8 @@
 
 namespace cpflex {
 
-/// One captured array in device memory: CaptureView of Bindings.h with 64-bit members throughout. Strides count elements.
+/// One captured array in device memory: CaptureView of Bindings.h with 64-bit members throughout. Strides count
+/// elements.
 struct CaptureArgument {
   const void *data;
   long long shape[4];
@@ -28,7 +29,8 @@ struct CaptureArgument {
 /// A param, from its place in `Program::Params`.
 CPFLEX_CAPTURE_FUNCTION long long paramAt(const long long *param) { return CPFLEX_CAPTURE_READ(param); }
 
-/// Whether `index` is in [0, size). A 32-bit index was proved to be one assuming sizes up to 2^30, which binding checks.
+/// Whether `index` is in [0, size). A 32-bit index was proved to be one assuming sizes up to 2^30, which binding
+/// checks.
 CPFLEX_CAPTURE_FUNCTION bool isBelow(long long index, long long size) {
   return (unsigned long long)index < (unsigned long long)size;
 }

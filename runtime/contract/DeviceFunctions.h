@@ -24,7 +24,7 @@ struct DeviceFunctions {
   bool hasMask = false;
   bool maskReadsBatch = true, maskReadsHead = true; ///< false: the mask is the same for all of them
   ScoreForm scoreForm = ScoreForm::Identity;
-  int numCaptures = 0;              ///< of the program's Signature, as are the next two
+  int numCaptures = 0; ///< of the program's Signature, as are the next two
   int numParams = 0;
   int numDims = kNumBuiltinDims;
   std::vector<std::string> captureNames; ///< as the user wrote them, one per capture; may be empty in tests

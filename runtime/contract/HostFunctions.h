@@ -10,8 +10,8 @@
 
 namespace cpflex {
 
-/// Which (q, kv) pairs one call covers: global positions qBegin + i*qStep for i in [0, qCount), same for kv. Steps other
-/// than 1 come from strided shards.
+/// Which (q, kv) pairs one call covers: global positions qBegin + i*qStep for i in [0, qCount), same for kv. Steps
+/// other than 1 come from strided shards.
 struct TileCoordinates {
   int64_t b = 0, h = 0;
   int64_t qBegin = 0, qCount = 0, qStep = 1;
@@ -24,13 +24,13 @@ using EvaluateTileFunction = void (*)(const Bindings *bindings, const TileCoordi
 
 /// Replaces the scaled scores[i*rowStride + j] by the score function's value, for every pair, forbidden ones included
 /// (the caller masks afterwards). Thread safe; never fails.
-using ScoreFunction = void (*)(const Bindings *bindings, const TileCoordinates *tile, float *scores,
-                               int64_t rowStride);
+using ScoreFunction = void (*)(const Bindings *bindings, const TileCoordinates *tile, float *scores, int64_t rowStride);
 
 /// In: `scores` before the score function, and `gradients` of the loss in the function's result, 0 for forbidden pairs.
-/// Out: `gradients` in the incoming score. Where captureGradients and captureGradients[c] are not null, adds the gradient
-/// of capture c to that dense f32 array, laid out like the capture with its own sizes (broadcast axes summed). One caller
-/// at a time per gradient array. A pair whose incoming gradient is 0 contributes exactly 0, whatever its score.
+/// Out: `gradients` in the incoming score. Where captureGradients and captureGradients[c] are not null, adds the
+/// gradient of capture c to that dense f32 array, laid out like the capture with its own sizes (broadcast axes summed).
+/// One caller at a time per gradient array. A pair whose incoming gradient is 0 contributes exactly 0, whatever its
+/// score.
 using ScoreGradientFunction = void (*)(const Bindings *bindings, const TileCoordinates *tile, const float *scores,
                                        float *gradients, int64_t rowStride, float *const *captureGradients);
 
@@ -41,8 +41,8 @@ struct HostFunctions {
   ScoreFunction score = nullptr;
   ScoreGradientFunction scoreGradient = nullptr;
   std::shared_ptr<void> owner;
-  /// The residual predicates by number - 1, each for the partial runs that have its number; null where the whole mask is
-  /// evaluated instead. Only for masks with this residualKey, which is not 0.
+  /// The residual predicates by number - 1, each for the partial runs that have its number; null where the whole mask
+  /// is evaluated instead. Only for masks with this residualKey, which is not 0.
   EvaluateTileFunction evaluateResidual[kMostResiduals - 1] = {};
   uint64_t residualKey = 0;
 };

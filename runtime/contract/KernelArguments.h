@@ -1,37 +1,40 @@
 // What an attention kernel is given at launch, and what the generated mask and score functions look like to it: plain
-// structs that host C++ and CUDA C++ under NVRTC read with the same layout. Which kernel is launched with which tiles is
-// KernelSpec.h and TileConfig.h.
+// structs that host C++ and CUDA C++ under NVRTC read with the same layout. Which kernel is launched with which tiles
+// is KernelSpec.h and TileConfig.h.
 //
 // The functor of one program. The compiler prints it into the kernel's source as `struct Program`; kernels call it with
 // global positions, global batch index and global query head. All members are static:
 //
 //   struct Program {
 //     struct Captures { ... };                       // plain data: device pointers, sizes, strides, parameters
-//     static constexpr bool kHasMask = true;         // false: every pair of a visited tile attends, mask() is not called
-//     static constexpr cpflex::ScoreForm kScoreForm = cpflex::ScoreForm::Identity; // Identity: score() is not called
-//     static __device__ __forceinline__ bool mask(const Captures &, int b, int h, int q, int kv);
-//     static __device__ __forceinline__ float score(const Captures &, float s, int b, int h, int q, int kv);
+//     static constexpr bool kHasMask = true;         // false: every pair of a visited tile attends, mask() is not
+//     called static constexpr cpflex::ScoreForm kScoreForm = cpflex::ScoreForm::Identity; // Identity: score() is not
+//     called static __device__ __forceinline__ bool mask(const Captures &, int b, int h, int q, int kv); static
+//     __device__ __forceinline__ float score(const Captures &, float s, int b, int h, int q, int kv);
 //     // The derivative of score() in s at `s`, times `gradient`; called for Scaled and General in backward only.
 //     static __device__ __forceinline__ float scoreGradient(const Captures &, float s, float gradient,
 //                                                           int b, int h, int q, int kv);
 //     // Only where the score reads arrays that take a gradient; each read is one scatter, called by the kernel of the
-//     // gradients of captures alone. scatter() calls add(offset, value) for what the pair adds to element `offset` of the
+//     // gradients of captures alone. scatter() calls add(offset, value) for what the pair adds to element `offset` of
+//     the
 //     // array's gradient (below 0: outside of the array); `gradient` is that of the loss in the value of score().
 //     static constexpr int kNumScatters = 1;
 //     static constexpr cpflex::ScatterWalk scatterWalk(int scatter);
 //     static constexpr int scatterTarget(int scatter); // index in CaptureGradientArguments::targets
 //     template <class Add>
-//     static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, float s, float gradient,
+//     static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, float s, float
+//     gradient,
 //                                                    int b, int h, int q, int kv, const Add &add);
 //   };
 //
-// mask() and score() may be called for positions of rows beyond the end of a tensor: they are then given the position of
-// the last row, so loads need no other check than the language's own. Results for such pairs are discarded. The score of
-// a pair that the mask forbids is computed and discarded too: whatever it is, it never reaches an output.
+// mask() and score() may be called for positions of rows beyond the end of a tensor: they are then given the position
+// of the last row, so loads need no other check than the language's own. Results for such pairs are discarded. The
+// score of a pair that the mask forbids is computed and discarded too: whatever it is, it never reaches an output.
 //
 // A kernel function has three parameters, each `const __grid_constant__`: the arguments (ForwardArguments,
-// BackwardArguments or CaptureGradientArguments), Program::Captures, and for the wgmma family the tensor maps (ForwardTensorMaps or
-// BackwardTensorMaps). The mma_sync family and the other kernels of backward have no third parameter.
+// BackwardArguments or CaptureGradientArguments), Program::Captures, and for the wgmma family the tensor maps
+// (ForwardTensorMaps or BackwardTensorMaps). The mma_sync family and the other kernels of backward have no third
+// parameter.
 #pragma once
 
 namespace cpflex {
@@ -53,11 +56,11 @@ enum class PositionMode : unsigned char {
 
 /// What one kernel computes.
 enum class KernelRole : unsigned char {
-  Forward,       ///< O and LSE
-  BackwardDelta, ///< the row sums of backward and LSE in base 2; runs first
-  BackwardKV,    ///< dK and dV
-  BackwardQ,     ///< dQ
-  BackwardSink,  ///< the gradient of the sinks
+  Forward,             ///< O and LSE
+  BackwardDelta,       ///< the row sums of backward and LSE in base 2; runs first
+  BackwardKV,          ///< dK and dV
+  BackwardQ,           ///< dQ
+  BackwardSink,        ///< the gradient of the sinks
   BackwardCaptures,    ///< what each pair adds to the gradients of captured arrays
   BackwardCaptureSums, ///< those gradients from their exact sums; runs after BackwardCaptures
 };
@@ -112,8 +115,8 @@ struct RunArgument {
 struct MaskArgument {
   const int *rowBegin;
   const RunArgument *runs;
-  const int *rowSetOf;   ///< [batch * qHeads], at b * qHeads + h over local indices; null: row set 0 for all
-  int numRows;           ///< rows of tiles in this orientation, counted in mask tiles
+  const int *rowSetOf;     ///< [batch * qHeads], at b * qHeads + h over local indices; null: row set 0 for all
+  int numRows;             ///< rows of tiles in this orientation, counted in mask tiles
   int rowTilesPerMaskTile; ///< mask tile size over kernel tile size along the rows of this orientation, >= 1
   int colTilesPerMaskTile; ///< the same along its columns
   /// The decided pairs of partial kernel tiles, or null, and then kernels ask Program::mask: two keep words (tiles.cuh)
@@ -185,7 +188,8 @@ struct BackwardArguments {
   float scale;
   PositionArgument qPositions, kvPositions; ///< tiles are the tiles of the kernel launched
   MaskArgument mask; ///< BackwardQ: rows of tiles along q; BackwardKV: the transposed mask, rows along kv
-  WorkArgument work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head and column part)
+  WorkArgument
+      work; ///< BackwardQ: pairs (b, query head); BackwardKV: rows along kv, pairs (b, kv head and column part)
   QuerySumsArgument querySums;
 };
 
@@ -205,10 +209,10 @@ constexpr int kAccumulatorScale = 96;
 
 /// One array whose gradient is computed.
 struct CaptureGradientTarget {
-  float *gradient;     ///< dense, with the array's own sizes; null: not wanted
-  long long begin;     ///< of its elements in the accumulators; unused for Dense
+  float *gradient; ///< dense, with the array's own sizes; null: not wanted
+  long long begin; ///< of its elements in the accumulators; unused for Dense
   long long numElements;
-  bool isDense;        ///< BackwardCaptures adds to `gradient`, zero before
+  bool isDense; ///< BackwardCaptures adds to `gradient`, zero before
 };
 
 /// How many arrays of one score function may take gradients on a GPU.
@@ -224,16 +228,16 @@ struct CaptureGradientArguments {
 
 /// Rows that one block of BackwardDelta fills; its grid is (paddedRows(qLen) / kRowPadding, qHeads, batch).
 constexpr int kRowPadding = 128;
-/// Rows per (b, h) of BackwardArguments::delta and lseLog2: kernels copy whole tiles of them, the last of which may begin
-/// at the last row.
+/// Rows per (b, h) of BackwardArguments::delta and lseLog2: kernels copy whole tiles of them, the last of which may
+/// begin at the last row.
 constexpr int paddedRows(int qLen) { return (qLen + kRowPadding + kRowPadding - 1) / kRowPadding * kRowPadding; }
 
-/// In how many parts of columns the mma_sync kernel for BackwardKV cuts dK and dV; each part of each row is a work item, so
-/// its items are work.numRows * batch * kvHeads * this. The wgmma kernels have one part.
+/// In how many parts of columns the mma_sync kernel for BackwardKV cuts dK and dV; each part of each row is a work
+/// item, so its items are work.numRows * batch * kvHeads * this. The wgmma kernels have one part.
 constexpr int columnParts(int headDim, int vHeadDim) { return ((headDim > vHeadDim ? headDim : vHeadDim) + 127) / 128; }
 
-/// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, box {64, rows, 1, 1} with the number of rows
-/// stated where it is used; elements beyond the tensor read as zero and are not written.
+/// A CUtensorMap. Each is 4-D {d, s, h, b} over the whole tensor, swizzle 128B, box {64, rows, 1, 1} with the number of
+/// rows stated where it is used; elements beyond the tensor read as zero and are not written.
 struct alignas(64) TensorMapArgument {
   unsigned long long words[16];
 };

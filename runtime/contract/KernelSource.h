@@ -7,7 +7,8 @@
 //   3. struct Program { ... };                            (KernelArguments.h says what it must contain)
 //   4. the instantiation                                  (kernelInstantiation() of TileConfig.h)
 // The included files are embedded in the binary and handed to NVRTC as named headers, under their path from the
-// repository root: runtime/contract/{Operations,KernelArguments,CaptureArgument,PartialArguments}.h and every file of runtime/kernels/.
+// repository root: runtime/contract/{Operations,KernelArguments,CaptureArgument,PartialArguments}.h and every file of
+// runtime/kernels/.
 #pragma once
 
 #include "runtime/contract/KernelSpec.h"

@@ -20,8 +20,8 @@ enum class LayoutKind : uint8_t {
   Custom,      ///< the caller's own
 };
 
-/// Ownership of the tokens [0, length) by the ranks [0, worldSize). Every token of every batch row belongs to exactly one
-/// rank, and a rank owns equally many tokens in each batch row. Immutable once made, shared freely between threads.
+/// Ownership of the tokens [0, length) by the ranks [0, worldSize). Every token of every batch row belongs to exactly
+/// one rank, and a rank owns equally many tokens in each batch row. Immutable once made, shared freely between threads.
 struct Layout {
   LayoutKind kind = LayoutKind::Contiguous;
   int64_t length = 0;

@@ -1,5 +1,5 @@
-// When may code run that computes ints in 32 bits? The compiler narrows under these assumptions; whoever binds a program
-// checks them and takes the 64-bit variant otherwise.
+// When may code run that computes ints in 32 bits? The compiler narrows under these assumptions; whoever binds a
+// program checks them and takes the 64-bit variant otherwise.
 #pragma once
 
 #include "runtime/contract/Bindings.h"

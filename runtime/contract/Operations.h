@@ -107,8 +107,8 @@ CPFLEX_OPS_FUNCTION float sub(float a, float b) { return a - b; }
 CPFLEX_OPS_FUNCTION float mul(float a, float b) { return a * b; }
 CPFLEX_OPS_FUNCTION float div(float a, float b) { return b == 0.0f ? 0.0f : a / b; }
 #endif
-/// a / b within 1.5 units in the last place, 0 where b is 0, for scores: a compiler takes all but one product out of loops
-/// in which b stays the same.
+/// a / b within 1.5 units in the last place, 0 where b is 0, for scores: a compiler takes all but one product out of
+/// loops in which b stays the same.
 CPFLEX_OPS_FUNCTION float divideByUniform(float a, float b) {
   constexpr float kLargest = 3.402823466e38f; // 1 / b overflows for the smallest subnormal b
   float reciprocal = 1.0f / b;
@@ -175,7 +175,8 @@ CPFLEX_OPS_FUNCTION float exp(float a) { return expf(a); }
 CPFLEX_OPS_FUNCTION float exp2(float a) { return exp2f(a); }
 CPFLEX_OPS_FUNCTION float log(float a) { return logf(a); }
 CPFLEX_OPS_FUNCTION float log1p(float a) { return log1pf(a); }
-// 1 - 2 / (e^2a + 1), and its series near 0 where that cancels: within 2e-6 of the value, half the instructions of tanhf.
+// 1 - 2 / (e^2a + 1), and its series near 0 where that cancels: within 2e-6 of the value, half the instructions of
+// tanhf.
 CPFLEX_OPS_FUNCTION float tanh(float a) {
   constexpr float kTwoLog2E = 2.8853900817779268f, kSeriesBelow = 0.1f;
   float power, reciprocal;

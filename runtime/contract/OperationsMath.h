@@ -1,6 +1,6 @@
-// The transcendental functions of the mask language on the CPU: how each is computed without branches and without a call
-// to the C library, so that loops vectorise and every build gives the same bits. Included by Operations.h; under NVRTC
-// CUDA's own functions, also within 2 ulp, take their place.
+// The transcendental functions of the mask language on the CPU: how each is computed without branches and without a
+// call to the C library, so that loops vectorise and every build gives the same bits. Included by Operations.h; under
+// NVRTC CUDA's own functions, also within 2 ulp, take their place.
 //
 // Errors are below 2 ulp of f32 everywhere, subnormal results included. exp, exp2 and tanh are computed in f32;
 // the others, which are rarer, in f64, where a short series is enough. Nothing is contracted.

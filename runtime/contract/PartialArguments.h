@@ -1,5 +1,5 @@
-// What the kernels of partial_rows.cuh are given at launch: copies, sums and merges of rows between the attention kernels
-// of context parallelism. Plain structs that host C++ and CUDA C++ read with the same layout.
+// What the kernels of partial_rows.cuh are given at launch: copies, sums and merges of rows between the attention
+// kernels of context parallelism. Plain structs that host C++ and CUDA C++ read with the same layout.
 #pragma once
 
 #include "runtime/contract/KernelArguments.h"
@@ -36,9 +36,9 @@ struct CombineRowsArguments {
 struct MergePartialsArguments {
   TensorArgument first, second; ///< f32, normalised, 0 without keys
   RowArgument firstLse, secondLse;
-  TensorArgument out; ///< may be `first`, or of another element type
-  RowArgument lse;    ///< may be firstLse
-  const float *sink;  ///< one logit per global query head, or null
+  TensorArgument out;                 ///< may be `first`, or of another element type
+  RowArgument lse;                    ///< may be firstLse
+  const float *sink;                  ///< one logit per global query head, or null
   int heads, headOffset, rows, width; ///< width even
   RowElement outElement;
   unsigned char hasSoftmax; ///< 0: sums, no LSE

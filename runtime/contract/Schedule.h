@@ -88,11 +88,11 @@ struct CallShape {
 
 /// What one rank does in the whole schedule.
 struct RankLoad {
-  double work = 0;           ///< sum of its computes
+  double work = 0; ///< sum of its computes
   int64_t bytesSent = 0, bytesReceived = 0;
-  int64_t bytesNeeded = 0;   ///< the least it must receive for this layout: each needed foreign row once, and the
-                             ///< gradients of its own rows once from each rank that used them
-  int64_t peakBytes = 0;     ///< shards, receive and send buffers, gathered operands, f32 accumulators; no kernel workspace
+  int64_t bytesNeeded = 0; ///< the least it must receive for this layout: each needed foreign row once, and the
+                           ///< gradients of its own rows once from each rank that used them
+  int64_t peakBytes = 0; ///< shards, receive and send buffers, gathered operands, f32 accumulators; no kernel workspace
   friend bool operator==(const RankLoad &, const RankLoad &) = default;
 };
 

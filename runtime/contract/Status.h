@@ -45,7 +45,9 @@ private:
 template <typename T> class [[nodiscard]] StatusOr {
 public:
   StatusOr(T value) : state_(std::move(value)) {}
-  StatusOr(Status status) : state_(std::move(status)) { assert(!this->status().isOk() && "an ok StatusOr needs a value"); }
+  StatusOr(Status status) : state_(std::move(status)) {
+    assert(!this->status().isOk() && "an ok StatusOr needs a value");
+  }
 
   bool isOk() const { return std::holds_alternative<T>(state_); }
   explicit operator bool() const { return isOk(); }

@@ -28,9 +28,9 @@ enum class Operation : uint8_t {
 };
 
 /// One value of the tape; instruction i defines value i, operands refer to earlier values, unused ones are -1.
-/// A reduction at i has operands[0] = its count, operands[1] = the end of its body, operands[2] = the body's result; its
-/// body is instructions [i+1, operands[1]), of which the first is its Induction, and is run count times. The value of an
-/// empty reduction is False, True, 0, 0 and 0.
+/// A reduction at i has operands[0] = its count, operands[1] = the end of its body, operands[2] = the body's result;
+/// its body is instructions [i+1, operands[1]), of which the first is its Induction, and is run count times. The value
+/// of an empty reduction is False, True, 0, 0 and 0.
 struct TapeInstruction {
   Operation operation = Operation::Constant;
   ValueType operandType = ValueType::Int; ///< of the operands (the arms, for Select; the elements, for Load)

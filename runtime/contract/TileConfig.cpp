@@ -13,11 +13,11 @@ constexpr int kPanelColumns = 64; // of a swizzled row of 128 bytes
 constexpr int kMaxHeadDim = 256;
 constexpr int kBarrierBytes = 1024;   // barriers, messages and the work queue of the wgmma kernels
 constexpr int kAlignmentSlack = 1024; // the swizzle pattern repeats every 1024 bytes
-// Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers or
-// of wide heads. Masks that read arrays are decided there only where no memory was left to do it once.
+// Producers and the code of partial tiles, which few registers are left for beside the accumulators of three consumers
+// or of wide heads. Masks that read arrays are decided there only where no memory was left to do it once.
 constexpr int kSpillsInRareCode = 512;
-// Where the scores of arrays lie and how they are cut lives across the tiles, beside the accumulators: some words of it are
-// loaded back for each tile, among some two thousand instructions.
+// Where the scores of arrays lie and how they are cut lives across the tiles, beside the accumulators: some words of it
+// are loaded back for each tile, among some two thousand instructions.
 constexpr int kSpillsOfScores = 512;
 // A warp of the mma_sync kernels holds all of its rows' accumulators; larger tiles are worth a few bytes.
 constexpr int kSpillsOfFullRegisters = 512;
@@ -145,10 +145,11 @@ TileConfig backwardCaptures(const KernelSpec &spec) {
   TileConfig tiles;
   tiles.tileQ = tiles.tileKV = 64;
   tiles.threads = 128;
-  // Q and K, then dO and V in the same place; beside them a score and a gradient for each pair, a column more for banks.
+  // Q and K, then dO and V in the same place; beside them a score and a gradient for each pair, a column more for
+  // banks.
   int widest = roundUp(widestHead(spec), kPanelColumns), pairBytes = 2 * static_cast<int>(sizeof(float));
-  tiles.sharedBytes = panelBytes(tiles.tileQ + tiles.tileKV, widest) + tiles.tileQ * (tiles.tileKV + 1) * pairBytes +
-                      kAlignmentSlack;
+  tiles.sharedBytes =
+      panelBytes(tiles.tileQ + tiles.tileKV, widest) + tiles.tileQ * (tiles.tileKV + 1) * pairBytes + kAlignmentSlack;
   tiles.blocksPerProcessor = widest <= 128 ? 3 : 2;
   tiles.spillLimit = kSpillsOfFullRegisters;
   return tiles;
@@ -159,15 +160,12 @@ TileConfig backwardCaptures(const KernelSpec &spec) {
 int sharedMemoryLimit(int computeCapability) {
   switch (computeCapability) {
   case 80:
-  case 87:
-    return 163 * 1024;
+  case 87: return 163 * 1024;
   case 86:
   case 89:
   case 120:
-  case 121:
-    return 99 * 1024;
-  default:
-    return 227 * 1024;
+  case 121: return 99 * 1024;
+  default: return 227 * 1024;
   }
 }
 
@@ -219,41 +217,30 @@ std::string kernelArchitecture(const KernelSpec &spec, int computeCapability) {
 std::string_view kernelFile(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
-  case KernelRole::Forward:
-    return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
+  case KernelRole::Forward: return isWgmma ? "attention_forward_wgmma.cuh" : "attention_forward_mma_sync.cuh";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attention_backward_kv_mma_sync.cuh"
            : sharesSums(spec)        ? "attention_backward_fused_wgmma.cuh"
            : widestHead(spec) <= 128 ? "attention_backward_kv_wgmma.cuh"
                                      : "attention_backward_kv_wide_wgmma.cuh";
-  case KernelRole::BackwardQ:
-    return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
+  case KernelRole::BackwardQ: return isWgmma ? "attention_backward_q_wgmma.cuh" : "attention_backward_q_mma_sync.cuh";
   case KernelRole::BackwardDelta:
-  case KernelRole::BackwardSink:
-    return "attention_backward_rows.cuh";
+  case KernelRole::BackwardSink: return "attention_backward_rows.cuh";
   case KernelRole::BackwardCaptures:
-  case KernelRole::BackwardCaptureSums:
-    return "attention_backward_captures.cuh";
+  case KernelRole::BackwardCaptureSums: return "attention_backward_captures.cuh";
   }
   return {};
 }
 
 std::string_view kernelFunctionName(KernelRole role) {
   switch (role) {
-  case KernelRole::Forward:
-    return "attention_forward";
-  case KernelRole::BackwardKV:
-    return "attention_backward_kv";
-  case KernelRole::BackwardQ:
-    return "attention_backward_q";
-  case KernelRole::BackwardDelta:
-    return "attention_backward_delta";
-  case KernelRole::BackwardSink:
-    return "attention_backward_sink";
-  case KernelRole::BackwardCaptures:
-    return "attention_backward_captures";
-  case KernelRole::BackwardCaptureSums:
-    return "attention_backward_capture_sums";
+  case KernelRole::Forward: return "attention_forward";
+  case KernelRole::BackwardKV: return "attention_backward_kv";
+  case KernelRole::BackwardQ: return "attention_backward_q";
+  case KernelRole::BackwardDelta: return "attention_backward_delta";
+  case KernelRole::BackwardSink: return "attention_backward_sink";
+  case KernelRole::BackwardCaptures: return "attention_backward_captures";
+  case KernelRole::BackwardCaptureSums: return "attention_backward_capture_sums";
   }
   return {};
 }
@@ -264,23 +251,17 @@ std::string wordsFunctionName(KernelRole role) { return fmt::format("{}_words", 
 static std::string_view kernelTemplate(const KernelSpec &spec) {
   bool isWgmma = spec.family == KernelFamily::Wgmma;
   switch (spec.role) {
-  case KernelRole::Forward:
-    return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
+  case KernelRole::Forward: return isWgmma ? "attentionForwardWgmma" : "attentionForwardMmaSync";
   case KernelRole::BackwardKV:
     return !isWgmma                  ? "attentionBackwardKVMmaSync"
            : sharesSums(spec)        ? "attentionBackwardFusedWgmma"
            : widestHead(spec) <= 128 ? "attentionBackwardKVWgmma"
                                      : "attentionBackwardKVWideWgmma";
-  case KernelRole::BackwardQ:
-    return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
-  case KernelRole::BackwardDelta:
-    return "attentionBackwardDelta";
-  case KernelRole::BackwardSink:
-    return "attentionBackwardSink";
-  case KernelRole::BackwardCaptures:
-    return "attentionBackwardCaptures";
-  case KernelRole::BackwardCaptureSums:
-    return "attentionBackwardCaptureSums";
+  case KernelRole::BackwardQ: return isWgmma ? "attentionBackwardQWgmma" : "attentionBackwardQMmaSync";
+  case KernelRole::BackwardDelta: return "attentionBackwardDelta";
+  case KernelRole::BackwardSink: return "attentionBackwardSink";
+  case KernelRole::BackwardCaptures: return "attentionBackwardCaptures";
+  case KernelRole::BackwardCaptureSums: return "attentionBackwardCaptureSums";
   }
   return {};
 }
@@ -326,8 +307,8 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   if (decidesTiles(spec)) {
     text += fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) {}(\n{},\n"
                         "    const int *pairOf, int numSets) {{\n",
-                        wordsThreads(spec, tiles), wordsBlocks(wordsThreads(spec, tiles)),
-                        wordsFunctionName(spec.role), parameters);
+                        wordsThreads(spec, tiles), wordsBlocks(wordsThreads(spec, tiles)), wordsFunctionName(spec.role),
+                        parameters);
     text += fmt::format("  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{}>(\n"
                         "      arguments, captures, pairOf, numSets);\n}}\n",
                         runsAlongKV(spec.role) ? "RowsAreKV" : "RowsAreQ");

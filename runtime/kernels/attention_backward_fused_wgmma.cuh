@@ -21,8 +21,8 @@
 
 namespace cpflex::kernels {
 
-/// dQ by rows in shared memory: 64 columns in chunks of 8, permuted so that neither rows nor columns of accumulators meet
-/// in one bank.
+/// dQ by rows in shared memory: 64 columns in chunks of 8, permuted so that neither rows nor columns of accumulators
+/// meet in one bank.
 constexpr int kRowColumns = 64, kRowChunk = 8;
 /// Where chunk `chunk` of row `row` lies.
 constexpr __host__ __device__ int rowChunk(int row, int chunk) { return chunk ^ ((row ^ row >> 1) & 3); }
@@ -32,8 +32,8 @@ constexpr int kConsumersBarrier = 1;
 
 /// Writes 8 sums, scaled and converted, as columns `column`.. of row `row` of a slice of dQ; outside of it nothing.
 template <class Config>
-__device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arguments, void *slice, int row, int column,
-                                                    float4 low, float4 high) {
+__device__ __forceinline__ void writeQueryGradients(const BackwardArguments &arguments, void *slice, int row,
+                                                    int column, float4 low, float4 high) {
   using Element = typename Config::Element;
   if (row >= arguments.qLen || column >= Config::kHeadDim)
     return;
@@ -74,8 +74,8 @@ template <class Config> __device__ __forceinline__ void clearQueryGradients(cons
   }
 }
 
-/// One of the warps that add dQ up: of every kSumSlots-th tile adds the part of dQ when its turn has come. Of a last part
-/// it says when the sums of the others are there; the consumers add theirs to them and write dQ.
+/// One of the warps that add dQ up: of every kSumSlots-th tile adds the part of dQ when its turn has come. Of a last
+/// part it says when the sums of the others are there; the consumers add theirs to them and write dQ.
 template <class Config>
 __device__ __forceinline__ void sumQueryGradients(const BackwardKVShared<Config> &shared,
                                                   const BackwardArguments &arguments, int slot) {
@@ -140,8 +140,7 @@ __device__ __forceinline__ void stageQueryGradients(const float (&dQ)[N], float 
   for (int i = 0; i < N / 4; ++i)
     own[i * kWarpgroupSize] = make_float4(dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]);
 }
-template <int N>
-__device__ __forceinline__ void addSums(float (&dQ)[N], float *tile, int consumer, int thread) {
+template <int N> __device__ __forceinline__ void addSums(float (&dQ)[N], float *tile, int consumer, int thread) {
   const float4 *own = ownSums<N>(tile, consumer, thread);
 #pragma unroll
   for (int i = 0; i < N / 4; ++i) {
@@ -153,8 +152,8 @@ __device__ __forceinline__ void addSums(float (&dQ)[N], float *tile, int consume
   }
 }
 
-/// Lays a transposed part of dQ out by rows: register i holds row (of 64 columns of dQ) 16 warp + 8 registerRow(i) + quad
-/// of query 8 (i / 4) + 2 laneInQuad + i % 2.
+/// Lays a transposed part of dQ out by rows: register i holds row (of 64 columns of dQ) 16 warp + 8 registerRow(i) +
+/// quad of query 8 (i / 4) + 2 laneInQuad + i % 2.
 template <int N>
 __device__ __forceinline__ void stageRows(const float (&dQ)[N], float *tile, int firstQuery, int thread) {
   int warp = thread / kWarpSize, quad = thread % kWarpSize / 4, laneInQuad = thread % 4;
@@ -203,7 +202,7 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
   constexpr bool kOverlapsSteps = Shared::kTransposesDQ;
   static_assert(Shared::kExchangeSlots == Shared::kSumSlots);
   RingPosition<Shared::kSumSlots> exchange; ///< of dS and of dQ
-  uint32 kvParity = 0, sumsParity = 0; // the latter a bit per slot
+  uint32 kvParity = 0, sumsParity = 0;      // the latter a bit per slot
   WorkQueue queue;
   float dK[Shared::kColumns / 2], dV[Shared::kVColumns / 2];
   float factors[kTileQ / 2], gradients[kTileQ / 2];
@@ -305,8 +304,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       uint32 dO = dODescriptor + slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          factors, kDescriptor, q);
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(factors, kDescriptor,
+                                                                                                   q);
       if constexpr (kOverlapsSteps) {
         productWait<1>(); // product 6 of the last step
         pinRegisters(dK);
@@ -316,8 +315,8 @@ __device__ __forceinline__ void consumeBackwardFused(const BackwardKVShared<Conf
       rest.dOFull[slot].wait(ring.parity);
       pinRegisters(gradients);
       productFence();
-      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          gradients, vDescriptor, dO);
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(gradients,
+                                                                                                    vDescriptor, dO);
 
       // 2. P and the gradient factors; the mask is decided while the products run.
       Columns columns(arguments.qPositions, message.tile, arguments.qLen);

@@ -1,7 +1,7 @@
 // dK and dV on Hopper: a producer copies tiles of Q and dO, two consumer warpgroups of 64 keys each compute transposed
 // tiles. A block owns one tile of keys and loops over the query heads that read them and over the query tiles of the
-// transposed mask, in order: no atomics, the same bits in every run. Serves keys of up to 64 beside values of 65 to 128:
-// other heads have attention_backward_fused_wgmma.cuh or, wider than 128, attention_backward_kv_wide_wgmma.cuh.
+// transposed mask, in order: no atomics, the same bits in every run. Serves keys of up to 64 beside values of 65 to
+// 128: other heads have attention_backward_fused_wgmma.cuh or, wider than 128, attention_backward_kv_wide_wgmma.cuh.
 //
 // One step of a consumer, products in flight in brackets:
 //   1. [S^T = K Q^T] [dP^T = V dO^T]   2. P and the gradient factors from S^T   3. [dV += P^T dO]
@@ -85,12 +85,12 @@ __device__ __forceinline__ void consumeBackwardKV(const BackwardKVShared<Config>
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          factors, kDescriptor, q);
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(factors, kDescriptor,
+                                                                                                   q);
       rest.dOFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
-      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          gradients, vDescriptor, dO);
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(gradients,
+                                                                                                    vDescriptor, dO);
 
       if constexpr (kOverlapsSteps) {
         productWait<2>(); // product 5 of the last step

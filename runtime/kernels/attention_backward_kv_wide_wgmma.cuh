@@ -63,8 +63,8 @@ __device__ __forceinline__ void consumeForDV(const BackwardKVShared<Config> &sha
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(factors);
       productFence();
-      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          factors, kDescriptor, q);
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(factors, kDescriptor,
+                                                                                                   q);
       productWait<1>(); // the last step's product
       pinRegisters(dV);
       if (previousSlot >= 0)
@@ -157,8 +157,8 @@ __device__ __forceinline__ void consumeForDK(const BackwardKVShared<Config> &sha
       uint32 dO = dODescriptor + ring.slot * descriptorStep(Shared::kDOBytes);
       pinRegisters(gradients);
       productFence();
-      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(
-          gradients, vDescriptor, dO);
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kKVPanelBytes, Shared::kQPanelBytes>(gradients,
+                                                                                                    vDescriptor, dO);
       productWait<1>(); // the last step's product
       pinRegisters(dK);
       if (previousSlot >= 0)

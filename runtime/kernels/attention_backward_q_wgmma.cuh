@@ -161,12 +161,12 @@ __device__ __forceinline__ void consumeBackwardQ(const BackwardQWgmmaShared<Conf
       uint32 v = vDescriptor + ring.slot * descriptorStep(Shared::kVBytes);
       pinRegisters(factors);
       productFence();
-      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(
-          factors, qDescriptor, k);
+      issueTileProduct<TileProduct, Config::kHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(factors, qDescriptor,
+                                                                                                   k);
       rest.vFull[ring.slot].wait(ring.parity);
       pinRegisters(gradients);
-      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(
-          gradients, dODescriptor, v);
+      issueTileProduct<TileProduct, Config::kVHeadDim, Shared::kQPanelBytes, Shared::kKVPanelBytes>(gradients,
+                                                                                                    dODescriptor, v);
 
       // 2. Gradient factors; the mask is decided while the products run.
       Columns columns(arguments.kvPositions, message.tile, arguments.kvLen);

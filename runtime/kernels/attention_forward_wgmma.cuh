@@ -1,7 +1,7 @@
 // Forward attention on Hopper: one producer warpgroup copies tiles of Q, K and V into shared memory, two consumer
 // warpgroups (three for narrow heads) of 64 query rows each multiply and normalise. O leaves through shared memory by
-// tensor copies where there is room. Blocks stay resident and take rows of tiles until none is left, so that the copies of
-// the next row run under the end of the last.
+// tensor copies where there is room. Blocks stay resident and take rows of tiles until none is left, so that the copies
+// of the next row run under the end of the last.
 //
 // A consumer overlaps the softmax of one tile with the product of the previous tile's weights and V, and the two
 // consumers take turns at the tensor cores (the schedule of FlashAttention-3, Shah et al. 2024):
@@ -152,9 +152,9 @@ __device__ __forceinline__ void produceForward(const ForwardWgmmaShared<Config> 
         barriers.qFull.arriveExpecting(Shared::kQBytes);
 #pragma unroll
         for (int consumer = 0; consumer < Shared::kConsumers; ++consumer)
-          copyPanels<Shared::kPanels, Shared::kQPanelBytes>(
-              maps.q, barriers.qFull, shared.q(consumer),
-              work.row * Config::kTileQ + consumer * kConsumerRows, work.h, work.b, CacheHint::EvictFirst);
+          copyPanels<Shared::kPanels, Shared::kQPanelBytes>(maps.q, barriers.qFull, shared.q(consumer),
+                                                            work.row * Config::kTileQ + consumer * kConsumerRows,
+                                                            work.h, work.b, CacheHint::EvictFirst);
         qParity ^= 1;
       } else {
         loadV(previous);
@@ -378,7 +378,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       writeLse(arguments.lse, work, lse, row, arguments.qLen);
     }
     if constexpr (Shared::kStagesO) {
-      sendOutput(shared, outputMap, output, factor, work, work.row * Config::kTileQ + firstRow, firstRow / kRowsPerWarp);
+      sendOutput(shared, outputMap, output, factor, work, work.row * Config::kTileQ + firstRow,
+                 firstRow / kRowsPerWarp);
     } else {
       void *slice = outputSlice<Config::kOutputIsF32>(arguments.o, work.b, work.h);
       writeRows<Element, Config::kOutputIsF32, Config::kVHeadDim>(output, factor, slice, arguments.o.strideS, row,

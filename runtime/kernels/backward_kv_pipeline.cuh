@@ -47,7 +47,7 @@ template <bool kSumsDQ> struct QueryTileWalk {
 /// The next tiles of an item, as the producer and the warps that add dQ up need them.
 struct TilePlan {
   static constexpr int kMostTiles = 8;
-  int count; ///< 0: no item is left
+  int count;            ///< 0: no item is left
   bool isFirst, isLast; ///< of the item's plans
   WorkItem item;
   TileMessage tiles[kMostTiles];
@@ -73,8 +73,7 @@ template <class Config> struct BackwardKVShared {
   static constexpr int kDSColumns = kTransposesDQ ? kDQColumns : kDQRows; ///< of a panel of 64 that are used
   static constexpr int kDSBytes = Config::kTileQ / kDSColumns * Config::kTileKV * 128;
   static constexpr int kDQBytes = (int)sumsPerTile(Config::kTileQ, Config::kHeadDim) * (int)sizeof(float);
-  static constexpr int kExchangeBytes = kIsWide
-                                            ? kExchangeSlots * kConsumerRows * Config::kTileQ * (int)sizeof(float)
+  static constexpr int kExchangeBytes = kIsWide   ? kExchangeSlots * kConsumerRows * Config::kTileQ * (int)sizeof(float)
                                         : kSumsDQ ? kExchangeSlots * kDSBytes + kSumSlots * kDQBytes
                                                   : 0;
   static constexpr int kKVPanelBytes = Config::kTileKV * 128, kQPanelBytes = Config::kTileQ * 128;
@@ -92,8 +91,8 @@ template <class Config> struct BackwardKVShared {
     int head[Config::kStages];                                                 ///< query head of the tile
     SharedBarrier exchangeFull[kExchangeSlots], exchangeEmpty[kExchangeSlots]; ///< wide only
     SharedBarrier dQFull[kSumSlots], dQEmpty[kSumSlots];                       ///< where dQ is summed
-    SharedBarrier sumsFull[kSumSlots];                                         ///< all but the last part of dQ are added
-    float *othersSums[kSumSlots];                                              ///< to which it adds; null: none
+    SharedBarrier sumsFull[kSumSlots]; ///< all but the last part of dQ are added
+    float *othersSums[kSumSlots];      ///< to which it adds; null: none
     TilePlan plan[kPlans];
     SharedBarrier planFull[kPlans], planEmpty[kPlans];
     SharedBarrier itemWanted;    ///< the producer is about to be done with an item
@@ -182,8 +181,8 @@ __device__ __forceinline__ int turnInSums(const MaskArgument &mask, int pair, in
   return turn;
 }
 
-/// A warp that looks ahead for the others: takes items, walks their tiles and reads what the mask says of several tiles at
-/// once, a tile per lane, so that nobody else waits for memory.
+/// A warp that looks ahead for the others: takes items, walks their tiles and reads what the mask says of several tiles
+/// at once, a tile per lane, so that nobody else waits for memory.
 template <class Config, class Program>
 __device__ __forceinline__ void planBackwardKV(const BackwardKVShared<Config> &shared,
                                                const BackwardArguments &arguments) {

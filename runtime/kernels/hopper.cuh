@@ -80,10 +80,11 @@ __device__ __forceinline__ void copyBox(const TensorMapArgument &map, SharedBarr
 /// out. bulkCommit() follows. The condition is no branch: the compiler would serialise products around one.
 __device__ __forceinline__ void writeBoxIf(bool isElected, const TensorMapArgument &map, const void *source, int column,
                                            int row, int head, int batch) {
-  asm volatile("{ .reg .pred elected; setp.ne.b32 elected, %6, 0;\n"
-               "@elected cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1]; }" ::"l"(&map),
-               "r"(sharedAddress(source)), "r"(column), "r"(row), "r"(head), "r"(batch), "r"((int)isElected)
-               : "memory");
+  asm volatile(
+      "{ .reg .pred elected; setp.ne.b32 elected, %6, 0;\n"
+      "@elected cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1]; }" ::"l"(&map),
+      "r"(sharedAddress(source)), "r"(column), "r"(row), "r"(head), "r"(batch), "r"((int)isElected)
+      : "memory");
 }
 
 /// Copies `bytes` (a multiple of 16, both ends 16-byte aligned) of global memory; they count on `barrier`.

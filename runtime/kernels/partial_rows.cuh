@@ -81,8 +81,8 @@ extern "C" __global__ void convert_rows(const __grid_constant__ cpflex::CombineR
   }
 }
 
-/// A warp for each row. With L = log(sum of exp(lse)) over the parts and the sink, each part weighs exp(lse - L); a part
-/// without keys (lse = -inf) weighs nothing, and a row without any keeps O = 0, LSE = -inf.
+/// A warp for each row. With L = log(sum of exp(lse)) over the parts and the sink, each part weighs exp(lse - L); a
+/// part without keys (lse = -inf) weighs nothing, and a row without any keeps O = 0, LSE = -inf.
 extern "C" __global__ void merge_partials(const __grid_constant__ cpflex::MergePartialsArguments arguments) {
   using namespace cpflex::kernels;
   int b = blockIdx.y / arguments.heads, h = blockIdx.y % arguments.heads, lane = threadIdx.x % kWarpSize;
@@ -138,7 +138,6 @@ extern "C" __global__ void row_terms(const __grid_constant__ cpflex::RowTermArgu
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
       sum += __shfl_xor_sync(0xffffffffu, sum, distance);
     if (lane == 0)
-      rowValue(arguments.rowTerm, b, h, row) =
-          sum - (arguments.dLse.data ? rowValue(arguments.dLse, b, h, row) : 0.0f);
+      rowValue(arguments.rowTerm, b, h, row) = sum - (arguments.dLse.data ? rowValue(arguments.dLse, b, h, row) : 0.0f);
   }
 }

@@ -61,9 +61,9 @@ __device__ __forceinline__ void applyKeepWords(float (&scores)[N], const uint32 
 
 /// Reference and sum of the rows so far; `sum` is per lane until finish(). The reference follows the maximum only when
 /// that has grown by more than kSlackLog2: weights then stay below 2^kSlackLog2 and most tiles need no rescaling (the
-/// observation of FlashAttention-4). The largest weight is exactly 1, without rounding, only where it is the reference; in
-/// rows of few keys the error is up to 1.2 times that of a reference that always follows with 8 of slack, and 1.06 with 1.
-/// The slack is one for all tiles, since bits must not depend on which of them the mask cuts.
+/// observation of FlashAttention-4). The largest weight is exactly 1, without rounding, only where it is the reference;
+/// in rows of few keys the error is up to 1.2 times that of a reference that always follows with 8 of slack, and 1.06
+/// with 1. The slack is one for all tiles, since bits must not depend on which of them the mask cuts.
 struct OnlineSoftmax {
   static constexpr float kSlackLog2 = 1.0f;
   float reference[2] = {-infinity(), -infinity()}; ///< of x, see ScoreScale; -inf before the first key

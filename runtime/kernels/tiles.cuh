@@ -65,11 +65,11 @@ __device__ __forceinline__ WorkItem ascendingWorkItem(WorkArgument work, int ite
 /// data, so that a thread short of registers can keep it in shared memory.
 template <bool kMayDescend> struct DirectedTileWalk {
   static constexpr uint32 kAllRows = 0x55u; ///< times a class: that class for all rows
-  int tile;       ///< current tile, in kernel tiles
-  bool isPartial; ///< whether the mask decides pair by pair
-  bool isLastPart; ///< as RunArgument says, of kernel tiles
-  int words;       ///< its number in MaskArgument::words; negative: none
-  uint32 classes;  ///< per 64 rows, as in MaskArgument::classes
+  int tile;                                 ///< current tile, in kernel tiles
+  bool isPartial;                           ///< whether the mask decides pair by pair
+  bool isLastPart;                          ///< as RunArgument says, of kernel tiles
+  int words;                                ///< its number in MaskArgument::words; negative: none
+  uint32 classes;                           ///< per 64 rows, as in MaskArgument::classes
 
   /// Stands before the first tile of row `row` of `numRows` of a (b, h). `numTiles` kernel tiles exist in the direction
   /// of the walk.

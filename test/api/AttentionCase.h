@@ -74,7 +74,9 @@ struct AttentionCase {
 /// What attention is, in double: a mask, a score function with its derivative in s, sinks.
 struct Meaning {
   std::function<bool(int64_t b, int64_t h, int64_t q, int64_t kv)> mask = [](auto...) { return true; };
-  std::function<double(double s, int64_t b, int64_t h, int64_t q, int64_t kv)> score = [](double s, auto...) { return s; };
+  std::function<double(double s, int64_t b, int64_t h, int64_t q, int64_t kv)> score = [](double s, auto...) {
+    return s;
+  };
   std::function<double(double s)> scoreGradient = [](double) { return 1.0; };
   std::vector<float> sinks;
   double scale = 1;
@@ -110,7 +112,8 @@ inline Answer answer(const AttentionCase &given, const Meaning &meaning) {
           if (!meaning.mask(b, h, i, j))
             continue;
           for (int64_t d = 0; d < s.headDim; ++d)
-            before[size_t(j)] += meaning.scale * q[d] * given.k[size_t(((b * s.kvHeads + kvHead) * s.kvLen + j) * s.headDim + d)];
+            before[size_t(j)] +=
+                meaning.scale * q[d] * given.k[size_t(((b * s.kvHeads + kvHead) * s.kvLen + j) * s.headDim + d)];
           scores[size_t(j)] = meaning.score(before[size_t(j)], b, h, i, j);
           sum += std::exp(scores[size_t(j)]);
           result.rowMax[size_t(row)] = std::max(result.rowMax[size_t(row)], scores[size_t(j)]);

@@ -18,7 +18,8 @@ template <typename Managed> struct Foreign {
   int numReleased = 0;
   Managed managed{};
 
-  Foreign(std::vector<int32_t> elements, std::vector<int64_t> sizes) : values(std::move(elements)), shape(std::move(sizes)) {
+  Foreign(std::vector<int32_t> elements, std::vector<int64_t> sizes)
+      : values(std::move(elements)), shape(std::move(sizes)) {
     managed.dl_tensor.data = values.data();
     managed.dl_tensor.device = {kDLCPU, 0};
     managed.dl_tensor.ndim = int32_t(shape.size());
@@ -124,9 +125,10 @@ TEST(BindingC, DLPackThatIsRefusedIsReleasedToo) {
   const Request wanted = request(program, {-1, -1, -1, 4, -1});
   Foreign<DLManagedTensor> vectors({0, 0, 0, 1}, {1, 4}), elsewhere({0}, {1}), deep({0}, {1, 1, 1, 1, 1});
   vectors.managed.dl_tensor.dtype.lanes = 4;
-  EXPECT_EQ(message(cpflex_bind_request_dlpack(wanted.get(), "doc", &vectors.managed)),
-            "the DLPack tensor has elements of code 0, 32 bits and 4 lanes; expected bool, ints of 8 to 64 bits, f16, bf16 "
-            "or f32");
+  EXPECT_EQ(
+      message(cpflex_bind_request_dlpack(wanted.get(), "doc", &vectors.managed)),
+      "the DLPack tensor has elements of code 0, 32 bits and 4 lanes; expected bool, ints of 8 to 64 bits, f16, bf16 "
+      "or f32");
   elsewhere.managed.dl_tensor.device.device_type = DLDeviceType(8);
   EXPECT_EQ(message(cpflex_bind_request_dlpack(wanted.get(), "doc", &elsewhere.managed)),
             "the DLPack tensor is on a device of type 8; expected a CPU (1) or CUDA (2)");
@@ -211,8 +213,7 @@ TEST(BindingC, MistakesAreNamed) {
   array.shape[1] = 4;
   array.data = nullptr;
   EXPECT_EQ(message(cpflex_bind_request_array(wanted.get(), "doc", &array, CPFLEX_BORROW)), "");
-  EXPECT_EQ(message(cpflex_bind(wanted.get(), &binding)),
-            "data of the array for 'doc' is null; expected its elements");
+  EXPECT_EQ(message(cpflex_bind(wanted.get(), &binding)), "data of the array for 'doc' is null; expected its elements");
   std::vector<float> lengths = {0, 4};
   array = dense(lengths, {2});
   EXPECT_EQ(message(cpflex_bind_request_segments(wanted.get(), "doc", &array, -1)),

@@ -143,12 +143,14 @@ TEST_F(PicturesOfDocuments, ShowWhereMasksDiffer) {
   cpflex_picture_options options{};
   cpflex_buffer *buffer = nullptr;
   int64_t count = -1;
-  ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), "text", &options, &count, &buffer)), "");
+  ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), "text", &options, &count, &buffer)),
+            "");
   Buffer owned(buffer);
   EXPECT_EQ(count, 0) << "head 0 is alike";
   options.heads = CPFLEX_PICTURE_DISTINCT;
   for (const char *format : {"text", "svg", "png"}) {
-    ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), format, &options, &count, &buffer)), "");
+    ASSERT_EQ(message(cpflex_block_mask_draw_difference(mask_.get(), other.get(), format, &options, &count, &buffer)),
+              "");
     owned.reset(buffer);
     EXPECT_EQ(count, 12) << "three tiles beside the diagonal, two and one further down, in both documents";
     EXPECT_GT(cpflex_buffer_size(buffer), 0u);

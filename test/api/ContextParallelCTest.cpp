@@ -1,5 +1,5 @@
-// Plans and ranks of the C interface: both passes against attention in double, a transport made of C functions, counters,
-// prints and refusals.
+// Plans and ranks of the C interface: both passes against attention in double, a transport made of C functions,
+// counters, prints and refusals.
 #include "test/api/AttentionCase.h"
 
 #include <condition_variable>
@@ -13,8 +13,9 @@ using namespace capi;
 
 namespace {
 
-constexpr const char *kCausal = "sinks: tensor[f32, H](grad=True)\n@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n"
-                                "attention(\"main\", mask=causal, sink=sinks)\n";
+constexpr const char *kCausal =
+    "sinks: tensor[f32, H](grad=True)\n@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n"
+    "attention(\"main\", mask=causal, sink=sinks)\n";
 constexpr int64_t kLength = 90;
 
 struct Bound {
@@ -81,9 +82,9 @@ Rank runRank(Bound &bound, const Plan &plan, const Communicator &communicator, s
   const CaseSizes &s = bound.given.sizes;
   AttentionCase &whole = bound.given;
   std::vector<float> q = shards.take(whole.q, s.heads, s.headDim), k = shards.take(whole.k, s.kvHeads, s.headDim),
-                     v = shards.take(whole.v, s.kvHeads, s.vHeadDim), dOut = shards.take(whole.dOut, s.heads, s.vHeadDim),
-                     dLse = shards.take(whole.dLse, s.heads, 1), out(dOut.size()), lse(dLse.size()), dQ(q.size()),
-                     dK(k.size()), dV(v.size());
+                     v = shards.take(whole.v, s.kvHeads, s.vHeadDim),
+                     dOut = shards.take(whole.dOut, s.heads, s.vHeadDim), dLse = shards.take(whole.dLse, s.heads, 1),
+                     out(dOut.size()), lse(dLse.size()), dQ(q.size()), dK(k.size()), dV(v.size());
   const cpflex_rank_options options{.deadline_seconds = 20, .num_threads = 1, .has_times = 0};
   cpflex_rank *loaded = nullptr;
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), communicator.get(), &options, &loaded)), "");
@@ -130,9 +131,15 @@ void runAndCompare(Bound &bound, const Plan &plan, std::vector<Communicator> &co
 
 TEST(ContextParallelC, RanksAsThreadsAgreeWithDouble) {
   Bound bound;
-  const Plan plan = planned(bound.executable, {.world_size = 3, .layout = "head-tail", .rotation = "selective",
-                                               .q_layout = nullptr, .kv_layout = nullptr, .has_ascending_keys = 0,
-                                               .has_free_token_counts = 0, .other_masks = nullptr, .num_other_masks = 0});
+  const Plan plan = planned(bound.executable, {.world_size = 3,
+                                               .layout = "head-tail",
+                                               .rotation = "selective",
+                                               .q_layout = nullptr,
+                                               .kv_layout = nullptr,
+                                               .has_ascending_keys = 0,
+                                               .has_free_token_counts = 0,
+                                               .other_masks = nullptr,
+                                               .num_other_masks = 0});
   cpflex_thread_group *made = nullptr;
   ASSERT_EQ(message(cpflex_thread_group_create(3, &made)), "");
   ThreadGroup group(made);
@@ -174,8 +181,8 @@ struct Station {
   int32_t rank;
   std::map<int64_t, std::vector<cpflex_message>> awaited;
 };
-int32_t startMessages(void *self, int64_t ticket, int32_t, const char *, const cpflex_message *messages, size_t count, char *,
-                      size_t) {
+int32_t startMessages(void *self, int64_t ticket, int32_t, const char *, const cpflex_message *messages, size_t count,
+                      char *, size_t) {
   Station &station = *static_cast<Station *>(self);
   for (size_t i = 0; i < count; ++i) {
     if (!messages[i].is_send) {
@@ -214,8 +221,12 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   std::vector<Station> stations = {{&post, 0, {}}, {&post, 1, {}}};
   std::vector<Communicator> communicators;
   for (Station &station : stations) {
-    const cpflex_transport transport{.rank = station.rank, .world_size = 2, .user_data = &station,
-                                     .start = startMessages, .wait = waitForMessages, .abort = nullptr};
+    const cpflex_transport transport{.rank = station.rank,
+                                     .world_size = 2,
+                                     .user_data = &station,
+                                     .start = startMessages,
+                                     .wait = waitForMessages,
+                                     .abort = nullptr};
     cpflex_communicator *communicator = nullptr;
     ASSERT_EQ(message(cpflex_communicator_of_transport(&transport, &communicator)), "");
     communicators.emplace_back(communicator);
@@ -225,7 +236,8 @@ TEST(ContextParallelC, ATransportOfCFunctionsCarriesTheRanks) {
   cpflex_communicator_abort(communicators[0].get(), "nobody listens");
 
   // Alone, rank 1 hears nothing.
-  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1, .has_times = 0}, wrong{.deadline_seconds = 1, .num_threads = -1, .has_times = 0};
+  const cpflex_rank_options hurried{.deadline_seconds = 0.02, .num_threads = 1, .has_times = 0},
+      wrong{.deadline_seconds = 1, .num_threads = -1, .has_times = 0};
   cpflex_rank *loaded = nullptr;
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), communicators[1].get(), &wrong, &loaded)),
             "'num_threads' is -1; expected 0 to 4096");
@@ -295,7 +307,8 @@ TEST(ContextParallelC, APlanIsTold) {
   EXPECT_EQ(numbers.world_size, 4);
   EXPECT_GE(numbers.largest_work, numbers.mean_work);
   EXPECT_GT(numbers.num_transfers, 0);
-  for (auto [format, expected] : {std::pair("text", "cp.schedule forward"), {"json", "{"}, {"svg", "<svg"}, {"summary", "rank"}}) {
+  for (auto [format, expected] :
+       {std::pair("text", "cp.schedule forward"), {"json", "{"}, {"svg", "<svg"}, {"summary", "rank"}}) {
     cpflex_buffer *text = nullptr;
     ASSERT_EQ(message(cpflex_plan_print(plan.get(), CPFLEX_FORWARD, format, &text)), "");
     EXPECT_NE(std::string(cpflex_buffer_bytes(Buffer(text).get())).find(expected), std::string::npos);
@@ -328,7 +341,8 @@ TEST(ContextParallelC, RefusesWhatDoesNotFit) {
   EXPECT_EQ(message(cpflex_plan_numbers_of(plan.get(), CPFLEX_BACKWARD, &numbers)),
             "the plan has no backward pass; expected an executable loaded with has_backward");
   cpflex_rank_numbers rankNumbers{};
-  EXPECT_EQ(message(cpflex_plan_rank_numbers(plan.get(), CPFLEX_FORWARD, 2, &rankNumbers)), "rank is 2; expected 0 to 1");
+  EXPECT_EQ(message(cpflex_plan_rank_numbers(plan.get(), CPFLEX_FORWARD, 2, &rankNumbers)),
+            "rank is 2; expected 0 to 1");
   cpflex_buffer *text = nullptr;
   EXPECT_EQ(message(cpflex_plan_print(plan.get(), CPFLEX_FORWARD, "pdf", &text)),
             "format of a plan is 'pdf'; expected text, summary, json or svg");
@@ -345,10 +359,12 @@ TEST(ContextParallelC, RefusesWhatDoesNotFit) {
   EXPECT_EQ(message(cpflex_rank_load(plan.get(), nullptr, nullptr, &rank)), "'communicator' is null; expected a value");
   EXPECT_EQ(message(cpflex_nccl_id(nullptr)), "'id' is null; expected a value");
   const uint8_t id[CPFLEX_NCCL_ID_BYTES] = {};
-  EXPECT_EQ(message(cpflex_communicator_of_nccl(id, 3, 2, 0, 0, &communicator)), "rank 3 of 2; expected a rank in [0, 2)");
+  EXPECT_EQ(message(cpflex_communicator_of_nccl(id, 3, 2, 0, 0, &communicator)),
+            "rank 3 of 2; expected a rank in [0, 2)");
   EXPECT_EQ(message(cpflex_communicator_of_nccl(id, 0, 2, 0, -1, &communicator)),
             "deadline of -1 seconds; expected a number above 0");
-  EXPECT_EQ(message(cpflex_communicator_of_nccl_comm(nullptr, 0, 0, &communicator)), "'nccl_comm' is null; expected a value");
+  EXPECT_EQ(message(cpflex_communicator_of_nccl_comm(nullptr, 0, 0, &communicator)),
+            "'nccl_comm' is null; expected a value");
   const int32_t gpus[] = {0};
   cpflex_communicator *communicators[2] = {};
   EXPECT_EQ(message(cpflex_communicators_of_cuda_threads(2, gpus, 0, communicators)),

@@ -56,7 +56,8 @@ TEST(ExecutableC, ForwardAndBackwardAgreeWithDouble) {
   EXPECT_EQ(cpflex_executable_device_bytes(executable.get()), 0) << "a CPU";
   std::vector<char> workspace(size_t(cpflex_executable_workspace_bytes(executable.get(), CPFLEX_FORWARD)));
   const cpflex_forward_tensors forward = bound.given.forward();
-  ASSERT_EQ(message(cpflex_forward(executable.get(), &forward, workspace.data(), int64_t(workspace.size()), nullptr)), "");
+  ASSERT_EQ(message(cpflex_forward(executable.get(), &forward, workspace.data(), int64_t(workspace.size()), nullptr)),
+            "");
   const Answer expected = answer(bound.given, bound.shaped());
   EXPECT_LT(distance(bound.given.out, expected.out), kTolerance);
   EXPECT_LT(distance(bound.given.lse, expected.lse), kTolerance);
@@ -72,7 +73,8 @@ TEST(ExecutableC, ForwardAndBackwardAgreeWithDouble) {
   backward.capture_gradients = gradients;
   backward.num_capture_gradients = 2;
   backward.sink_gradient = dSinks.data();
-  ASSERT_EQ(message(cpflex_backward(executable.get(), &backward, workspace.data(), int64_t(workspace.size()), nullptr)), "");
+  ASSERT_EQ(message(cpflex_backward(executable.get(), &backward, workspace.data(), int64_t(workspace.size()), nullptr)),
+            "");
   EXPECT_LT(distance(bound.given.dQ, expected.dQ), kTolerance);
   EXPECT_LT(distance(bound.given.dK, expected.dK), kTolerance);
   EXPECT_LT(distance(bound.given.dV, expected.dV), kTolerance);
@@ -258,8 +260,8 @@ TEST(ExecutableC, ThreadsShareAnExecutable) {
       own.out.data = out.data();
       own.lse.data = own.row_max.data = nullptr;
       for (int repetition = 0; repetition < 5; ++repetition) {
-        const bool isDone = message(cpflex_forward(executable.get(), &own, workspace.data(), int64_t(workspace.size()),
-                                                   nullptr)) == "";
+        const bool isDone =
+            message(cpflex_forward(executable.get(), &own, workspace.data(), int64_t(workspace.size()), nullptr)) == "";
         numGood += isDone && out == bound.given.out;
       }
     });

@@ -61,10 +61,12 @@ TEST(LayoutC, ShardsComeBackWhole) {
 
 TEST(LayoutC, RefusesWhatDoesNotFit) {
   cpflex_layout *layout = nullptr;
-  const auto create = [&](const char *kind, int64_t length, int32_t worldSize, const cpflex_array *cuSeqlens = nullptr) {
+  const auto create = [&](const char *kind, int64_t length, int32_t worldSize,
+                          const cpflex_array *cuSeqlens = nullptr) {
     return message(cpflex_layout_create(kind, length, worldSize, cuSeqlens, &layout));
   };
-  EXPECT_EQ(create("zigzag", 8, 2), "kind of layout is 'zigzag'; expected contiguous, head-tail, striped or per-document");
+  EXPECT_EQ(create("zigzag", 8, 2),
+            "kind of layout is 'zigzag'; expected contiguous, head-tail, striped or per-document");
   EXPECT_EQ(create("striped", 8, 0), "a layout of 8 tokens for 0 ranks; expected 0 or more tokens and 1 or more ranks");
   EXPECT_EQ(create("per-document", 8, 2), "'cu_seqlens' is null; expected a value");
   std::vector<float> floats = {0, 8};
@@ -78,7 +80,8 @@ TEST(LayoutC, RefusesWhatDoesNotFit) {
   std::vector<int64_t> positions = {0, 1, 1};
   const cpflex_array permutation = dense(positions, {3});
   EXPECT_EQ(own(permutation, {1, -1}), "shard size of rank 1 is -1; expected 0 to 3");
-  EXPECT_EQ(own(permutation, {INT64_MAX, INT64_MAX, 5}), "shard size of rank 0 is 9223372036854775807; expected 0 to 3");
+  EXPECT_EQ(own(permutation, {INT64_MAX, INT64_MAX, 5}),
+            "shard size of rank 0 is 9223372036854775807; expected 0 to 3");
   EXPECT_EQ(own(permutation, {1, 1}), "the shards have 2 tokens together; expected 3, the length of 'permutation'");
   EXPECT_NE(own(permutation, {2, 1}), "");
   EXPECT_EQ(layout, nullptr);
@@ -91,8 +94,9 @@ TEST(LayoutC, RefusesWhatDoesNotFit) {
   };
   EXPECT_EQ(copy(2, 0), "rank is 2; expected 0 to 1");
   EXPECT_EQ(copy(0, 2), "'axis' is 2; expected one of the 2 axes of 'whole'");
-  EXPECT_EQ(copy(0, 1), "'whole' is f32 [4, 2] and 'shard' is f32 [2, 2]; expected one dtype, 4 tokens along axis 1 of 'whole' "
-                        "and 2 of 'shard'");
+  EXPECT_EQ(copy(0, 1),
+            "'whole' is f32 [4, 2] and 'shard' is f32 [2, 2]; expected one dtype, 4 tokens along axis 1 of 'whole' "
+            "and 2 of 'shard'");
   wholeArray.strides[0] = 1;
   EXPECT_EQ(copy(0, 0), "'whole' or 'shard' is not dense in host memory; expected both to be");
 }

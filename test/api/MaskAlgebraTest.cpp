@@ -1,4 +1,5 @@
-// The C++ interface's block masks as a program that links libcpflex.so uses them: derived, combined, kept and exchanged.
+// The C++ interface's block masks as a program that links libcpflex.so uses them: derived, combined, kept and
+// exchanged.
 #include "lib/API/cpflex.h"
 #include "runtime/BlockMask/BlockMaskAlgebra.h"
 #include "runtime/BlockMask/BlockMaskFile.h"

@@ -80,8 +80,9 @@ TEST_F(MisuseC, Strides) {
             "'out' has stride 0 along axis 1 of size 4; expected an output whose elements are distinct");
   cpflex_backward_tensors backward = given_.backward();
   backward.d_q.strides[2] = 8;
-  EXPECT_EQ(backwardMessage(backward), "'d_q' has strides 8 and 1 along axes 2 and 3, with which elements coincide; expected "
-                                       "an output whose elements are distinct");
+  EXPECT_EQ(backwardMessage(backward),
+            "'d_q' has strides 8 and 1 along axes 2 and 3, with which elements coincide; expected "
+            "an output whose elements are distinct");
 }
 
 TEST_F(MisuseC, Null) {
@@ -220,10 +221,12 @@ TEST_F(MisuseC, MasksOfOthers) {
   cpflex_block_mask *handle = nullptr;
   ASSERT_EQ(message(cpflex_block_mask_build(binding_.get(), "f", nullptr, &handle)), "");
   const Mask mask(handle);
-  EXPECT_EQ(loadMessage(loadOptions(given_), "other", mask), "'mask' is that of entry point 'f'; expected that of 'other'");
+  EXPECT_EQ(loadMessage(loadOptions(given_), "other", mask),
+            "'mask' is that of entry point 'f'; expected that of 'other'");
   cpflex_load_options options = loadOptions(given_);
   options.part.q_begin = 10;
-  EXPECT_EQ(loadMessage(options, "f", mask), "'mask' was built for another part of the problem; expected that of the executable");
+  EXPECT_EQ(loadMessage(options, "f", mask),
+            "'mask' was built for another part of the problem; expected that of the executable");
   const Program program = compile("@mask\ndef causal(b, h, q, kv):\n    return q >= kv\n");
   const Binding elsewhere = bindAll(request(program, {1, 4, 2, 64, 64}));
   ASSERT_EQ(message(cpflex_block_mask_build(elsewhere.get(), nullptr, nullptr, &handle)), "");

@@ -10,13 +10,14 @@ using namespace capi;
 
 namespace {
 
-constexpr const char *kProgram = "W: param[int] = 16\nF: param[float] = 0.5\nON: param[bool]\n"
-                                 "doc: tensor[i32, B, KV_LEN](sorted, lo=0, hi=100)\n"
-                                 "bias: tensor[f32, H, 2*R+1](grad=True)\nsinks: tensor[f32, H](grad=True)\n"
-                                 "@mask\ndef near(b, h, q, kv):\n    return (q - kv < W) & ON & (doc[b, kv] < 100)\n"
-                                 "@score\ndef biased(s, b, h, q, kv):\n    return s + bias[h, clamp(q - kv, 0, R)] * F\n"
-                                 "attention(\"main\", mask=near, score=biased, sink=sinks, scale=0.25)\n"
-                                 "attention(\"linear\", mask=near, softmax=False)\n";
+constexpr const char *kProgram =
+    "W: param[int] = 16\nF: param[float] = 0.5\nON: param[bool]\n"
+    "doc: tensor[i32, B, KV_LEN](sorted, lo=0, hi=100)\n"
+    "bias: tensor[f32, H, 2*R+1](grad=True)\nsinks: tensor[f32, H](grad=True)\n"
+    "@mask\ndef near(b, h, q, kv):\n    return (q - kv < W) & ON & (doc[b, kv] < 100)\n"
+    "@score\ndef biased(s, b, h, q, kv):\n    return s + bias[h, clamp(q - kv, 0, R)] * F\n"
+    "attention(\"main\", mask=near, score=biased, sink=sinks, scale=0.25)\n"
+    "attention(\"linear\", mask=near, softmax=False)\n";
 
 TEST(ProgramC, VersionsAreToldAndChecked) {
   EXPECT_EQ(cpflex_abi_version(), uint32_t(CPFLEX_ABI_VERSION));
@@ -44,7 +45,8 @@ TEST(ProgramC, ErrorsAreData) {
   EXPECT_EQ(program, nullptr);
   EXPECT_EQ(cpflex_error_code(error.get()), CPFLEX_INVALID_ARGUMENT);
   ASSERT_EQ(cpflex_error_num_diagnostics(error.get()), 2u);
-  const cpflex_diagnostic first = cpflex_error_diagnostic(error.get(), 0), note = cpflex_error_diagnostic(error.get(), 1);
+  const cpflex_diagnostic first = cpflex_error_diagnostic(error.get(), 0),
+                          note = cpflex_error_diagnostic(error.get(), 1);
   EXPECT_STREQ(first.file, "bad.cpf");
   EXPECT_EQ(first.line, 4);
   EXPECT_EQ(first.column, 12);
@@ -107,7 +109,8 @@ TEST(ProgramC, DeclarationsAreTold) {
 }
 
 TEST(ProgramC, ConstantsAreTold) {
-  const Program program = compile("C: const[int] = 2\nW: param[int] = 8\n@mask\ndef f(b, h, q, kv):\n    return q - kv < W * C\n");
+  const Program program =
+      compile("C: const[int] = 2\nW: param[int] = 8\n@mask\ndef f(b, h, q, kv):\n    return q - kv < W * C\n");
   EXPECT_EQ(cpflex_program_has_constant(program.get(), "C"), 1);
   EXPECT_EQ(cpflex_program_has_constant(program.get(), "W"), 0);
   EXPECT_EQ(cpflex_program_has_constant(program.get(), nullptr), 0);
@@ -129,7 +132,8 @@ TEST(ProgramC, StagesAreEmitted) {
 }
 
 TEST(ProgramC, FlexAttentionFunctionsArePorted) {
-  const std::string python = "def sliding(b, h, q_idx, kv_idx):\n    return (q_idx >= kv_idx) & (q_idx - kv_idx < window)\n";
+  const std::string python =
+      "def sliding(b, h, q_idx, kv_idx):\n    return (q_idx >= kv_idx) & (q_idx - kv_idx < window)\n";
   const cpflex_compile_options with = options();
   cpflex_buffer *cpf = nullptr, *warnings = nullptr;
   ASSERT_EQ(message(cpflex_port("m.py", python.data(), python.size(), "sliding", &with, &cpf, &warnings)), "");

@@ -144,7 +144,8 @@ protected:
       return actual == expected || (std::isnan(actual) && std::isnan(expected)) ||
              // The largest finite value lies within the allowance of infinity.
              (allowance > 0 && std::fabs(actual) >= std::numeric_limits<float>::max() / 2 &&
-              std::fabs(expected) >= std::numeric_limits<float>::max() / 2 && std::signbit(actual) == std::signbit(expected));
+              std::fabs(expected) >= std::numeric_limits<float>::max() / 2 &&
+              std::signbit(actual) == std::signbit(expected));
     return std::fabs(double(actual) - double(expected)) <= allowance;
   }
 
@@ -158,8 +159,8 @@ protected:
                            const std::vector<float> &actual) {
     for (int64_t pair = 0; pair < group.numPairs(); ++pair)
       ASSERT_TRUE(isNear(actual[pair], expected.scores[pair], expected.allowances[pair]))
-          << place(group, entry, pair) << " gives " << actual[pair] << ", expected " << expected.scores[pair] << " within "
-          << expected.allowances[pair];
+          << place(group, entry, pair) << " gives " << actual[pair] << ", expected " << expected.scores[pair]
+          << " within " << expected.allowances[pair];
   }
 
   static void expectMask(const Group &group, const EntryPoint &entry, const Expected &expected,
@@ -236,12 +237,14 @@ TEST_F(Oracle, classifierAgrees) {
           for (size_t column = 0; column < classes.size(); ++column) {
             int64_t numAllowed = 0, numPairs = 0;
             for (int64_t q = row * kTile; q < std::min((row + 1) * kTile, shown.qCount); ++q)
-              for (int64_t kv = column * kTile; kv < std::min<int64_t>((column + 1) * kTile, shown.kvCount); ++kv, ++numPairs)
+              for (int64_t kv = column * kTile; kv < std::min<int64_t>((column + 1) * kTile, shown.kvCount);
+                   ++kv, ++numPairs)
                 numAllowed += expected.allowed[q * shown.kvCount + kv];
             const TileClass right = numAllowed == 0          ? TileClass::Empty
                                     : numAllowed == numPairs ? TileClass::Full
                                                              : TileClass::Partial;
-            ASSERT_EQ(int(classes[column]), int(right)) << place(group, entry, row * kTile * shown.kvCount + column * kTile);
+            ASSERT_EQ(int(classes[column]), int(right))
+                << place(group, entry, row * kTile * shown.kvCount + column * kTile);
           }
         }
       });
@@ -345,14 +348,16 @@ TEST_F(Oracle, cudaFunctorsAgreeAsHostCode) {
     size_t numFunctors = 0, end = begin;
     for (; end < groups.size() && numFunctors < kFunctorsInBatch; ++end)
       forEachEntry(groups[end], [&](const EntryPoint &entry, const Expected &expected) {
-        StatusOr<DeviceFunctions> functions = groups[end].program->deviceFunctions(entry, groups[end].binding->bindings());
+        StatusOr<DeviceFunctions> functions =
+            groups[end].program->deviceFunctions(entry, groups[end].binding->bindings());
         ASSERT_TRUE(functions) << functions.status().message();
         const std::string id = fmt::format("{}_{}", end, entry.name);
         text += fmt::format("namespace p{} {{\n{}}}\n", id, functions->text);
-        text += fmt::format("extern \"C\" {1} f{0}(const void *c, {2}int b, int h, int q, int kv) {{\n  return p{0}::Program::"
-                            "{3}*static_cast<const p{0}::Program::Captures *>(c), {4}b, h, q, kv);\n}}\n",
-                            id, expected.isMask ? "bool" : "float", expected.isMask ? "" : "float s, ",
-                            expected.isMask ? "mask(" : "score(", expected.isMask ? "" : "s, ");
+        text += fmt::format(
+            "extern \"C\" {1} f{0}(const void *c, {2}int b, int h, int q, int kv) {{\n  return p{0}::Program::"
+            "{3}*static_cast<const p{0}::Program::Captures *>(c), {4}b, h, q, kv);\n}}\n",
+            id, expected.isMask ? "bool" : "float", expected.isMask ? "" : "float s, ",
+            expected.isMask ? "mask(" : "score(", expected.isMask ? "" : "s, ");
         ++numFunctors;
       });
     CompiledFunctors compiled(folder, text);

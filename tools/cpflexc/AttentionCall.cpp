@@ -78,7 +78,8 @@ StatusOr<Array> readTensor(const std::string &path, ElementType type) {
   if (type == ElementType::BF16 && array->type == ElementType::U16)
     array->type = ElementType::BF16;
   if (array->type != type)
-    return Status::invalid(fmt::format("'{}' has elements of type {}; expected {}", path, toString(array->type), toString(type)));
+    return Status::invalid(
+        fmt::format("'{}' has elements of type {}; expected {}", path, toString(array->type), toString(type)));
   if (array->shape.size() != 4)
     return Status::invalid(fmt::format("'{}' has {} dimensions; expected 4", path, array->shape.size()));
   return array;
@@ -87,8 +88,8 @@ StatusOr<Array> readTensor(const std::string &path, ElementType type) {
 Status checkShape(const Array &array, const std::vector<int64_t> &expected, const char *name) {
   if (array.shape == expected)
     return Status::ok();
-  return Status::invalid(fmt::format("{} has shape [{}]; expected [{}]", name, fmt::join(array.shape, ", "),
-                                     fmt::join(expected, ", ")));
+  return Status::invalid(
+      fmt::format("{} has shape [{}]; expected [{}]", name, fmt::join(array.shape, ", "), fmt::join(expected, ", ")));
 }
 
 // A size that a tensor fixes and an option may repeat.
@@ -299,16 +300,26 @@ static CallTensor tensorOf(const Array &array, const TensorView &view, bool isBs
 
 Status runOnHost(AttentionCall &call, const Options &options) {
   const auto tensor = [&](const Array &array, const TensorView &view) { return tensorOf(array, view, options.isBshd); };
-  ForwardCallTensors forward{.q = tensor(call.q, call.qView), .k = tensor(call.k, call.kView),
-                             .v = tensor(call.v, call.vView), .out = tensor(call.out, call.outView),
-                             .lse = tensor(call.lse, call.lseView), .rowMax = {}};
+  ForwardCallTensors forward{.q = tensor(call.q, call.qView),
+                             .k = tensor(call.k, call.kView),
+                             .v = tensor(call.v, call.vView),
+                             .out = tensor(call.out, call.outView),
+                             .lse = tensor(call.lse, call.lseView),
+                             .rowMax = {}};
   CPFLEX_RETURN_IF_ERROR(call.executable->forward(forward, /*workspace=*/nullptr, /*workspaceInBytes=*/0));
   if (!call.isBackward)
     return Status::ok();
-  BackwardCallTensors backward{.q = forward.q, .k = forward.k, .v = forward.v, .out = forward.out, .lse = forward.lse,
-                               .dOut = tensor(call.dOut, call.dOutView), .dLse = {},
-                               .dQ = tensor(call.dQ, call.dQView), .dK = tensor(call.dK, call.dKView),
-                               .dV = tensor(call.dV, call.dVView), .captureGradients = call.captureGradientPointers,
+  BackwardCallTensors backward{.q = forward.q,
+                               .k = forward.k,
+                               .v = forward.v,
+                               .out = forward.out,
+                               .lse = forward.lse,
+                               .dOut = tensor(call.dOut, call.dOutView),
+                               .dLse = {},
+                               .dQ = tensor(call.dQ, call.dQView),
+                               .dK = tensor(call.dK, call.dKView),
+                               .dV = tensor(call.dV, call.dVView),
+                               .captureGradients = call.captureGradientPointers,
                                .sinkGradient = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data()};
   return call.executable->backward(backward, /*workspace=*/nullptr, /*workspaceInBytes=*/0);
 }

@@ -42,8 +42,10 @@ Diagnostic refusal(const Program &program, const CheckCommandOptions &options, c
   return diagnostic;
 }
 
-// Appends what is suspicious about the program, over what is bound where something is; `leftOut` says what was not looked at.
-Status lint(const CheckCommandOptions &options, const Program &program, std::vector<Diagnostic> &found, std::string &leftOut) {
+// Appends what is suspicious about the program, over what is bound where something is; `leftOut` says what was not
+// looked at.
+Status lint(const CheckCommandOptions &options, const Program &program, std::vector<Diagnostic> &found,
+            std::string &leftOut) {
   const auto append = [&](std::vector<Diagnostic> list) {
     for (Diagnostic &diagnostic : list)
       found.push_back(std::move(diagnostic));
@@ -73,13 +75,21 @@ Status lint(const CheckCommandOptions &options, const Program &program, std::vec
   return Status::ok();
 }
 
-std::string counted(size_t number, const char *what) { return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s"); }
+std::string counted(size_t number, const char *what) {
+  return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
+}
 
 nlohmann::ordered_json toJson(const Diagnostic &diagnostic) {
-  nlohmann::ordered_json json = {{"file", diagnostic.file}, {"line", diagnostic.line}, {"column", diagnostic.column},
-                                 {"severity", toString(diagnostic.severity)}, {"message", diagnostic.message}};
+  nlohmann::ordered_json json = {{"file", diagnostic.file},
+                                 {"line", diagnostic.line},
+                                 {"column", diagnostic.column},
+                                 {"severity", toString(diagnostic.severity)},
+                                 {"message", diagnostic.message}};
   if (const auto &fix = diagnostic.fixIt)
-    json["fix"] = {{"line", fix->line}, {"column", fix->column}, {"end_line", fix->endLine}, {"end_column", fix->endColumn},
+    json["fix"] = {{"line", fix->line},
+                   {"column", fix->column},
+                   {"end_line", fix->endLine},
+                   {"end_column", fix->endColumn},
                    {"replacement", fix->replacement}};
   for (const Diagnostic &note : diagnostic.notes)
     json["notes"].push_back(toJson(note));

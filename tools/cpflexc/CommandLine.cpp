@@ -72,8 +72,8 @@ CLI::Validator oneOf(const std::string &option, std::vector<std::string> words) 
   return CLI::Validator(
       [=](const std::string &text) {
         if (std::find(words.begin(), words.end(), text) == words.end())
-          throw CommandLineFault(
-              fmt::format("{} is '{}'; expected '{}'{}", option, text, fmt::join(words, "', '"), suggestion(text, words)));
+          throw CommandLineFault(fmt::format("{} is '{}'; expected '{}'{}", option, text, fmt::join(words, "', '"),
+                                             suggestion(text, words)));
         return std::string();
       },
       list);
@@ -107,7 +107,8 @@ void checkCommandWords(const CLI::App &app, int argc, const char *const *argv) {
     level = level->get_subcommand(word);
   }
   if (const std::vector<std::string> names = commandsOf(*level); !names.empty() && !isAnswered)
-    throw CommandLineFault(fmt::format("'{}' is given no command; expected '{}'", level->get_name(), fmt::join(names, "', '")));
+    throw CommandLineFault(
+        fmt::format("'{}' is given no command; expected '{}'", level->get_name(), fmt::join(names, "', '")));
 }
 
 } // namespace cpflex

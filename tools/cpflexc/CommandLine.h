@@ -36,8 +36,8 @@ CLI::Validator oneOf(const std::string &option, std::vector<std::string> words);
 /// Adds `-o FILE`; `-` is standard output, as is no -o.
 void addOutputOption(CLI::App &command, std::string &output);
 
-/// Throws CommandLineFault when a word of argv stands where a command is expected and is none, naming the nearest, or when
-/// there is no command and nothing else that is an answer by itself, as --help.
+/// Throws CommandLineFault when a word of argv stands where a command is expected and is none, naming the nearest, or
+/// when there is no command and nothing else that is an answer by itself, as --help.
 void checkCommandWords(const CLI::App &app, int argc, const char *const *argv);
 
 } // namespace cpflex

@@ -22,8 +22,8 @@ struct CompileCommandOptions : Options {
 };
 
 const std::map<std::string, Stage> kStages = {
-    {"ast", Stage::Ast},       {"mask", Stage::Mask},  {"mask-opt", Stage::MaskOpt}, {"mask-grad", Stage::MaskGrad},
-    {"llvm", Stage::Llvm},     {"asm", Stage::Assembly}, {"classifier", Stage::Classifier},
+    {"ast", Stage::Ast},   {"mask", Stage::Mask},    {"mask-opt", Stage::MaskOpt},      {"mask-grad", Stage::MaskGrad},
+    {"llvm", Stage::Llvm}, {"asm", Stage::Assembly}, {"classifier", Stage::Classifier},
 };
 
 // The text, PTX or machine code of all kernels of the entry point, or a bundle of them with the mask.
@@ -38,7 +38,8 @@ int emitKernels(const CompileCommandOptions &options, const LoadedProgram &loade
   if (options.stage == "cuda") {
     std::string text;
     for (const KernelSource &source : kernels->sources)
-      text += fmt::format("{}// {}, {}\n\n{}", text.empty() ? "" : "\n", source.functionName, source.architecture, source.text);
+      text += fmt::format("{}// {}, {}\n\n{}", text.empty() ? "" : "\n", source.functionName, source.architecture,
+                          source.text);
     return writeOutput(options, text);
   }
   StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
@@ -101,7 +102,8 @@ void checkStage(const CompileCommandOptions &options) {
 int compile(const CompileCommandOptions &options) {
   checkStage(options);
   static constexpr const char *kStagesOfFiles[] = {"ast", "mask", "mask-opt", "mask-grad", "classifier"};
-  const bool isOfFile = std::find(std::begin(kStagesOfFiles), std::end(kStagesOfFiles), options.stage) != std::end(kStagesOfFiles);
+  const bool isOfFile =
+      std::find(std::begin(kStagesOfFiles), std::end(kStagesOfFiles), options.stage) != std::end(kStagesOfFiles);
   refuseSharedFiles(inputFiles(options), {{"-o", options.output}});
   LoadedProgram loaded;
   if (int code = loadProgram(options, loaded, isOfFile ? EntryChoice::First : EntryChoice::Named))
@@ -125,9 +127,11 @@ void addCompileCommand(CLI::App &app, int &exitCode) {
   auto options = std::make_shared<CompileCommandOptions>();
   CLI::App *command = app.add_subcommand("compile", "print a stage of the compiler");
   addCommonOptions(*command, *options);
-  command->add_option("--emit", options->stage, "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin, bundle or block-mask")
-      ->check(oneOf("--emit", {"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx", "cubin",
-                             "bundle", "block-mask"}));
+  command
+      ->add_option("--emit", options->stage,
+                   "ast, mask, mask-opt, mask-grad, classifier, llvm, asm, cuda, ptx, cubin, bundle or block-mask")
+      ->check(oneOf("--emit", {"ast", "mask", "mask-opt", "mask-grad", "classifier", "llvm", "asm", "cuda", "ptx",
+                               "cubin", "bundle", "block-mask"}));
   command->add_option("--target", options->target, "cpu, sm_80, sm_90, sm_90a, ...")->check(checkTarget);
   command->add_flag("--backward", options->isBackward, "kernels of the backward pass too");
   addOutputOption(*command, options->output);

@@ -53,8 +53,7 @@ std::string textOf(const ExplainedValue &value) {
 const char *mnemonicOf(Operation operation) {
   switch (operation) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
-  case Operation::Enumerator:                                                                                          \
-    return #mnemonic;
+  case Operation::Enumerator: return #mnemonic;
 #include "runtime/contract/Operations.def"
   case Operation::Constant: return "constant";
   case Operation::Param: return "param";
@@ -116,9 +115,9 @@ int explain(const ExplainCommandOptions &options) {
   constexpr const char *kNames[] = {"b", "h", "q", "kv"};
   for (int i = 0; i < 4; ++i)
     if (options.at[i] < 0 || options.at[i] >= ends[i])
-      return reportFailure(Status::invalid(fmt::format(
-          "{} is {}; {}", kNames[i], options.at[i],
-          ends[i] > 0 ? fmt::format("expected 0 to {}", ends[i] - 1) : "there are none in this call")));
+      return reportFailure(Status::invalid(
+          fmt::format("{} is {}; {}", kNames[i], options.at[i],
+                      ends[i] > 0 ? fmt::format("expected 0 to {}", ends[i] - 1) : "there are none in this call")));
   if (!loaded.entry->hasMask)
     return writeOutput(options, "attends: the entry point has no mask\n");
   auto mask = buildBlockMask(*loaded.program, *loaded.entry, **binding, 128, 128, threadCount(options));
@@ -135,11 +134,13 @@ int explain(const ExplainCommandOptions &options) {
     const TapeInstruction &instruction = tape.instructions[value.instruction];
     const std::pair place(loaded.entry->files[value.instruction], instruction.line);
     if (place != shown && !place.first.empty())
-      text += fmt::format("{}:{}: {}\n", place.first, place.second, sourceLine(*loaded.program, place.first, place.second));
+      text +=
+          fmt::format("{}:{}: {}\n", place.first, place.second, sourceLine(*loaded.program, place.first, place.second));
     shown = place;
-    text += fmt::format("  %{:<4} {:<28} = {}{}{}\n", value.instruction, describe(instruction, loaded.program->signature()),
-                        textOf(value), value.isOutOfRange ? "  (index outside the array)" : "",
-                        value.iteration >= 0 ? fmt::format("  (iteration {})", value.iteration) : "");
+    text +=
+        fmt::format("  %{:<4} {:<28} = {}{}{}\n", value.instruction, describe(instruction, loaded.program->signature()),
+                    textOf(value), value.isOutOfRange ? "  (index outside the array)" : "",
+                    value.iteration >= 0 ? fmt::format("  (iteration {})", value.iteration) : "");
   }
   return writeOutput(options, text);
 }
@@ -156,15 +157,18 @@ StatusOr<std::string> targetOf(const ExplainCommandOptions &options) {
 std::string describe(const KernelSource &source, const KernelImage &image, int computeCapability) {
   constexpr int kRegistersPerProcessor = 65536, kMostRegisters = 255, kRegisterStep = 8;
   const TileConfig &tiles = source.tiles;
-  std::string text = fmt::format("{}  {}  runtime/kernels/{}\n", source.functionName, source.architecture, kernelFile(source.spec));
+  std::string text =
+      fmt::format("{}  {}  runtime/kernels/{}\n", source.functionName, source.architecture, kernelFile(source.spec));
   if (hasFamilies(source.spec.role))
     text += fmt::format("  family         {}\n", source.spec.family == KernelFamily::Wgmma ? "wgmma" : "mma_sync");
   if (walksTiles(source.spec.role))
-    text += fmt::format("  tiles          {} queries x {} keys, {} in flight\n", tiles.tileQ, tiles.tileKV, tiles.stages);
+    text +=
+        fmt::format("  tiles          {} queries x {} keys, {} in flight\n", tiles.tileQ, tiles.tileKV, tiles.stages);
   text += fmt::format("  threads        {} per block, registers for {} {} on a processor\n", tiles.threads,
                       tiles.blocksPerProcessor, tiles.blocksPerProcessor == 1 ? "block" : "blocks");
   const int share = kRegistersPerProcessor / (tiles.threads * tiles.blocksPerProcessor) / kRegisterStep * kRegisterStep;
-  text += fmt::format("  registers      {} per thread at its start, of {}\n", image.registers, std::min(kMostRegisters, share));
+  text += fmt::format("  registers      {} per thread at its start, of {}\n", image.registers,
+                      std::min(kMostRegisters, share));
   text += fmt::format("  spilled        {} bytes, {} expected\n", image.spillBytes,
                       tiles.spillLimit ? fmt::format("at most {}", tiles.spillLimit) : "none");
   text += fmt::format("  shared memory  {} bytes per block, of {}\n", tiles.sharedBytes + image.staticSharedBytes,
@@ -190,8 +194,9 @@ int explainKernels(const ExplainCommandOptions &options) {
   StatusOr<KernelToolchain> toolchain = KernelToolchain::load();
   if (!toolchain)
     return reportFailure(toolchain.status());
-  std::string text = fmt::format("{}, head sizes {} of queries and keys, {} of values\n", toString(kernels->options.element),
-                                 kernels->options.headDim, kernels->options.vHeadDim);
+  std::string text =
+      fmt::format("{}, head sizes {} of queries and keys, {} of values\n", toString(kernels->options.element),
+                  kernels->options.headDim, kernels->options.vHeadDim);
   for (const KernelSource &source : kernels->sources) {
     StatusOr<CompiledKernel> kernel = cachedKernel(source, *toolchain);
     if (!kernel)
@@ -220,8 +225,8 @@ void addExplainCommand(CLI::App &app, int &exitCode) {
     if (options->target == "cpu")
       throw CommandLineFault("--kernel is of a GPU and --target is 'cpu'; expected a target sm_NN");
     if (!options->target.empty() && options->device != "cpu")
-      throw CommandLineFault(fmt::format("--target is '{}' and --device is '{}'; expected one of them", options->target,
-                                         options->device));
+      throw CommandLineFault(
+          fmt::format("--target is '{}' and --device is '{}'; expected one of them", options->target, options->device));
     if (options->isOfKernels) {
       exitCode = explainKernels(*options);
       return;

@@ -23,8 +23,8 @@ bool isFromCache(const CudaProgram &program) {
   return std::ranges::all_of(program.kernels(), [](const LoadedKernel &kernel) { return kernel.compiled().wasCached; });
 }
 
-// From source text to loaded kernels as one who compiles the file again sees it: from the disk cache, and by the program
-// that has them.
+// From source text to loaded kernels as one who compiles the file again sees it: from the disk cache, and by the
+// program that has them.
 int benchPrograms(const Options &options, const AttentionCall &call, const CudaProgramOptions &kernels, int repetitions,
                   Json &json) {
   const auto begin = Clock::now();
@@ -127,8 +127,12 @@ Status StepOnGpu::bringCaptures() {
     StatusOr<CaptureView> copy = copies_.add(device, call_.binding->bindings().captures[slot], stream_.get());
     if (!copy)
       return copy.status();
-    ArrayView view{.data = copy->data, .type = copy->type, .shape = call_.binding->shape(int(slot)), .strides = {},
-                   .device = {DeviceType::Cuda, device->description().index}, .owner = {}};
+    ArrayView view{.data = copy->data,
+                   .type = copy->type,
+                   .shape = call_.binding->shape(int(slot)),
+                   .strides = {},
+                   .device = {DeviceType::Cuda, device->description().index},
+                   .owner = {}};
     view.strides.assign(copy->strides, copy->strides + copy->rank);
     request_.views[declarations[slot].name] = view;
   }
@@ -234,10 +238,18 @@ int benchGpu(const Options &options, AttentionCall &call, int repetitions, Json 
   if (!functions)
     return reportFailure(functions.status());
   const double functorMs = millisecondsSince(begin);
-  HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
-                             .dO = call.dOutView, .dLse = {}, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
-  StatusOr<CudaRunReport> report = runAttentionCuda(machine, *functions, call.problem, arrays,
-                                                    {.warmups = 2, .timed = repetitions, .family = kernelFamily(options)});
+  HostAttentionArrays arrays{.q = call.qView,
+                             .k = call.kView,
+                             .v = call.vView,
+                             .o = call.outView,
+                             .lse = call.lseView,
+                             .dO = call.dOutView,
+                             .dLse = {},
+                             .dQ = call.dQView,
+                             .dK = call.dKView,
+                             .dV = call.dVView};
+  StatusOr<CudaRunReport> report = runAttentionCuda(
+      machine, *functions, call.problem, arrays, {.warmups = 2, .timed = repetitions, .family = kernelFamily(options)});
   if (!report)
     return reportFailure(report.status());
   json["context_ms"] = machine.contextMs;

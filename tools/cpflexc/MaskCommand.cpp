@@ -66,7 +66,8 @@ int build(const MaskCommandOptions &options, BuiltMask &built) {
   if (!binding)
     return reportFailure(binding.status());
   built.binding = *binding;
-  auto result = buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tile->q, tile->kv, threadCount(options));
+  auto result =
+      buildBlockMask(*built.loaded.program, *built.loaded.entry, **binding, tile->q, tile->kv, threadCount(options));
   built.times.buildMs = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   built.times.compileMs = built.loaded.compileMs;
   if (!result)
@@ -161,12 +162,13 @@ int mask(const MaskCommandOptions &options) {
   }
   const TileCounts counts = countTiles(blockMask);
   std::string text = drawText(blockMask, picture);
-  text += fmt::format("{} x {} tokens in tiles of {} x {}: {} empty, {} full, {} partial; {} distinct (b, h); {} bytes\n",
-                      blockMask.qLen, blockMask.kvLen, tileQ, tileKV, counts.empty, counts.full, counts.partial,
-                      blockMask.rowSets.size(), sizeInBytes(blockMask));
+  text +=
+      fmt::format("{} x {} tokens in tiles of {} x {}: {} empty, {} full, {} partial; {} distinct (b, h); {} bytes\n",
+                  blockMask.qLen, blockMask.kvLen, tileQ, tileKV, counts.empty, counts.full, counts.partial,
+                  blockMask.rowSets.size(), sizeInBytes(blockMask));
   if (pairs)
-    text += fmt::format("{} pairs allowed ({:.2f} %); {} rows without keys; {} columns without queries\n", pairs->allowed,
-                        100 * pairs->density, pairs->rowsWithoutKeys, pairs->columnsWithoutQueries);
+    text += fmt::format("{} pairs allowed ({:.2f} %); {} rows without keys; {} columns without queries\n",
+                        pairs->allowed, 100 * pairs->density, pairs->rowsWithoutKeys, pairs->columnsWithoutQueries);
   text += fmt::format("derived in {:.2f} ms, {} points evaluated\n", built.times.buildMs, built.result.pointsEvaluated);
   return writeOutput(options, text);
 }
@@ -185,12 +187,13 @@ void addMaskCommand(CLI::App &app, int &exitCode) {
       return std::string();
     };
   };
-  command->add_option("--tile", options->tile, "QxKV [128x128, that of its kernels on cuda]")->check([](const std::string &text) {
-    int64_t q = 0, kv = 0;
-    if (!parsePair(text, 'x', q, kv) || q < 1 || kv < 1)
-      throw CommandLineFault(fmt::format("--tile is '{}'; expected QxKV, two whole numbers of at least 1", text));
-    return std::string();
-  });
+  command->add_option("--tile", options->tile, "QxKV [128x128, that of its kernels on cuda]")
+      ->check([](const std::string &text) {
+        int64_t q = 0, kv = 0;
+        if (!parsePair(text, 'x', q, kv) || q < 1 || kv < 1)
+          throw CommandLineFault(fmt::format("--tile is '{}'; expected QxKV, two whole numbers of at least 1", text));
+        return std::string();
+      });
   command->add_flag("--count", options->isCounted, "count allowed pairs exactly");
   command->add_option("--format", options->format, "text, json, svg, png or npz")
       ->check(oneOf("--format", {"text", "json", "svg", "png", "npz"}));

@@ -56,10 +56,12 @@ private:
   static std::string itemOf(const CLI::Option &option) {
     std::string value = option.get_type_size() == 0 ? "" : option.get_type_name();
     if (const size_t colon = value.find(':'); colon != std::string::npos)
-      value = value.substr(value[colon + 1] == '{' ? colon + 1 : 0, value[colon + 1] == '{' ? std::string::npos : colon);
+      value =
+          value.substr(value[colon + 1] == '{' ? colon + 1 : 0, value[colon + 1] == '{' ? std::string::npos : colon);
     if (value == "INT" || value == "UINT" || value == "FLOAT")
       value = "N";
-    return fmt::format("  {}{}{}  {}", option.get_name(false, true), value.empty() ? "" : " ", value, option.get_description());
+    return fmt::format("  {}{}{}  {}", option.get_name(false, true), value.empty() ? "" : " ", value,
+                       option.get_description());
   }
 };
 
@@ -141,8 +143,10 @@ BindSource bindSource(const std::string &name, const std::string &value) {
   const bool isCall = wordEnd != std::string::npos && wordEnd > 0 && value[wordEnd] == '(';
   std::error_code error;
   if (isCall && !std::filesystem::exists(value, error))
-    throw CommandLineFault(fmt::format("'{}={}' of --bind is neither a file nor segments of one; expected name=array.npy or "
-                                       "name=segments(cu.npy)", name, value));
+    throw CommandLineFault(
+        fmt::format("'{}={}' of --bind is neither a file nor segments of one; expected name=array.npy or "
+                    "name=segments(cu.npy)",
+                    name, value));
   return {value};
 }
 
@@ -189,7 +193,8 @@ static StatusOr<Array> readSegments(const std::string &path, int64_t length) {
     return lengths.status();
   if (lengths->shape.size() != 1 || lengths->type == ElementType::F32 || lengths->type == ElementType::F16 ||
       lengths->type == ElementType::Bool || lengths->shape[0] == 0)
-    return Status::invalid(fmt::format("'{}' holds no cumulative lengths; expected whole numbers in one dimension", path));
+    return Status::invalid(
+        fmt::format("'{}' holds no cumulative lengths; expected whole numbers in one dimension", path));
   CaptureView view;
   view.data = lengths->bytes.data();
   view.type = lengths->type;

@@ -1,5 +1,5 @@
-// What do the commands of cpflexc have in common? The options of a program, of an attention call and of a group of ranks,
-// and how a failure becomes an exit code.
+// What do the commands of cpflexc have in common? The options of a program, of an attention call and of a group of
+// ranks, and how a failure becomes an exit code.
 #pragma once
 
 #include "lib/API/cpflex.h"
@@ -70,8 +70,8 @@ StatusOr<std::shared_ptr<Binding>> bindProgram(const BindRequest &request, const
 /// Reads and binds.
 StatusOr<std::shared_ptr<Binding>> bindProgram(const Options &options, const Program &program);
 
-/// The texts `name=value` of an option by their names. Throws CommandLineFault when one has another form or a name comes
-/// twice.
+/// The texts `name=value` of an option by their names. Throws CommandLineFault when one has another form or a name
+/// comes twice.
 std::map<std::string, std::string> assignments(const std::vector<std::string> &texts, const std::string &option);
 
 /// The file that the value of a --bind names: `array.npy` or `segments(cu.npy)`.

@@ -58,8 +58,8 @@ void refuseSharedFiles(const std::vector<NamedFile> &inputs, const std::vector<N
       continue;
     for (const NamedFile &input : inputs)
       if (!input.path.empty() && isSameFile(output.path, input.path))
-        throw CommandLineFault(fmt::format("{} is '{}', which {} reads; expected another file", output.option, output.path,
-                                           input.option));
+        throw CommandLineFault(
+            fmt::format("{} is '{}', which {} reads; expected another file", output.option, output.path, input.option));
     for (size_t other = 0; other < i; ++other)
       if (!outputs[other].path.empty() && isSameFile(output.path, outputs[other].path))
         throw CommandLineFault(fmt::format("{} is '{}', which {} writes; expected another file", output.option,

@@ -1,4 +1,5 @@
-// Where do results go? To standard output, whose failures are seen at the end, or to files that the command does not read.
+// Where do results go? To standard output, whose failures are seen at the end, or to files that the command does not
+// read.
 #pragma once
 
 #include <string>
@@ -23,7 +24,8 @@ struct NamedFile {
   std::string path; ///< empty: the option was not given
 };
 
-/// Throws CommandLineFault when an output is an input or another output, under whichever name. Devices and pipes may repeat.
+/// Throws CommandLineFault when an output is an input or another output, under whichever name. Devices and pipes may
+/// repeat.
 void refuseSharedFiles(const std::vector<NamedFile> &inputs, const std::vector<NamedFile> &outputs);
 
 } // namespace cpflex

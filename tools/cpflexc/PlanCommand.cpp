@@ -23,11 +23,13 @@ int plan(const PlanCommandOptions &options) {
   if (!mask)
     return reportFailure(mask.status());
   const CallSizes &sizes = (*binding)->sizes();
-  CallShape shape{.batch = sizes.batch, .qHeads = sizes.heads, .kvHeads = sizes.kvHeads, .qLen = sizes.qLen,
-                  .kvLen = sizes.kvLen};
+  CallShape shape{
+      .batch = sizes.batch, .qHeads = sizes.heads, .kvHeads = sizes.kvHeads, .qLen = sizes.qLen, .kvLen = sizes.kvLen};
   shape.headDim = options.headDim > 0 ? options.headDim : 64;
   shape.vHeadDim = options.vHeadDim > 0 ? options.vHeadDim : shape.headDim;
-  shape.type = options.dtype == "bf16" ? ElementType::BF16 : options.dtype == "f16" ? ElementType::F16 : ElementType::F32;
+  shape.type = options.dtype == "bf16"  ? ElementType::BF16
+               : options.dtype == "f16" ? ElementType::F16
+                                        : ElementType::F32;
   StatusOr<Schedule> schedule = planContextParallel(planRequest(options, shape, &mask->mask));
   if (!schedule)
     return reportFailure(schedule.status());
@@ -45,7 +47,8 @@ void addPlanCommand(CLI::App &app, int &exitCode) {
   CLI::App *command = app.add_subcommand("plan", "plan a group of ranks");
   addCommonOptions(*command, *options);
   addRankOptions(*command, *options);
-  command->add_option("--format", options->format, "text, json or svg")->check(oneOf("--format", {"text", "json", "svg"}));
+  command->add_option("--format", options->format, "text, json or svg")
+      ->check(oneOf("--format", {"text", "json", "svg"}));
   addOutputOption(*command, options->output);
   command->callback([options, &exitCode] { exitCode = plan(*options); });
 }

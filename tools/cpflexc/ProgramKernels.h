@@ -32,7 +32,8 @@ enum class KernelBinding {
 /// The element type and head sizes that the options ask for.
 CudaProgramOptions kernelOptions(const Options &options);
 
-/// The sources of the kernels that `target` (`sm_NN`; empty: kDefaultTarget) runs, with those of backward where asked for.
+/// The sources of the kernels that `target` (`sm_NN`; empty: kDefaultTarget) runs, with those of backward where asked
+/// for.
 StatusOr<ProgramKernels> programKernels(const Options &options, const LoadedProgram &loaded, const std::string &target,
                                         CudaProgramOptions::Passes passes, KernelBinding binding);
 

@@ -29,13 +29,17 @@ struct ShardTensor {
     const bool isRows = whole.shape.size() == 3;
     const int64_t heads = whole.shape[isBshd && !isRows ? 2 : 1], columns = isRows ? 1 : whole.shape[3];
     const int64_t rows = layout.shardSize(rank), batch = whole.shape[0];
-    const SequenceArrayShape shape{.batch = batch, .outer = isBshd && !isRows ? 1 : heads,
+    const SequenceArrayShape shape{.batch = batch,
+                                   .outer = isBshd && !isRows ? 1 : heads,
                                    .inner = isBshd && !isRows ? heads * columns : columns,
                                    .elementSizeInBytes = sizeInBytes(whole.type)};
     bytes.resize(size_t(std::max<int64_t>(1, batch * heads * rows * columns * sizeInBytes(whole.type))));
     // The rank and the shape are the plan's own.
     (void)shard(layout, rank, shape, whole.bytes.data(), bytes.data());
-    tensor = {.data = bytes.data(), .type = whole.type, .shape = {batch, heads, rows, columns}, .strides = {},
+    tensor = {.data = bytes.data(),
+              .type = whole.type,
+              .shape = {batch, heads, rows, columns},
+              .strides = {},
               .device = {DeviceType::Cpu, 0}};
     const bool isSequenceFirst = isBshd && !isRows;
     tensor.strides[0] = heads * rows * columns;
@@ -109,11 +113,21 @@ StatusOr<std::unique_ptr<TimedRank>> TimedRank::prepare(const AttentionCall &cal
     CPFLEX_RETURN_IF_ERROR(rank->moveToGpu(onGpu->port()->device()));
   const auto at = [&](int index) { return rank->shards_[size_t(index)].tensor; };
   rank->forward_ = {.q = at(0), .k = at(1), .v = at(2), .out = at(3), .lse = at(4), .rowMax = {}};
-  rank->backward_ = {.q = at(0), .k = at(1), .v = at(2), .out = at(3), .lse = at(4), .dOut = at(5), .dLse = {},
-                     .dQ = at(6), .dK = at(7), .dV = at(8), .captureGradients = {}, .sinkGradient = nullptr};
-  StatusOr<std::shared_ptr<RankExecutable>> executable =
-      RankExecutable::load(plan, std::move(communicator), {.deadlineSeconds = options.deadlineSeconds, .numThreads = 1,
-                                                           .times = RankOptions::Times::Always});
+  rank->backward_ = {.q = at(0),
+                     .k = at(1),
+                     .v = at(2),
+                     .out = at(3),
+                     .lse = at(4),
+                     .dOut = at(5),
+                     .dLse = {},
+                     .dQ = at(6),
+                     .dK = at(7),
+                     .dV = at(8),
+                     .captureGradients = {},
+                     .sinkGradient = nullptr};
+  StatusOr<std::shared_ptr<RankExecutable>> executable = RankExecutable::load(
+      plan, std::move(communicator),
+      {.deadlineSeconds = options.deadlineSeconds, .numThreads = 1, .times = RankOptions::Times::Always});
   if (!executable)
     return executable.status();
   rank->executable_ = *executable;
@@ -195,8 +209,9 @@ void addPlan(const Schedule &schedule, nlohmann::ordered_json &json) {
 
 Status benchRanks(const Options &options, AttentionCall &call, int repetitions, nlohmann::ordered_json &json) {
   if (options.transport == "mpi")
-    throw CommandLineFault("ranks are timed as threads of one process, not over 'mpi'; expected --transport threads, or nccl "
-                           "with --device cuda");
+    throw CommandLineFault(
+        "ranks are timed as threads of one process, not over 'mpi'; expected --transport threads, or nccl "
+        "with --device cuda");
   checkTransport(options);
   const Clock::time_point begin = Clock::now();
   ContextParallelOptions wanted;

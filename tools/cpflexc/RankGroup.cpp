@@ -25,9 +25,14 @@ struct RankPlans {
 
 StatusOr<RankPlans> planRanks(const Options &options, const AttentionCall &call, int32_t worldSize) {
   const AttentionProblem &problem = call.problem;
-  const CallShape shape = {.batch = problem.batch, .qHeads = problem.qHeads, .kvHeads = problem.kvHeads,
-                           .qLen = problem.qLen, .kvLen = problem.kvLen, .headDim = problem.headDim,
-                           .vHeadDim = problem.vHeadDim, .type = call.type};
+  const CallShape shape = {.batch = problem.batch,
+                           .qHeads = problem.qHeads,
+                           .kvHeads = problem.kvHeads,
+                           .qLen = problem.qLen,
+                           .kvLen = problem.kvLen,
+                           .headDim = problem.headDim,
+                           .vHeadDim = problem.vHeadDim,
+                           .type = call.type};
   PlanRequest request = planRequest(options, shape, problem.mask);
   request.worldSize = worldSize;
   RankPlans plans;
@@ -93,8 +98,8 @@ StatusOr<std::vector<CudaMachine>> machinesOf(const Options &options) {
   return machines;
 }
 
-/// Gives all ranks the id of their NCCL group: by the rendezvous that was asked for, or else by MPI where mpirun started
-/// the ranks.
+/// Gives all ranks the id of their NCCL group: by the rendezvous that was asked for, or else by MPI where mpirun
+/// started the ranks.
 Status shareId(const Options &options, const JobPlace &job, nccl::UniqueId &id) {
   std::vector<uint8_t> bytes(sizeof(id.bytes));
   std::memcpy(bytes.data(), id.bytes, sizeof(id.bytes));
@@ -107,9 +112,10 @@ Status shareId(const Options &options, const JobPlace &job, nccl::UniqueId &id) 
   } else {
     StatusOr<std::unique_ptr<MpiCommunicator>> mpi = MpiCommunicator::open();
     if (!mpi || (*mpi)->worldSize() != job.worldSize)
-      return Status::invalid(fmt::format("{} processes and no rendezvous; expected --rendezvous file:PATH or tcp:HOST:PORT, "
-                                         "or to run under mpirun",
-                                         job.worldSize));
+      return Status::invalid(
+          fmt::format("{} processes and no rendezvous; expected --rendezvous file:PATH or tcp:HOST:PORT, "
+                      "or to run under mpirun",
+                      job.worldSize));
     MessageGroup group{0, "id", {}, {}};
     const int64_t size = int64_t(bytes.size());
     for (int32_t peer = 1; job.rank == 0 && peer < job.worldSize; ++peer)
@@ -125,12 +131,16 @@ Status shareId(const Options &options, const JobPlace &job, nccl::UniqueId &id) 
 /// Throws CommandLineFault when --ranks is not the number of processes that a launcher started.
 void checkWorldSize(const Options &options, int32_t worldSize) {
   if (options.ranks >= 0 && options.ranks != worldSize)
-    throw CommandLineFault(fmt::format("--ranks is {0} and the number of processes is {1}; expected to be started as {0} "
-                                       "processes (mpirun -n {0}), or no --ranks", options.ranks, worldSize));
+    throw CommandLineFault(
+        fmt::format("--ranks is {0} and the number of processes is {1}; expected to be started as {0} "
+                    "processes (mpirun -n {0}), or no --ranks",
+                    options.ranks, worldSize));
 }
 
-/// The rank of this process among those that a launcher started, on the GPU that the options name or the launcher implies.
-Status runNcclProcess(const Options &options, const JobPlace &job, AttentionCall &call, std::vector<RunReport> *reports) {
+/// The rank of this process among those that a launcher started, on the GPU that the options name or the launcher
+/// implies.
+Status runNcclProcess(const Options &options, const JobPlace &job, AttentionCall &call,
+                      std::vector<RunReport> *reports) {
   int index = job.localRank;
   if (options.device != "cuda")
     isCuda(options, index);

@@ -1,4 +1,5 @@
-// `cpflexc run`: attention over arrays or random values, on the CPU, a group of ranks or a GPU, with a check against double.
+// `cpflexc run`: attention over arrays or random values, on the CPU, a group of ranks or a GPU, with a check against
+// double.
 #include "tools/cpflexc/RankGroup.h"
 
 #include <fmt/format.h>
@@ -20,15 +21,25 @@ struct RunCommandOptions : Options {
 };
 
 Status runOnGpu(const RunCommandOptions &options, AttentionCall &call) {
-  StatusOr<DeviceFunctions> functions = call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
+  StatusOr<DeviceFunctions> functions =
+      call.loaded.program->deviceFunctions(*call.loaded.entry, call.binding->bindings());
   if (!functions)
     return functions.status();
-  HostAttentionArrays arrays{.q = call.qView, .k = call.kView, .v = call.vView, .o = call.outView, .lse = call.lseView,
-                             .dO = call.dOutView, .dLse = {}, .dQ = call.dQView, .dK = call.dKView, .dV = call.dVView};
+  HostAttentionArrays arrays{.q = call.qView,
+                             .k = call.kView,
+                             .v = call.vView,
+                             .o = call.outView,
+                             .lse = call.lseView,
+                             .dO = call.dOutView,
+                             .dLse = {},
+                             .dQ = call.dQView,
+                             .dK = call.dKView,
+                             .dV = call.dVView};
   arrays.dSink = call.sinkGradient.empty() ? nullptr : call.sinkGradient.data();
   if (!options.captureGradients.empty() || options.isChecked)
     arrays.dCaptures = call.captureGradientPointers;
-  StatusOr<CudaRunReport> report = runAttentionCuda(*call.machine, *functions, call.problem, arrays, {.family = kernelFamily(options)});
+  StatusOr<CudaRunReport> report =
+      runAttentionCuda(*call.machine, *functions, call.problem, arrays, {.family = kernelFamily(options)});
   if (!report)
     return report.status();
   for (const std::string &warning : report->program->warnings())
@@ -60,16 +71,21 @@ int checkResults(const AttentionCall &call) {
         referenceAttentionBackward(p, call.qView, call.kView, call.vView, call.dOutView, {}, wanted);
     if (!backward)
       return reportFailure(backward.status());
-    compare("dq", relativeError(call.dQView, backward->dQ, {p.batch, p.qHeads, p.qLen, p.headDim}, backward->termsOfDQ));
-    compare("dk", relativeError(call.dKView, backward->dK, {p.batch, p.kvHeads, p.kvLen, p.headDim}, backward->termsOfDK));
+    compare("dq",
+            relativeError(call.dQView, backward->dQ, {p.batch, p.qHeads, p.qLen, p.headDim}, backward->termsOfDQ));
+    compare("dk",
+            relativeError(call.dKView, backward->dK, {p.batch, p.kvHeads, p.kvLen, p.headDim}, backward->termsOfDK));
     compare("dv", relativeError(call.dVView, backward->dV, {p.batch, p.kvHeads, p.kvLen, p.vHeadDim}));
-    const auto flat = [](const float *data) { return TensorView{const_cast<float *>(data), ElementType::F32, {0, 0, 0, 1}}; };
+    const auto flat = [](const float *data) {
+      return TensorView{const_cast<float *>(data), ElementType::F32, {0, 0, 0, 1}};
+    };
     if (!call.sinkGradient.empty())
       compare("dsink", relativeError(flat(call.sinkGradient.data()), backward->sink, {1, 1, 1, p.qHeads}));
     for (size_t slot = 0; slot < wanted.size(); ++slot)
       if (wanted[slot])
         compare(("d" + call.loaded.program->signature().captures[slot].name).c_str(),
-                errorOfSums(call.captureGradientPointers[slot], backward->captures[slot], backward->captureMagnitudes[slot]));
+                errorOfSums(call.captureGradientPointers[slot], backward->captures[slot],
+                            backward->captureMagnitudes[slot]));
   }
   return isGood ? kDone : kInputWrong;
 }
@@ -103,13 +119,17 @@ Status writeCaptureGradient(const AttentionCall &call, const std::string &name, 
   if (int(*slot) != call.loaded.entry->sinkCapture)
     return writeNpy(path, call.captureGradients[*slot]);
   const char *bytes = reinterpret_cast<const char *>(call.sinkGradient.data());
-  return writeNpy(path, {ElementType::F32, {int64_t(call.sinkGradient.size())},
+  return writeNpy(path, {ElementType::F32,
+                         {int64_t(call.sinkGradient.size())},
                          {bytes, bytes + call.sinkGradient.size() * sizeof(float)}});
 }
 
 Status writeResults(const RunCommandOptions &options, const AttentionCall &call) {
-  for (auto [path, array] : {std::pair(&options.out, &call.out), {&options.lse, &call.lse}, {&options.dQ, &call.dQ},
-                             {&options.dK, &call.dK}, {&options.dV, &call.dV}})
+  for (auto [path, array] : {std::pair(&options.out, &call.out),
+                             {&options.lse, &call.lse},
+                             {&options.dQ, &call.dQ},
+                             {&options.dK, &call.dK},
+                             {&options.dV, &call.dV}})
     if (!path->empty())
       CPFLEX_RETURN_IF_ERROR(writeNpy(*path, *array));
   for (const auto &[name, path] : assignments(options.captureGradients, "--dcapture"))
@@ -122,7 +142,7 @@ void checkFiles(const RunCommandOptions &options) {
   const TensorFiles &files = options.files;
   inputs.insert(inputs.end(), {{"--q", files.q}, {"--k", files.k}, {"--v", files.v}, {"--dout", files.dOut}});
   std::vector<NamedFile> outputs = {{"--out", options.out}, {"--lse", options.lse}, {"--dq", options.dQ},
-                                    {"--dk", options.dK}, {"--dv", options.dV}, {"--trace", options.trace}};
+                                    {"--dk", options.dK},   {"--dv", options.dV},   {"--trace", options.trace}};
   for (const auto &[name, path] : assignments(options.captureGradients, "--dcapture"))
     outputs.push_back({"--dcapture", path});
   refuseSharedFiles(inputs, outputs);
@@ -176,7 +196,8 @@ void addRunCommand(CLI::App &app, int &exitCode) {
     command->get_option(name)->excludes(seed);
   command->add_option("--out", options->out, "output")->check(fileName("--out"));
   command->add_option("--lse", options->lse, "log-sum-exp")->check(fileName("--lse"));
-  command->add_option("--dout", options->files.dOut, "gradient of the output; runs backward")->check(fileName("--dout"));
+  command->add_option("--dout", options->files.dOut, "gradient of the output; runs backward")
+      ->check(fileName("--dout"));
   command->add_option("--dq", options->dQ, "gradient of q")->check(fileName("--dq"));
   command->add_option("--dk", options->dK, "gradient of k")->check(fileName("--dk"));
   command->add_option("--dv", options->dV, "gradient of v")->check(fileName("--dv"));

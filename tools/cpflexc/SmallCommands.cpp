@@ -51,7 +51,8 @@ int listCache() {
   const KernelCache cache(KernelCache::defaultFolder());
   for (const KernelCache::Entry &entry : cache.list())
     printText(fmt::format("{}  {}  {}  {} bytes  {} registers  {} bytes spilled\n", entry.key.substr(0, 16),
-                          entry.functionName, entry.architecture, entry.sizeInBytes, entry.registers, entry.spillBytes));
+                          entry.functionName, entry.architecture, entry.sizeInBytes, entry.registers,
+                          entry.spillBytes));
   const std::vector<HostCodeCache::Entry> hostEntries = HostCodeCache(cache.folder()).list();
   for (const HostCodeCache::Entry &entry : hostEntries)
     printText(fmt::format("{}  {}  cpu  {} bytes\n", entry.key.substr(0, 16), entry.entry, entry.sizeInBytes));
@@ -88,7 +89,9 @@ void addSmallCommands(CLI::App &app, int &exitCode) {
   app.add_subcommand("devices", "list GPUs")->callback([&exitCode] { exitCode = listDevices(); });
   CLI::App *cache = app.add_subcommand("cache", "list or clear compiled code");
   cache->require_subcommand(1);
-  cache->add_subcommand("list", "kernels, host code and programs on disk")->callback([&exitCode] { exitCode = listCache(); });
+  cache->add_subcommand("list", "kernels, host code and programs on disk")->callback([&exitCode] {
+    exitCode = listCache();
+  });
   cache->add_subcommand("clear", "remove them")->callback([&exitCode] { exitCode = clearCache(); });
 }
 

@@ -42,7 +42,8 @@ std::string printCaptures(const Signature &signature, CaptureMembers &members) {
     for (const std::string &dim : capture.dims)
       dims += (dims.empty() ? "" : ", ") + dim;
     std::string name = members.captures[capture.name] = names.unique(capture.name);
-    text += fmt::format("    cpflex::CaptureArgument {}; // {} [{}]\n", name, toString(capture.type), commentText(dims));
+    text +=
+        fmt::format("    cpflex::CaptureArgument {}; // {} [{}]\n", name, toString(capture.type), commentText(dims));
   }
   if (!signature.params.empty())
     text += "    const Params *params;\n";
@@ -64,8 +65,9 @@ llvm::StringRef scoreFormName(ScoreForm form) {
   return "";
 }
 
-/// Prints a member function from `head`, which ends within the parameters, up to its last coordinate. `leading` names the
-/// float arguments before the coordinates, in the order of C++; `leadingIndex` says which argument of the body each is.
+/// Prints a member function from `head`, which ends within the parameters, up to its last coordinate. `leading` names
+/// the float arguments before the coordinates, in the order of C++; `leadingIndex` says which argument of the body each
+/// is.
 void printFunctionHead(llvm::StringRef head, Block &body, llvm::ArrayRef<llvm::StringRef> leading,
                        llvm::ArrayRef<int> leadingIndex, FunctionPrinter &printer, std::string &text) {
   text += fmt::format("  static __device__ __forceinline__ {}const Captures &captures", head.str());
@@ -195,8 +197,9 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
     FunctionPrinter printer(signature, members, CudaArithmetic::Contract);
     printFunction("float score(", score.getBody().front(), {"s"}, {0}, printer, text);
   } else {
-    text += "  static __device__ __forceinline__ float score(const Captures &, float s, int, int, int, int) { return s; "
-            "}\n";
+    text +=
+        "  static __device__ __forceinline__ float score(const Captures &, float s, int, int, int, int) { return s; "
+        "}\n";
   }
   bool passesGradient = result.scoreForm == ScoreForm::Identity || result.scoreForm == ScoreForm::Additive;
   mask::ScoreGradientOp gradient;
@@ -204,8 +207,9 @@ FailureOr<DeviceFunctions> emitCudaFunctors(ModuleOp module, llvm::StringRef ent
     gradient = SymbolTable::lookupNearestSymbolFrom<mask::ScoreGradientOp>(
         module, symbol((*attention.getScore() + ".gradient").str()));
   if (passesGradient) {
-    text += "  static __device__ __forceinline__ float scoreGradient(const Captures &, float, float gradient, int, int, "
-            "int, int) {\n    return gradient;\n  }\n";
+    text +=
+        "  static __device__ __forceinline__ float scoreGradient(const Captures &, float, float gradient, int, int, "
+        "int, int) {\n    return gradient;\n  }\n";
   } else if (gradient) {
     FunctionPrinter printer(signature, members, CudaArithmetic::Contract);
     printFunction("float scoreGradient(", gradient.getBody().front(), {"s", "gradient"}, {1, 0}, printer, text);

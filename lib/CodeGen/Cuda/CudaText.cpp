@@ -14,18 +14,46 @@ namespace cpflex {
 
 /// Words that a functor's own names must not be: those of C++, of CUDA, and those that the text itself uses.
 static bool isReserved(llvm::StringRef name) {
-  static constexpr llvm::StringLiteral kWords[] = {
-      "alignas", "alignof", "and", "and_eq", "asm", "auto", "bitand", "bitor", "bool", "break", "case", "catch", "char",
-      "char8_t", "char16_t", "char32_t", "class", "compl", "concept", "const", "consteval", "constexpr", "constinit",
-      "const_cast", "continue", "co_await", "co_return", "co_yield", "decltype", "default", "delete", "do", "double",
-      "dynamic_cast", "else", "enum", "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if",
-      "inline", "int", "long", "mutable", "namespace", "new", "noexcept", "not", "not_eq", "nullptr", "operator", "or",
-      "or_eq", "private", "protected", "public", "register", "reinterpret_cast", "requires", "return", "short", "signed",
-      "sizeof", "static", "static_assert", "static_cast", "struct", "switch", "template", "this", "thread_local", "throw",
-      "true", "try", "typedef", "typeid", "typename", "union", "unsigned", "using", "virtual", "void", "volatile",
-      "wchar_t", "while", "xor", "xor_eq", "threadIdx", "blockIdx", "blockDim", "gridDim", "warpSize", "NULL", "INFINITY",
-      "NAN", "assert", "captures", "cpflex", "ops", "Program", "Captures", "mask", "score", "scoreGradient", "kHasMask",
-      "kScoreForm", "linux", "unix", "errno", "stdin", "stdout", "stderr", "signals", "main"};
+  static constexpr llvm::StringLiteral kWords[] = {"alignas",       "alignof",     "and",
+                                                   "and_eq",        "asm",         "auto",
+                                                   "bitand",        "bitor",       "bool",
+                                                   "break",         "case",        "catch",
+                                                   "char",          "char8_t",     "char16_t",
+                                                   "char32_t",      "class",       "compl",
+                                                   "concept",       "const",       "consteval",
+                                                   "constexpr",     "constinit",   "const_cast",
+                                                   "continue",      "co_await",    "co_return",
+                                                   "co_yield",      "decltype",    "default",
+                                                   "delete",        "do",          "double",
+                                                   "dynamic_cast",  "else",        "enum",
+                                                   "explicit",      "export",      "extern",
+                                                   "false",         "float",       "for",
+                                                   "friend",        "goto",        "if",
+                                                   "inline",        "int",         "long",
+                                                   "mutable",       "namespace",   "new",
+                                                   "noexcept",      "not",         "not_eq",
+                                                   "nullptr",       "operator",    "or",
+                                                   "or_eq",         "private",     "protected",
+                                                   "public",        "register",    "reinterpret_cast",
+                                                   "requires",      "return",      "short",
+                                                   "signed",        "sizeof",      "static",
+                                                   "static_assert", "static_cast", "struct",
+                                                   "switch",        "template",    "this",
+                                                   "thread_local",  "throw",       "true",
+                                                   "try",           "typedef",     "typeid",
+                                                   "typename",      "union",       "unsigned",
+                                                   "using",         "virtual",     "void",
+                                                   "volatile",      "wchar_t",     "while",
+                                                   "xor",           "xor_eq",      "threadIdx",
+                                                   "blockIdx",      "blockDim",    "gridDim",
+                                                   "warpSize",      "NULL",        "INFINITY",
+                                                   "NAN",           "assert",      "captures",
+                                                   "cpflex",        "ops",         "Program",
+                                                   "Captures",      "mask",        "score",
+                                                   "scoreGradient", "kHasMask",    "kScoreForm",
+                                                   "linux",         "unix",        "errno",
+                                                   "stdin",         "stdout",      "stderr",
+                                                   "signals",       "main"};
   return llvm::is_contained(kWords, name) || name.starts_with("__") || name.starts_with("CPFLEX_");
 }
 
@@ -57,12 +85,15 @@ llvm::StringRef cudaType(mlir::Type type) {
 
 llvm::StringRef cudaStorageType(ElementType type) {
   switch (type) {
-  case ElementType::Bool: case ElementType::U8: return "unsigned char";
+  case ElementType::Bool:
+  case ElementType::U8: return "unsigned char";
   case ElementType::I8: return "signed char";
   case ElementType::I16: return "short";
   case ElementType::I32: return "int";
   case ElementType::I64: return "long long";
-  case ElementType::U16: case ElementType::F16: case ElementType::BF16: return "unsigned short";
+  case ElementType::U16:
+  case ElementType::F16:
+  case ElementType::BF16: return "unsigned short";
   case ElementType::U32: return "unsigned";
   case ElementType::U64: return "unsigned long long";
   case ElementType::F32: return "float";

@@ -148,7 +148,10 @@ void FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
   bool isAny = kind == mask::ReductionKind::Any, isAll = kind == mask::ReductionKind::All;
 
   std::string indent(2 * depth, ' ');
-  text += fmt::format("{}{} {} = {};{}\n", indent, cudaType(type).str(), total, isAll ? "true" : isAny ? "false" : "0",
+  text += fmt::format("{}{} {} = {};{}\n", indent, cudaType(type).str(), total,
+                      isAll   ? "true"
+                      : isAny ? "false"
+                              : "0",
                       lineComment(reduce.getLoc()));
   // A decided any or all needs no further elements.
   std::string condition = isAny ? " && !" + total : isAll ? " && " + total : "";
@@ -167,9 +170,7 @@ void FunctionPrinter::printReduce(mask::ReduceOp reduce, std::string &text) {
   std::string next;
   switch (kind) {
   case mask::ReductionKind::Any:
-  case mask::ReductionKind::All:
-    next = element;
-    break;
+  case mask::ReductionKind::All: next = element; break;
   case mask::ReductionKind::Sum: {
     bool wraps = type.isInteger(64) || (type.isF32() && arithmetic == CudaArithmetic::Exact);
     next = wraps ? fmt::format("ops::add({}, {})", total, element) : fmt::format("{} + {}", total, element);
@@ -207,16 +208,12 @@ FunctionPrinter::Expression FunctionPrinter::loadExpression(mask::LoadOp load) {
   std::string element = fmt::format("cpflex::elementAt<{}>(captures.{}{})", cudaStorageType(declaration.type).str(),
                                     members.captures.lookup(load.getCapture()), indices);
   switch (declaration.type) {
-  case ElementType::Bool:
-    return {element + " != 0", /*isAtom=*/false};
-  case ElementType::F16:
-    return {"ops::fromF16(" + element + ")"};
-  case ElementType::BF16:
-    return {"ops::fromBF16(" + element + ")"};
-  case ElementType::F32: case ElementType::U32:
-    return {element};
-  default:
-    break;
+  case ElementType::Bool: return {element + " != 0", /*isAtom=*/false};
+  case ElementType::F16: return {"ops::fromF16(" + element + ")"};
+  case ElementType::BF16: return {"ops::fromBF16(" + element + ")"};
+  case ElementType::F32:
+  case ElementType::U32: return {element};
+  default: break;
   }
   bool isSameType = load.getType().isInteger(64) ? declaration.type == ElementType::I64
                                                  : sizeInBytes(declaration.type) <= sizeInBytes(ElementType::I32);
@@ -230,7 +227,8 @@ FunctionPrinter::Expression FunctionPrinter::castExpression(Operation operation,
   if (operation == Operation::ToBool)
     return {operand(value) + (from.isF32() ? " != 0.0f" : " != 0"), /*isAtom=*/false};
   if (from.isF32()) {
-    std::string whole = fmt::format("ops::{}({})", operation == Operation::ToU32 ? "toU32" : "toInt", argumentText(value));
+    std::string whole =
+        fmt::format("ops::{}({})", operation == Operation::ToU32 ? "toU32" : "toInt", argumentText(value));
     return {to.isSignlessInteger(32) ? "(int)" + whole : whole};
   }
   return {fmt::format("({}){}", cudaType(to).str(), operand(value))};
@@ -239,11 +237,9 @@ FunctionPrinter::Expression FunctionPrinter::castExpression(Operation operation,
 static llvm::StringRef functionOf(Operation operation) {
   switch (operation) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
-  case Operation::Enumerator:                                                                                          \
-    return #function;
+  case Operation::Enumerator: return #function;
 #include "runtime/contract/Operations.def"
-  default:
-    return "";
+  default: return "";
   }
 }
 
@@ -291,8 +287,7 @@ FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op
     return Expression{fmt::format("{} {} {}", operand(op->getOperand(0)), plain.str(), operand(op->getOperand(1))),
                       /*isAtom=*/false};
   switch (operation) {
-  case Operation::Not:
-    return Expression{(type.isInteger(1) ? "!" : "~") + operand(op->getOperand(0))};
+  case Operation::Not: return Expression{(type.isInteger(1) ? "!" : "~") + operand(op->getOperand(0))};
   case Operation::Neg:
     if (type.isInteger(64))
       break;
@@ -301,11 +296,13 @@ FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op
       return Expression{"0u - " + operand(op->getOperand(0)), /*isAtom=*/false};
     return Expression{"-" + operand(op->getOperand(0)), /*isAtom=*/false};
   case Operation::Select:
-    return Expression{fmt::format("{} ? {} : {}", operand(op->getOperand(0)), operand(op->getOperand(1)),
-                                  operand(op->getOperand(2))),
-                      /*isAtom=*/false};
-  case Operation::ToBool: case Operation::ToInt: case Operation::ToU32: case Operation::ToFloat:
-    return castExpression(operation, type, resultType, op->getOperand(0));
+    return Expression{
+        fmt::format("{} ? {} : {}", operand(op->getOperand(0)), operand(op->getOperand(1)), operand(op->getOperand(2))),
+        /*isAtom=*/false};
+  case Operation::ToBool:
+  case Operation::ToInt:
+  case Operation::ToU32:
+  case Operation::ToFloat: return castExpression(operation, type, resultType, op->getOperand(0));
   case Operation::FloorDiv:
   case Operation::Mod: {
     auto divisor = constantOf<IntegerAttr>(op->getOperand(1));
@@ -331,8 +328,7 @@ FunctionPrinter::Expression FunctionPrinter::tableExpression(mlir::Operation *op
       return Expression{fmt::format("{} * {}", operand(op->getOperand(0)), cudaLiteral(reciprocal)), /*isAtom=*/false};
     break;
   }
-  default:
-    break;
+  default: break;
   }
   std::string arguments;
   for (mlir::Value value : op->getOperands())

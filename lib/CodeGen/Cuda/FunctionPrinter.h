@@ -36,8 +36,8 @@ public:
   /// need are left out.
   void printBody(mlir::Block &body, std::string &text);
 
-  /// Appends what calls `add(offset, value)` for each contribution of `scatter`, which stands in `body` or in a reduction
-  /// of it.
+  /// Appends what calls `add(offset, value)` for each contribution of `scatter`, which stands in `body` or in a
+  /// reduction of it.
   void printScatter(mask::ScatterAddOp scatter, mlir::Block &body, std::string &text);
 
 private:

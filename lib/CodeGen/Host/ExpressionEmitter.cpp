@@ -32,11 +32,9 @@ static llvm::StringRef typeSuffix(mlir::Type type) {
 static llvm::StringRef mnemonicOf(Operation operation) {
   switch (operation) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
-  case Operation::Enumerator:                                                                                          \
-    return #mnemonic;
+  case Operation::Enumerator: return #mnemonic;
 #include "runtime/contract/Operations.def"
-  default:
-    return "";
+  default: return "";
   }
 }
 
@@ -146,7 +144,8 @@ LogicalResult ExpressionEmitter::emit(mlir::Operation *op) {
 FailureOr<mlir::Value> ExpressionEmitter::emitConstant(mask::ConstantOp op) {
   mlir::Type type = hostType(op.getType());
   if (auto integer = dyn_cast<IntegerAttr>(op.getValue()))
-    return mlir::Value(LLVM::ConstantOp::create(builder, op.getLoc(), type, IntegerAttr::get(type, integer.getValue())));
+    return mlir::Value(
+        LLVM::ConstantOp::create(builder, op.getLoc(), type, IntegerAttr::get(type, integer.getValue())));
   return mlir::Value(LLVM::ConstantOp::create(builder, op.getLoc(), type, op.getValue()));
 }
 
@@ -276,28 +275,27 @@ FailureOr<mlir::Value> ExpressionEmitter::emitTableOperation(mlir::Operation *op
       break;
     return isUnsigned ? LLVM::UMaxOp::create(builder, loc, lhs, rhs).getResult()
                       : LLVM::SMaxOp::create(builder, loc, lhs, rhs).getResult();
-  case Operation::And:
-    return LLVM::AndOp::create(builder, loc, lhs, rhs).getResult();
-  case Operation::Or:
-    return LLVM::OrOp::create(builder, loc, lhs, rhs).getResult();
-  case Operation::Xor:
-    return LLVM::XOrOp::create(builder, loc, lhs, rhs).getResult();
-  case Operation::Not:
-    return LLVM::XOrOp::create(builder, loc, lhs, constantInt(loc, lhs.getType(), -1)).getResult();
+  case Operation::And: return LLVM::AndOp::create(builder, loc, lhs, rhs).getResult();
+  case Operation::Or: return LLVM::OrOp::create(builder, loc, lhs, rhs).getResult();
+  case Operation::Xor: return LLVM::XOrOp::create(builder, loc, lhs, rhs).getResult();
+  case Operation::Not: return LLVM::XOrOp::create(builder, loc, lhs, constantInt(loc, lhs.getType(), -1)).getResult();
   case Operation::FloorDiv:
   case Operation::Mod:
     if (mlir::Value result = isFloat ? mlir::Value() : emitDivisionByPowerOfTwo(op))
       return result;
     break;
-  case Operation::Eq: case Operation::Ne: case Operation::Lt:
-  case Operation::Le: case Operation::Gt: case Operation::Ge:
-    return emitCompare(operation, type, lhs, rhs, loc);
-  case Operation::Select:
-    return LLVM::SelectOp::create(builder, loc, lhs, rhs, operands[2]).getResult();
-  case Operation::ToBool: case Operation::ToInt: case Operation::ToU32: case Operation::ToFloat:
-    return emitCast(operation, type, resultType, lhs, loc);
-  default:
-    break;
+  case Operation::Eq:
+  case Operation::Ne:
+  case Operation::Lt:
+  case Operation::Le:
+  case Operation::Gt:
+  case Operation::Ge: return emitCompare(operation, type, lhs, rhs, loc);
+  case Operation::Select: return LLVM::SelectOp::create(builder, loc, lhs, rhs, operands[2]).getResult();
+  case Operation::ToBool:
+  case Operation::ToInt:
+  case Operation::ToU32:
+  case Operation::ToFloat: return emitCast(operation, type, resultType, lhs, loc);
+  default: break;
   }
   return callOperation(mnemonicOf(operation), type, hostType(resultType), operands, loc);
 }
@@ -326,8 +324,7 @@ mlir::Value ExpressionEmitter::isInside(const HostCapture &capture, ValueRange i
 mlir::Value ExpressionEmitter::stridedOffset(const HostCapture &capture, ValueRange indices, Location loc) {
   mlir::Value offset = constantInt(loc, builder.getI64Type(), 0);
   for (auto [axis, index] : llvm::enumerate(indices))
-    offset = LLVM::AddOp::create(builder, loc, offset,
-                                 LLVM::MulOp::create(builder, loc, index, capture.strides[axis]));
+    offset = LLVM::AddOp::create(builder, loc, offset, LLVM::MulOp::create(builder, loc, index, capture.strides[axis]));
   return offset;
 }
 
@@ -335,8 +332,7 @@ mlir::Value ExpressionEmitter::denseOffset(const HostCapture &capture, ValueRang
   mlir::Value zero = constantInt(loc, builder.getI64Type(), 0), offset = zero;
   for (auto [axis, index] : llvm::enumerate(indices)) {
     // An axis that is broadcast has one element of its own.
-    mlir::Value isBroadcast =
-        LLVM::ICmpOp::create(builder, loc, LLVM::ICmpPredicate::eq, capture.strides[axis], zero);
+    mlir::Value isBroadcast = LLVM::ICmpOp::create(builder, loc, LLVM::ICmpPredicate::eq, capture.strides[axis], zero);
     mlir::Value product = LLVM::MulOp::create(builder, loc, offset, capture.shape[axis]);
     mlir::Value next = LLVM::AddOp::create(builder, loc, product, index);
     offset = LLVM::SelectOp::create(builder, loc, isBroadcast, offset, next);
@@ -371,18 +367,19 @@ mlir::Value ExpressionEmitter::convertElement(ElementType type, mlir::Value raw,
   switch (type) {
   case ElementType::Bool:
     return LLVM::ICmpOp::create(builder, loc, LLVM::ICmpPredicate::ne, raw, constantInt(loc, raw.getType(), 0));
-  case ElementType::I8: case ElementType::I16: case ElementType::I32:
-    return LLVM::SExtOp::create(builder, loc, builder.getI64Type(), raw);
-  case ElementType::U8: case ElementType::U16:
-    return LLVM::ZExtOp::create(builder, loc, builder.getI64Type(), raw);
-  case ElementType::F16: case ElementType::BF16: {
+  case ElementType::I8:
+  case ElementType::I16:
+  case ElementType::I32: return LLVM::SExtOp::create(builder, loc, builder.getI64Type(), raw);
+  case ElementType::U8:
+  case ElementType::U16: return LLVM::ZExtOp::create(builder, loc, builder.getI64Type(), raw);
+  case ElementType::F16:
+  case ElementType::BF16: {
     // Widened first: Operations.cpp takes 32-bit arguments, so that no calling convention extends them.
     mlir::Value bits = LLVM::ZExtOp::create(builder, loc, builder.getI32Type(), raw);
     llvm::StringRef name = type == ElementType::F16 ? "from_f16" : "from_bf16";
     return callOperation(name, builder.getIntegerType(32, /*isSigned=*/false), builder.getF32Type(), bits, loc);
   }
-  default:
-    return raw;
+  default: return raw;
   }
 }
 
@@ -418,9 +415,9 @@ FailureOr<mlir::Value> ExpressionEmitter::emitLoad(mask::LoadOp op) {
 // Reductions and loops
 //===----------------------------------------------------------------------===//
 
-SmallVector<mlir::Value> ExpressionEmitter::emitLoop(
-    Location loc, mlir::Value count, ValueRange initial, LLVM::LoopAnnotationAttr annotation,
-    llvm::function_ref<SmallVector<mlir::Value>(mlir::Value, ValueRange)> body) {
+SmallVector<mlir::Value>
+ExpressionEmitter::emitLoop(Location loc, mlir::Value count, ValueRange initial, LLVM::LoopAnnotationAttr annotation,
+                            llvm::function_ref<SmallVector<mlir::Value>(mlir::Value, ValueRange)> body) {
   Region *region = builder.getBlock()->getParent();
   mlir::Value zero = constantInt(loc, count.getType(), 0);
   SmallVector<mlir::Value> start{zero};
@@ -487,10 +484,8 @@ FailureOr<mlir::Value> ExpressionEmitter::emitReduce(mask::ReduceOp op) {
       return {initial};
     mlir::Value element = lookup(block.getTerminator()->getOperand(0)), total = carried[0];
     switch (kind) {
-    case mask::ReductionKind::Any:
-      return {LLVM::OrOp::create(builder, loc, total, element)};
-    case mask::ReductionKind::All:
-      return {LLVM::AndOp::create(builder, loc, total, element)};
+    case mask::ReductionKind::Any: return {LLVM::OrOp::create(builder, loc, total, element)};
+    case mask::ReductionKind::All: return {LLVM::AndOp::create(builder, loc, total, element)};
     case mask::ReductionKind::Sum:
       return {type.isF32() ? LLVM::FAddOp::create(builder, loc, total, element).getResult()
                            : LLVM::AddOp::create(builder, loc, total, element).getResult()};

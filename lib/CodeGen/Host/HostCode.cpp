@@ -1,5 +1,6 @@
 // The loops over rows and keys around a mask or score function. What does not depend on the key is computed once per
-// row, what depends on neither once per call; the loop over keys is declared free of dependences, so that it vectorises.
+// row, what depends on neither once per call; the loop over keys is declared free of dependences, so that it
+// vectorises.
 #include "lib/CodeGen/Host/HostCode.h"
 
 #include "lib/Analysis/Residuals.h"
@@ -213,8 +214,8 @@ static bool isWorthCode(mask::PredicateOp residual, mask::PredicateOp mask) {
 }
 
 FailureOr<OwningOpRef<ModuleOp>> lowerToHost(ModuleOp module, llvm::StringRef entry, HostGradient gradient) {
-  auto attention = SymbolTable::lookupNearestSymbolFrom<mask::AttentionOp>(
-      module, StringAttr::get(module.getContext(), entry));
+  auto attention =
+      SymbolTable::lookupNearestSymbolFrom<mask::AttentionOp>(module, StringAttr::get(module.getContext(), entry));
   if (!attention)
     return module.emitError() << "no entry point is named '" << entry << "'";
   module.getContext()->getOrLoadDialect<LLVM::LLVMDialect>();

@@ -17,10 +17,10 @@ inline constexpr char kScoreGradientName[] = "scoreGradient";
 enum class HostGradient { Omit, Include };
 
 /// Lowers the entry point `entry` of `module` (in the `mask` dialect, not changed) to a module in the LLVM dialect. It
-/// calls functions of Operations.cpp, declared but not defined there: see hostOperationsBitcode(). The gradient of score
-/// function `@f` is the `mask.score_gradient` named `@f.gradient`; without one there is no scoreGradient. The residuals of
-/// mask `@m` are the predicates `@m.residual1` and so on that EnumerateResiduals adds; each that costs at most half of the
-/// mask gets a function.
+/// calls functions of Operations.cpp, declared but not defined there: see hostOperationsBitcode(). The gradient of
+/// score function `@f` is the `mask.score_gradient` named `@f.gradient`; without one there is no scoreGradient. The
+/// residuals of mask `@m` are the predicates `@m.residual1` and so on that EnumerateResiduals adds; each that costs at
+/// most half of the mask gets a function.
 mlir::FailureOr<mlir::OwningOpRef<mlir::ModuleOp>> lowerToHost(mlir::ModuleOp module, llvm::StringRef entry,
                                                                HostGradient gradient);
 

@@ -1,5 +1,5 @@
-// The gradients of a score function: in the incoming score for each pair, and in captured arrays, whose elements receive
-// what many pairs contribute.
+// The gradients of a score function: in the incoming score for each pair, and in captured arrays, whose elements
+// receive what many pairs contribute.
 #include "lib/CodeGen/Host/HostLowering.h"
 
 #include "lib/CodeGen/Host/HostCode.h"
@@ -61,8 +61,7 @@ void HostLowering::runIf(ExpressionEmitter &emitter, mlir::Value condition, Loca
   });
 }
 
-mlir::Value HostLowering::gradientsOf(ExpressionEmitter &emitter, mlir::Value captureGradients,
-                                      mask::ScatterAddOp op) {
+mlir::Value HostLowering::gradientsOf(ExpressionEmitter &emitter, mlir::Value captureGradients, mask::ScatterAddOp op) {
   Location loc = op.getLoc();
   mlir::Value slot = emitter.constantInt(loc, builder.getI64Type(), captureSlot(signature, op.getCapture()));
   // Without a table no gradient is wanted: then what is read is a null pointer of our own.
@@ -92,7 +91,8 @@ void HostLowering::addScattered(ExpressionEmitter &emitter, ScatterBuffer &buffe
       });
       return;
     }
-    // One element for the whole row: the sum of the stretch first, in any order, so that few roundings meet a large sum.
+    // One element for the whole row: the sum of the stretch first, in any order, so that few roundings meet a large
+    // sum.
     const HostCapture &array = emitter.capture(buffer.op.getCapture());
     SmallVector<mlir::Value> indices = emitter.widenedIndices(buffer.op.getIndices(), loc);
     runIf(emitter, emitter.isInside(array, indices, loc), loc, [&] {
@@ -201,7 +201,8 @@ LogicalResult HostLowering::buildScoreGradient(mask::ScoreGradientOp gradient) {
   TileFields tile = readTile(argument(1), loc);
   if (failed(emitter.readBindings(body)))
     return failure();
-  computeLevels(body, {LoopLevel::Pair, LoopLevel::Pair, LoopLevel::Call, LoopLevel::Call, LoopLevel::Row, LoopLevel::Pair});
+  computeLevels(body,
+                {LoopLevel::Pair, LoopLevel::Pair, LoopLevel::Call, LoopLevel::Call, LoopLevel::Row, LoopLevel::Pair});
   auto bind = [&](int index, mlir::Value value) {
     emitter.map(body.getArgument(index), emitter.coordinate(value, body.getArgument(index).getType(), loc));
   };
@@ -268,15 +269,13 @@ LogicalResult HostLowering::buildScoreGradient(mask::ScoreGradientOp gradient) {
     emitter.annotate(LLVM::StoreOp::create(builder, loc, result, gradientAddress));
     for (ScatterBuffer &buffer : buffers) {
       mlir::Value contribution = unlessIdle(emitter.lookup(buffer.op.getValue()));
-      emitter.annotate(
-          LLVM::StoreOp::create(builder, loc, contribution, element(buffer.contributions, f32, j, loc)));
+      emitter.annotate(LLVM::StoreOp::create(builder, loc, contribution, element(buffer.contributions, f32, j, loc)));
       if (!buffer.offsets)
         continue;
       const HostCapture &array = emitter.capture(buffer.op.getCapture());
       SmallVector<mlir::Value> indices = emitter.widenedIndices(buffer.op.getIndices(), loc);
-      mlir::Value offset =
-          LLVM::SelectOp::create(builder, loc, emitter.isInside(array, indices, loc),
-                                 emitter.denseOffset(array, indices, loc), minusOne);
+      mlir::Value offset = LLVM::SelectOp::create(builder, loc, emitter.isInside(array, indices, loc),
+                                                  emitter.denseOffset(array, indices, loc), minusOne);
       emitter.annotate(LLVM::StoreOp::create(builder, loc, offset, element(buffer.offsets, i64, j, loc)));
     }
   };
@@ -289,8 +288,8 @@ LogicalResult HostLowering::buildScoreGradient(mask::ScoreGradientOp gradient) {
       status = emitLevel(emitter, body, LoopLevel::Row);
     mlir::Value stretch = emitter.constantInt(loc, i64, kStretch);
     mlir::Value last = emitter.constantInt(loc, i64, kStretch - 1);
-    mlir::Value numStretches = LLVM::SDivOp::create(
-        builder, loc, LLVM::AddOp::create(builder, loc, tile.kvCount, last), stretch);
+    mlir::Value numStretches =
+        LLVM::SDivOp::create(builder, loc, LLVM::AddOp::create(builder, loc, tile.kvCount, last), stretch);
     emitter.emitLoop(loc, numStretches, {}, {}, [&](mlir::Value n, ValueRange) -> SmallVector<mlir::Value> {
       mlir::Value first = LLVM::MulOp::create(builder, loc, n, stretch, LLVM::IntegerOverflowFlags::nsw);
       mlir::Value left = LLVM::SubOp::create(builder, loc, tile.kvCount, first);

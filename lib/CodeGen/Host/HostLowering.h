@@ -45,7 +45,7 @@ private:
   struct ScatterBuffer;
   void addScattered(ExpressionEmitter &emitter, ScatterBuffer &buffer, mlir::Value count, mlir::Location loc);
   mlir::LogicalResult addScatteredByReduction(ExpressionEmitter &emitter, mask::ScatterAddOp op, mlir::Value gradients,
-                                        mlir::Value count, llvm::function_ref<mlir::Value(mlir::Value)> emitPair);
+                                              mlir::Value count, llvm::function_ref<mlir::Value(mlir::Value)> emitPair);
 
   mlir::Type pointerType() { return mlir::LLVM::LLVMPointerType::get(builder.getContext()); }
   mlir::Value argument(int index) { return function.getArgument(index); }

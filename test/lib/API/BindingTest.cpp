@@ -10,10 +10,11 @@ using namespace cpflex;
 
 namespace {
 
-constexpr const char *kProgram = "W: param[int]\nF: param[float] = 0.5\nON: param[bool] = True\n"
-                                 "doc: tensor[i32, B, KV_LEN](sorted)\ntab: tensor[f32, H, 2*N+1]\nlim: tensor[i32, N]\n"
-                                 "@mask\ndef f(b, h, q, kv):\n"
-                                 "    return (doc[b, kv] < W) & (tab[h, 0] > F) & (lim[0] > 0) & ON\n";
+constexpr const char *kProgram =
+    "W: param[int]\nF: param[float] = 0.5\nON: param[bool] = True\n"
+    "doc: tensor[i32, B, KV_LEN](sorted)\ntab: tensor[f32, H, 2*N+1]\nlim: tensor[i32, N]\n"
+    "@mask\ndef f(b, h, q, kv):\n"
+    "    return (doc[b, kv] < W) & (tab[h, 0] > F) & (lim[0] > 0) & ON\n";
 
 template <typename T> Array arrayOf(ElementType type, std::vector<int64_t> shape, T value) {
   Array array{type, std::move(shape), {}};

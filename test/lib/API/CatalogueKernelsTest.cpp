@@ -63,8 +63,8 @@ TEST_P(CatalogueKernelsTest, StaysWithinItsRow) {
   const std::vector<ScalarSlot> params(signature.params.size(), 0);
   StatusOr<const EntryPoint *> entry = result.program->entry("");
   ASSERT_TRUE(entry) << entry.status().message();
-  StatusOr<DeviceFunctions> functions = result.program->deviceFunctions(
-      **entry, {.captures = nullptr, .params = params.data(), .dims = dims.data()});
+  StatusOr<DeviceFunctions> functions =
+      result.program->deviceFunctions(**entry, {.captures = nullptr, .params = params.data(), .dims = dims.data()});
   ASSERT_TRUE(functions) << functions.status().message();
   EXPECT_EQ(functions->gradients.size(), 3u);
   const Row &row = GetParam();

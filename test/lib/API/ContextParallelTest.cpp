@@ -167,7 +167,8 @@ TEST(ContextParallel, AnExitWithWorkInFlightDoesNotHang) {
         ThreadsHub hub(2);
         // Rank 1 never comes, so rank 0 waits for its keys.
         std::thread([&] {
-          auto rank = RankExecutable::load(plan, std::make_shared<ThreadsCommunicator>(hub, 0), {.deadlineSeconds = 600});
+          auto rank =
+              RankExecutable::load(plan, std::make_shared<ThreadsCommunicator>(hub, 0), {.deadlineSeconds = 600});
           CallValues mine = given.shardOf(*plan, 0);
           (void)(*rank)->forward(mine.forward());
         }).detach();
@@ -186,15 +187,19 @@ TEST(ContextParallel, RefusesWhatDoesNotFit) {
   ThreadsHub hub(2), three(3);
   auto communicator = std::make_shared<ThreadsCommunicator>(hub, 0);
   const auto messageOf = [](const auto &result) { return result.status().message(); };
-  EXPECT_EQ(messageOf(ContextParallelPlan::create(nullptr, options)), "'executable' is null; expected one of the whole call");
-  EXPECT_EQ(messageOf(ContextParallelPlan::create(given.loaded("main", {.batch = {}, .heads = {}, .q = {0, 8}, .kv = {}}), options)),
+  EXPECT_EQ(messageOf(ContextParallelPlan::create(nullptr, options)),
+            "'executable' is null; expected one of the whole call");
+  EXPECT_EQ(messageOf(ContextParallelPlan::create(
+                given.loaded("main", {.batch = {}, .heads = {}, .q = {0, 8}, .kv = {}}), options)),
             "the executable has queries 0 to 8 and keys 0 to 64; expected all 64 and 64, which the ranks share");
   ContextParallelOptions withNull = options;
   withNull.otherMasks.push_back(nullptr);
   EXPECT_EQ(messageOf(ContextParallelPlan::create(given.executable, withNull)),
             "one of 'otherMasks' is null; expected masks");
-  EXPECT_EQ(messageOf(RankExecutable::load(nullptr, communicator)), "'plan' is null; a rank needs a plan and a communicator");
-  EXPECT_EQ(messageOf(RankExecutable::load(plan, nullptr)), "'communicator' is null; a rank needs a plan and a communicator");
+  EXPECT_EQ(messageOf(RankExecutable::load(nullptr, communicator)),
+            "'plan' is null; a rank needs a plan and a communicator");
+  EXPECT_EQ(messageOf(RankExecutable::load(plan, nullptr)),
+            "'communicator' is null; a rank needs a plan and a communicator");
   EXPECT_EQ(messageOf(RankExecutable::load(plan, std::make_shared<ThreadsCommunicator>(three, 0))),
             "the plan is for 2 ranks and the communicator has 3; expected as many");
   EXPECT_EQ(messageOf(RankExecutable::load(plan, communicator, {.deadlineSeconds = 0})),
@@ -225,7 +230,8 @@ TEST(ContextParallel, RefusesWhatDoesNotFit) {
   EXPECT_EQ((*linear)->backward(mine.backward(given.numSlots())).message(),
             "the executable was loaded for forward only; expected one loaded for backward too");
   int stream = 0;
-  EXPECT_EQ((*rank)->forward(mine.forward(), &stream).message(), "'stream' is given for a rank on the cpu; expected null");
+  EXPECT_EQ((*rank)->forward(mine.forward(), &stream).message(),
+            "'stream' is given for a rank on the cpu; expected null");
   ASSERT_TRUE(given.binding->setVersion(1));
   EXPECT_EQ((*rank)->forward(mine.forward()).message(),
             "the binding has version 1 and the plan was made for version 0; plan again");
@@ -245,7 +251,9 @@ TEST(ContextParallel, RanksOnGpusRefuseWhatDoesNotFit) {
 
   FakeGpu gpu;
   cuda::DriverFunctions functions = *gpu.driver();
-  functions.streamCreateWithPriority = [](cuda::Stream *stream, unsigned, int) { return *stream = nullptr, cuda::kSuccess; };
+  functions.streamCreateWithPriority = [](cuda::Stream *stream, unsigned, int) {
+    return *stream = nullptr, cuda::kSuccess;
+  };
   functions.memPoolCreate = [](cuda::MemoryPool *pool, const cuda::MemoryPoolProperties *) {
     return *pool = nullptr, cuda::kSuccess;
   };
@@ -258,8 +266,9 @@ TEST(ContextParallel, RanksOnGpusRefuseWhatDoesNotFit) {
   RankGroupCase given(64);
   ContextParallelOptions options;
   options.worldSize = 2;
-  EXPECT_EQ(messageOf(RankExecutable::load(given.planned(options), std::make_shared<CudaThreadsCommunicator>(hub, 0, *port))),
-            "the plan's executable computes f32; expected bf16 or f16 for ranks on GPUs");
+  EXPECT_EQ(
+      messageOf(RankExecutable::load(given.planned(options), std::make_shared<CudaThreadsCommunicator>(hub, 0, *port))),
+      "the plan's executable computes f32; expected bf16 or f16 for ranks on GPUs");
 }
 
 } // namespace

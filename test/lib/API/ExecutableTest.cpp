@@ -17,8 +17,11 @@ std::shared_ptr<Program> compiled(const std::string &text) {
 
 CallTensor tensorOf(std::vector<float> &values, int64_t rows, int64_t columns) {
   values.resize(size_t(rows * columns), 0.5f);
-  return {.data = values.data(), .type = ElementType::F32, .shape = {1, 1, rows, columns},
-          .strides = {rows * columns, rows * columns, columns, 1}, .device = {}};
+  return {.data = values.data(),
+          .type = ElementType::F32,
+          .shape = {1, 1, rows, columns},
+          .strides = {rows * columns, rows * columns, columns, 1},
+          .device = {}};
 }
 
 TEST(Executable, NullIsNamed) {
@@ -32,8 +35,8 @@ TEST(Executable, StridesAndSizesOfAViewAreAsMany) {
   const auto program = compiled("doc: tensor[i32, KV_LEN]\n@mask\ndef f(b, h, q, kv):\n    return doc[kv] == 0\n");
   const int32_t values[4] = {};
   BindRequest request;
-  request.views["doc"] = {.data = values, .type = ElementType::I32, .shape = {4}, .strides = {1, 1}, .device = {},
-                          .owner = nullptr};
+  request.views["doc"] = {
+      .data = values, .type = ElementType::I32, .shape = {4}, .strides = {1, 1}, .device = {}, .owner = nullptr};
   EXPECT_EQ(Binding::create(*program, request).status().message(),
             "array for 'doc' has 1 sizes and 2 strides; expected as many");
 }
@@ -43,8 +46,8 @@ TEST(Executable, TheProblemIsTold) {
                                 "attention(\"a\", mask=causal, sink=sinks, scale=0.5)\n");
   const float sinks[1] = {2};
   BindRequest request;
-  request.views["sinks"] = {.data = sinks, .type = ElementType::F32, .shape = {1}, .strides = {1}, .device = {},
-                            .owner = nullptr};
+  request.views["sinks"] = {
+      .data = sinks, .type = ElementType::F32, .shape = {1}, .strides = {1}, .device = {}, .owner = nullptr};
   request.sizes = {.qLen = 8, .kvLen = 8};
   const auto binding = Binding::create(*program, request);
   ASSERT_TRUE(binding) << binding.status().message();

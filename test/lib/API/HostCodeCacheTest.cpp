@@ -52,7 +52,8 @@ protected:
     EXPECT_TRUE(compiled.program);
     auto binding = Binding::create(*compiled.program, {.params = job.params, .sizes = {.qLen = job.qLen}});
     EXPECT_TRUE(binding) << binding.status().message();
-    auto functions = compiled.program->hostFunctions(compiled.program->entries()[0], (*binding)->bindings(), job.passes);
+    auto functions =
+        compiled.program->hostFunctions(compiled.program->entries()[0], (*binding)->bindings(), job.passes);
     EXPECT_TRUE(functions) << functions.status().message();
     // The code does what the text says, wherever it comes from.
     const TileCoordinates tile{0, 0, 3, 1, 1, 1, 3, 1};
@@ -99,9 +100,10 @@ TEST_F(HostCodeCacheTest, ImportedTextIsInTheKey) {
   const auto write = [&](const char *width) {
     std::ofstream(imported) << "def near(q, kv):\n    return q - kv < " << width << "\n";
   };
-  const Job job{.text = "from window_part import near\n@mask\ndef main(b, h, q, kv):\n"
-                        "    return near(q, kv) & (q % 2 == kv % 2)\n@score\ndef twice(s, b, h, q, kv):\n    return s * 2.0\n"
-                        "attention(\"main\", mask=main, score=twice)\n"};
+  const Job job{
+      .text = "from window_part import near\n@mask\ndef main(b, h, q, kv):\n"
+              "    return near(q, kv) & (q % 2 == kv % 2)\n@score\ndef twice(s, b, h, q, kv):\n    return s * 2.0\n"
+              "attention(\"main\", mask=main, score=twice)\n"};
   write("100");
   EXPECT_EQ(said(job), compiled_);
   EXPECT_EQ(said(job), cached_);
@@ -155,7 +157,8 @@ TEST_F(HostCodeCacheTest, AFullFolderIsOneWarning) {
   const Lines lines = said({});
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[0], compiled_[0]);
-  EXPECT_EQ(lines[1].find("the cache of compiled code '" + folder_.string() + "' cannot be written (writing an entry"), 0u)
+  EXPECT_EQ(lines[1].find("the cache of compiled code '" + folder_.string() + "' cannot be written (writing an entry"),
+            0u)
       << lines[1];
   EXPECT_TRUE(HostCodeCache(folder_).list().empty());
   EXPECT_EQ(said({}).size(), 2u);

@@ -25,7 +25,11 @@ std::shared_ptr<Program> compiled(const std::string &path, const std::string &te
 }
 
 template <typename T> ArrayView viewOf(const std::vector<T> &values, ElementType type) {
-  return {.data = values.data(), .type = type, .shape = {int64_t(values.size())}, .strides = {1}, .device = {},
+  return {.data = values.data(),
+          .type = type,
+          .shape = {int64_t(values.size())},
+          .strides = {1},
+          .device = {},
           .owner = nullptr};
 }
 
@@ -37,12 +41,19 @@ struct Tensors {
     lse.assign(size_t(4 * length), 0.0f);
   }
   CallTensor tensor(std::vector<float> &values, int64_t heads, int64_t columns) const {
-    return {.data = values.data(), .type = ElementType::F32, .shape = {1, heads, length, columns},
-            .strides = {heads * length * columns, length * columns, columns, 1}, .device = {}};
+    return {.data = values.data(),
+            .type = ElementType::F32,
+            .shape = {1, heads, length, columns},
+            .strides = {heads * length * columns, length * columns, columns, 1},
+            .device = {}};
   }
   ForwardCallTensors forward() {
-    return {.q = tensor(q, 4, 16), .k = tensor(k, 2, 16), .v = tensor(v, 2, 16), .out = tensor(out, 4, 16),
-            .lse = tensor(lse, 4, 1), .rowMax = {}};
+    return {.q = tensor(q, 4, 16),
+            .k = tensor(k, 2, 16),
+            .v = tensor(v, 2, 16),
+            .out = tensor(out, 4, 16),
+            .lse = tensor(lse, 4, 1),
+            .rowMax = {}};
   }
   BackwardCallTensors backward() {
     BackwardCallTensors call;
@@ -119,7 +130,8 @@ TEST_F(Misuse, Shapes) {
 TEST_F(Misuse, Types) {
   ForwardCallTensors call = tensors_.forward();
   call.v.type = ElementType::BF16;
-  EXPECT_EQ(forwardMessage(call), "'v' has element type bf16; expected f32, the type that the executable was loaded for");
+  EXPECT_EQ(forwardMessage(call),
+            "'v' has element type bf16; expected f32, the type that the executable was loaded for");
   call = tensors_.forward();
   call.lse.type = ElementType::F16;
   EXPECT_EQ(forwardMessage(call), "'lse' has element type f16; expected f32");
@@ -132,8 +144,9 @@ TEST_F(Misuse, Strides) {
             "'out' has stride 0 along axis 2 of size 70; expected an output whose elements are distinct");
   call = tensors_.forward();
   call.lse.strides[1] = 1;
-  EXPECT_EQ(forwardMessage(call), "'lse' has strides 1 and 1 along axes 1 and 2, with which elements coincide; expected an "
-                                  "output whose elements are distinct");
+  EXPECT_EQ(forwardMessage(call),
+            "'lse' has strides 1 and 1 along axes 1 and 2, with which elements coincide; expected an "
+            "output whose elements are distinct");
 }
 
 TEST_F(Misuse, Null) {
@@ -223,7 +236,8 @@ TEST_F(Misuse, OneExecutableFromTwoThreads) {
     for (int i = 0; i < 20; ++i) {
       Tensors own = tensors_;
       own.out.assign(own.out.size(), -7.0f);
-      numWrong += !executable_->forward(own.forward(), nullptr, 0) || own.out != tensors_.out || own.lse != tensors_.lse;
+      numWrong +=
+          !executable_->forward(own.forward(), nullptr, 0) || own.out != tensors_.out || own.lse != tensors_.lse;
     }
   };
   std::thread first(work), second(work);
@@ -245,7 +259,8 @@ TEST_F(Misuse, OneWorkspaceInTwoThreads) {
   const auto work = [&] {
     Tensors own(1024);
     for (int i = 0; i < 2000 && numRefused == 0; ++i) {
-      const std::string message = (*executable)->forward(own.forward(), workspace.data(), int64_t(workspace.size())).message();
+      const std::string message =
+          (*executable)->forward(own.forward(), workspace.data(), int64_t(workspace.size())).message();
       if (message == "'workspace' is in use by another call; expected one workspace for each call at a time")
         ++numRefused;
       else if (!message.empty())

@@ -1,5 +1,5 @@
-// Does a call at 131,072 tokens need the memory that is stated: the caller's tensors and the workspace, and nothing that
-// grows with pairs of tokens? The kernel's account of a child process is the witness.
+// Does a call at 131,072 tokens need the memory that is stated: the caller's tensors and the workspace, and nothing
+// that grows with pairs of tokens? The kernel's account of a child process is the witness.
 #include "lib/API/cpflex.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
 
@@ -37,7 +37,7 @@ struct Job {
 };
 
 struct Measured {
-  int64_t grownInBytes = -1;  ///< peak during the call beyond what was in memory before
+  int64_t grownInBytes = -1; ///< peak during the call beyond what was in memory before
   int64_t workspaceInBytes = 0;
   int64_t maskInBytes = 0;
 };
@@ -46,9 +46,11 @@ struct Measured {
 Measured measure(const Job &job) {
   CompileOptions options;
   options.cacheDir = "";
-  const auto program = compileText("test.cpf", "from cpflex.std import causal\n@mask\ndef near(b, h, q, kv):\n"
-                                               "    return q - kv < 256\nattention(\"a\", mask=near & causal)\n",
-                                   options).program;
+  const auto program = compileText("test.cpf",
+                                   "from cpflex.std import causal\n@mask\ndef near(b, h, q, kv):\n"
+                                   "    return q - kv < 256\nattention(\"a\", mask=near & causal)\n",
+                                   options)
+                           .program;
   const EntryPoint &entry = program->entries()[0];
   const auto binding = Binding::create(*program, {.sizes = {.qLen = kLength}});
   const auto mask = buildBlockMask(*program, entry, **binding, /*tileQ=*/128, /*tileKV=*/128, /*threads=*/1);
@@ -59,8 +61,11 @@ Measured measure(const Job &job) {
   auto tensor = [&, next = 0](int64_t columns) mutable {
     std::vector<float> &values = memory[next++];
     values.assign(size_t(kLength * columns), 0.5f);
-    return CallTensor{.data = values.data(), .type = ElementType::F32, .shape = {1, 1, kLength, columns},
-                      .strides = {kLength * columns, kLength * columns, columns, 1}, .device = {}};
+    return CallTensor{.data = values.data(),
+                      .type = ElementType::F32,
+                      .shape = {1, 1, kLength, columns},
+                      .strides = {kLength * columns, kLength * columns, columns, 1},
+                      .device = {}};
   };
   ForwardCallTensors forward;
   for (CallTensor *given : {&forward.q, &forward.k, &forward.v, &forward.out})
@@ -79,12 +84,12 @@ Measured measure(const Job &job) {
   const int64_t before = memoryLine("VmRSS");
   if (!resetPeak())
     return {};
-  const Status status = isBackward ? (*executable)->backward(backward, nullptr, 0) : (*executable)->forward(forward, nullptr, 0);
+  const Status status =
+      isBackward ? (*executable)->backward(backward, nullptr, 0) : (*executable)->forward(forward, nullptr, 0);
   if (!status)
     return {};
   const auto pass = isBackward ? Executable::Pass::Backward : Executable::Pass::Forward;
-  return {memoryLine("VmHWM") - before, (*executable)->workspaceInBytes(pass),
-          sizeInBytes(mask->mask)};
+  return {memoryLine("VmHWM") - before, (*executable)->workspaceInBytes(pass), sizeInBytes(mask->mask)};
 }
 
 /// In a process of its own, so that nothing else is in its account.

@@ -1,5 +1,5 @@
-// Is a program from the cache the program that its text says, and when does it come from there? What the log says is the
-// witness.
+// Is a program from the cache the program that its text says, and when does it come from there? What the log says is
+// the witness.
 #include "lib/API/ProgramCache.h"
 
 #include <gtest/gtest.h>
@@ -25,9 +25,15 @@ constexpr const char *kProgram =
     "attention(\"linear\", mask=causal, softmax=False)\nattention(\"all\")\n";
 
 std::vector<int64_t> numbersOf(const TapeInstruction &instruction) {
-  return {int64_t(instruction.operation), int64_t(instruction.operandType), int64_t(instruction.resultType),
-          instruction.operands[0],        instruction.operands[1],          instruction.operands[2],
-          instruction.operands[3],        instruction.immediate,            instruction.line,
+  return {int64_t(instruction.operation),
+          int64_t(instruction.operandType),
+          int64_t(instruction.resultType),
+          instruction.operands[0],
+          instruction.operands[1],
+          instruction.operands[2],
+          instruction.operands[3],
+          instruction.immediate,
+          instruction.line,
           instruction.column};
 }
 
@@ -70,7 +76,8 @@ void expectEqual(const Signature &a, const Signature &b) {
   ASSERT_EQ(a.params.size(), b.params.size());
   for (size_t i = 0; i < a.params.size(); ++i) {
     const ParamDeclaration &x = a.params[i], &y = b.params[i];
-    EXPECT_TRUE(x.name == y.name && x.type == y.type && x.defaultValue == y.defaultValue && x.hasDefault == y.hasDefault)
+    EXPECT_TRUE(x.name == y.name && x.type == y.type && x.defaultValue == y.defaultValue &&
+                x.hasDefault == y.hasDefault)
         << x.name;
   }
 }
@@ -143,7 +150,8 @@ TEST_F(ProgramCacheTest, AKnownTextIsTakenFromTheCache) {
   EXPECT_FALSE(compiled(std::string(kSimple) + "# longer\n").isFromCache);
   // What needs modules is made from the text, and is the same.
   for (Stage stage : {Stage::Ast, Stage::Mask, Stage::Classifier, Stage::Llvm, Stage::Cuda})
-    EXPECT_EQ(*second.program->emit(stage, second.program->entries()[0]), *first.program->emit(stage, first.program->entries()[0]));
+    EXPECT_EQ(*second.program->emit(stage, second.program->entries()[0]),
+              *first.program->emit(stage, first.program->entries()[0]));
   EXPECT_EQ(ProgramCache((folder_ / "cache").string()).list().at(0).path, (folder_ / "main.cpf").string());
 }
 

@@ -1,4 +1,5 @@
-// Does text become a program with the right entry points, stages and block masks, and does every mistake have a message?
+// Does text become a program with the right entry points, stages and block masks, and does every mistake have a
+// message?
 #include "lib/API/cpflex.h"
 #include "runtime/BlockMask/BlockMaskStatistics.h"
 
@@ -48,8 +49,12 @@ TEST(Program, ChangedParamsLengthsAndCapturesCompileNothing) {
     for (int64_t i = 0; i < length; ++i)
       documents.push_back(int32_t(i / documentLength));
     BindRequest request;
-    request.views["doc"] = {.data = documents.data(), .type = ElementType::I32, .shape = {length}, .strides = {1},
-                            .device = {}, .owner = nullptr};
+    request.views["doc"] = {.data = documents.data(),
+                            .type = ElementType::I32,
+                            .shape = {length},
+                            .strides = {1},
+                            .device = {},
+                            .owner = nullptr};
     request.params["W"] = width;
     request.sizes = {.qLen = length};
     const auto binding = Binding::create(*program, request);
@@ -115,10 +120,14 @@ TEST(Program, EveryStageHasText) {
                            "@mask\ndef causal(b, h, q, kv):\n    return kv <= q\n"
                            "attention(\"main\", mask=causal, score=cap)\n");
   const EntryPoint &entry = **program->entry("main");
-  const std::pair<Stage, const char *> expectations[] = {
-      {Stage::Ast, "causal"},         {Stage::Mask, "mask.predicate"},       {Stage::MaskOpt, "mask.le"},
-      {Stage::MaskGrad, "mask.score_gradient"}, {Stage::Classifier, "mask.classifier"}, {Stage::Llvm, "llvm.func"},
-      {Stage::Assembly, ".text"},     {Stage::Cuda, "struct Program"}};
+  const std::pair<Stage, const char *> expectations[] = {{Stage::Ast, "causal"},
+                                                         {Stage::Mask, "mask.predicate"},
+                                                         {Stage::MaskOpt, "mask.le"},
+                                                         {Stage::MaskGrad, "mask.score_gradient"},
+                                                         {Stage::Classifier, "mask.classifier"},
+                                                         {Stage::Llvm, "llvm.func"},
+                                                         {Stage::Assembly, ".text"},
+                                                         {Stage::Cuda, "struct Program"}};
   for (const auto &[stage, part] : expectations) {
     StatusOr<std::string> text = program->emit(stage, entry);
     ASSERT_TRUE(text.isOk()) << text.status().message();
@@ -146,8 +155,9 @@ TEST(Program, MistakesAreLocated) {
 }
 
 TEST(Program, ConstantsSpecialise) {
-  CompileResult result = compileText("c.cpf", "D: const[int] = 2\n@mask\ndef f(b, h, q, kv):\n    return q % D == kv % D\n",
-                                     {.constants = {{"D", "4"}}});
+  CompileResult result =
+      compileText("c.cpf", "D: const[int] = 2\n@mask\ndef f(b, h, q, kv):\n    return q % D == kv % D\n",
+                  {.constants = {{"D", "4"}}});
   ASSERT_TRUE(result.program);
   EXPECT_TRUE(result.program->hasConstant("D"));
   EXPECT_FALSE(result.program->hasConstant("E"));

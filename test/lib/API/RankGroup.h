@@ -34,8 +34,11 @@ struct Values {
       value = seed ? float(int(random() % 2001) - 1000) * 1e-3f : -7.0f;
   }
   CallTensor tensor() {
-    return {.data = data.data(), .type = ElementType::F32, .shape = {shape[0], shape[1], shape[2], shape[3]},
-            .strides = {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}, .device = {DeviceType::Cpu, 0}};
+    return {.data = data.data(),
+            .type = ElementType::F32,
+            .shape = {shape[0], shape[1], shape[2], shape[3]},
+            .strides = {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1},
+            .device = {DeviceType::Cpu, 0}};
   }
   SequenceArrayShape sequence() const {
     return {.batch = shape[0], .outer = shape[1], .inner = shape[3], .elementSizeInBytes = int64_t(sizeof(float))};
@@ -70,9 +73,18 @@ struct CallValues {
   }
   /// `slots` captures, the first of them `slopes`.
   BackwardCallTensors backward(size_t slots) {
-    BackwardCallTensors tensors{.q = q.tensor(), .k = k.tensor(), .v = v.tensor(), .out = out.tensor(),
-                                .lse = lse.tensor(), .dOut = dOut.tensor(), .dLse = dLse.tensor(), .dQ = dQ.tensor(),
-                                .dK = dK.tensor(), .dV = dV.tensor(), .captureGradients = {}, .sinkGradient = nullptr};
+    BackwardCallTensors tensors{.q = q.tensor(),
+                                .k = k.tensor(),
+                                .v = v.tensor(),
+                                .out = out.tensor(),
+                                .lse = lse.tensor(),
+                                .dOut = dOut.tensor(),
+                                .dLse = dLse.tensor(),
+                                .dQ = dQ.tensor(),
+                                .dK = dK.tensor(),
+                                .dV = dV.tensor(),
+                                .captureGradients = {},
+                                .sinkGradient = nullptr};
     tensors.captureGradients.assign(slots, nullptr);
     tensors.captureGradients[0] = dSlopes.data();
     tensors.sinkGradient = dSinks.data();
@@ -113,12 +125,18 @@ struct RankGroupCase {
     executable = loaded("main", part);
     const int64_t batch = (part.batch.end ? part.batch : Range{0, kBatch}).size();
     const int64_t heads = (part.heads.end ? part.heads : Range{0, kHeads}).size(), kvHeads = heads * kKVHeads / kHeads;
-    whole = {.q = {{batch, heads, length, kColumns}, 1}, .k = {{batch, kvHeads, length, kColumns}, 2},
-             .v = {{batch, kvHeads, length, kColumns}, 3}, .dOut = {{batch, heads, length, kColumns}, 4},
-             .dLse = {{batch, heads, length, 1}, 5}, .out = {{batch, heads, length, kColumns}, 0},
-             .lse = {{batch, heads, length, 1}, 0}, .dQ = {{batch, heads, length, kColumns}, 0},
-             .dK = {{batch, kvHeads, length, kColumns}, 0}, .dV = {{batch, kvHeads, length, kColumns}, 0},
-             .dSlopes = std::vector<float>(kHeads), .dSinks = std::vector<float>(kHeads)};
+    whole = {.q = {{batch, heads, length, kColumns}, 1},
+             .k = {{batch, kvHeads, length, kColumns}, 2},
+             .v = {{batch, kvHeads, length, kColumns}, 3},
+             .dOut = {{batch, heads, length, kColumns}, 4},
+             .dLse = {{batch, heads, length, 1}, 5},
+             .out = {{batch, heads, length, kColumns}, 0},
+             .lse = {{batch, heads, length, 1}, 0},
+             .dQ = {{batch, heads, length, kColumns}, 0},
+             .dK = {{batch, kvHeads, length, kColumns}, 0},
+             .dV = {{batch, kvHeads, length, kColumns}, 0},
+             .dSlopes = std::vector<float>(kHeads),
+             .dSinks = std::vector<float>(kHeads)};
   }
 
   static ArrayView view(const void *data, ElementType type, std::vector<int64_t> shape) {
@@ -158,17 +176,25 @@ struct RankGroupCase {
 
   CallValues shardOf(const ContextParallelPlan &plan, int32_t rank) const {
     const Layout &q = plan.forward().qLayout, &kv = plan.forward().kvLayout;
-    return {.q = whole.q.shardOf(q, rank), .k = whole.k.shardOf(kv, rank), .v = whole.v.shardOf(kv, rank),
-            .dOut = whole.dOut.shardOf(q, rank), .dLse = whole.dLse.shardOf(q, rank), .out = whole.out.shardOf(q, rank),
-            .lse = whole.lse.shardOf(q, rank), .dQ = whole.dQ.shardOf(q, rank), .dK = whole.dK.shardOf(kv, rank),
-            .dV = whole.dV.shardOf(kv, rank), .dSlopes = std::vector<float>(kHeads),
+    return {.q = whole.q.shardOf(q, rank),
+            .k = whole.k.shardOf(kv, rank),
+            .v = whole.v.shardOf(kv, rank),
+            .dOut = whole.dOut.shardOf(q, rank),
+            .dLse = whole.dLse.shardOf(q, rank),
+            .out = whole.out.shardOf(q, rank),
+            .lse = whole.lse.shardOf(q, rank),
+            .dQ = whole.dQ.shardOf(q, rank),
+            .dK = whole.dK.shardOf(kv, rank),
+            .dV = whole.dV.shardOf(kv, rank),
+            .dSlopes = std::vector<float>(kHeads),
             .dSinks = std::vector<float>(kHeads)};
   }
 
   /// Runs both passes of all ranks as threads and puts the shards together; `reports` gets one entry per rank.
-  CallValues run(std::shared_ptr<const ContextParallelPlan> plan, std::vector<RunReport> *reports = nullptr,
-                 const std::function<std::shared_ptr<Communicator>(ThreadsHub &, int32_t)> &communicatorOf =
-                     [](ThreadsHub &hub, int32_t rank) { return std::make_shared<ThreadsCommunicator>(hub, rank); }) {
+  CallValues run(
+      std::shared_ptr<const ContextParallelPlan> plan, std::vector<RunReport> *reports = nullptr,
+      const std::function<std::shared_ptr<Communicator>(ThreadsHub &, int32_t)> &communicatorOf =
+          [](ThreadsHub &hub, int32_t rank) { return std::make_shared<ThreadsCommunicator>(hub, rank); }) {
     const int32_t worldSize = plan->forward().worldSize;
     ThreadsHub hub(worldSize);
     std::vector<CallValues> shards;
@@ -183,7 +209,8 @@ struct RankGroupCase {
         auto executable = RankExecutable::load(plan, communicator, {.deadlineSeconds = 20});
         ASSERT_TRUE(executable) << executable.status().message();
         CallValues &mine = shards[size_t(rank)];
-        for (const Status &status : {(*executable)->forward(mine.forward()), (*executable)->backward(mine.backward(numSlots()))})
+        for (const Status &status :
+             {(*executable)->forward(mine.forward()), (*executable)->backward(mine.backward(numSlots()))})
           if (!status) {
             ADD_FAILURE() << "rank " << rank << ": " << status.message();
             communicator->abort(status);

@@ -39,8 +39,12 @@ protected:
     for (int64_t i = 0; i < kLength; ++i)
       documents_.push_back(int32_t(i / 150));
     BindRequest request;
-    request.views["doc"] = {.data = documents_.data(), .type = ElementType::I32, .shape = {kLength}, .strides = {1},
-                            .device = {}, .owner = nullptr};
+    request.views["doc"] = {.data = documents_.data(),
+                            .type = ElementType::I32,
+                            .shape = {kLength},
+                            .strides = {1},
+                            .device = {},
+                            .owner = nullptr};
     request.sizes = {.heads = 2, .kvHeads = 2, .qLen = kLength, .kvLen = kLength};
     binding_ = *Binding::create(*program_, request);
   }
@@ -94,8 +98,11 @@ TEST_P(ResidualCode, LeavesEveryBitOfAttentionAsItIs) {
       input.push_back(normal(generator));
   auto tensor = [&](std::vector<float> &values, int64_t depth) {
     values.resize(size_t(kHeads * kLength * depth));
-    return CallTensor{.data = values.data(), .type = ElementType::F32, .shape = {1, kHeads, kLength, depth},
-                      .strides = {kHeads * kLength * depth, kLength * depth, depth, 1}, .device = {}};
+    return CallTensor{.data = values.data(),
+                      .type = ElementType::F32,
+                      .shape = {1, kHeads, kLength, depth},
+                      .strides = {kHeads * kLength * depth, kLength * depth, depth, 1},
+                      .device = {}};
   };
   // O, LSE, dQ, dK and dV with the residuals, and with the whole mask in every partial tile.
   std::vector<std::vector<float>> results[2];

@@ -77,8 +77,11 @@ protected:
     return executable ? *executable : nullptr;
   }
   static CallTensor tensor(void *data, ElementType type, int64_t heads, int64_t columns) {
-    return {.data = data, .type = type, .shape = {1, heads, kLength, columns},
-            .strides = {heads * kLength * columns, kLength * columns, columns, 1}, .device = {}};
+    return {.data = data,
+            .type = type,
+            .shape = {1, heads, kLength, columns},
+            .strides = {heads * kLength * columns, kLength * columns, columns, 1},
+            .device = {}};
   }
   /// The outputs of a forward call with the LSE behind them.
   static std::vector<float> outputs(const Executable &executable) {
@@ -125,8 +128,12 @@ TEST_F(Update, AnotherVersionOfABindingIsTaken) {
   std::vector<int32_t> documents(kLength, 0);
   BindRequest request = requestOf({});
   request.arrays.erase("doc");
-  request.views["doc"] = {.data = documents.data(), .type = ElementType::I32, .shape = {kLength}, .strides = {1},
-                          .device = {}, .owner = nullptr};
+  request.views["doc"] = {.data = documents.data(),
+                          .type = ElementType::I32,
+                          .shape = {kLength},
+                          .strides = {1},
+                          .device = {},
+                          .owner = nullptr};
   const auto binding = Binding::create(*program, request);
   ASSERT_TRUE(binding) << binding.status().message();
   const auto executable = loaded(*binding);
@@ -144,10 +151,12 @@ TEST_F(Update, WhatDoesNotFitIsRefused) {
   EXPECT_EQ(message(nullptr), "'binding' is null");
   EXPECT_EQ(message(bound({.length = 200})),
             "the binding has 200 queries; expected 300, for which the executable was loaded");
-  EXPECT_EQ(message(bound({.heads = 4})), "the binding has 4 query heads; expected 2, for which the executable was loaded");
-  EXPECT_EQ(message(bound({.window = "2000000000"})),
-            "a param or dimension of the binding is beyond 2^30; expected smaller ones, as those that the executable was "
-            "loaded with");
+  EXPECT_EQ(message(bound({.heads = 4})),
+            "the binding has 4 query heads; expected 2, for which the executable was loaded");
+  EXPECT_EQ(
+      message(bound({.window = "2000000000"})),
+      "a param or dimension of the binding is beyond 2^30; expected smaller ones, as those that the executable was "
+      "loaded with");
   char stream = 0;
   EXPECT_EQ(message(bound({}), nullptr, &stream), "'stream' is given for the cpu; expected null");
   auto other = std::make_shared<BlockMask>();
@@ -269,7 +278,8 @@ TEST_F(UpdateOnCuda, WhatHasNoRoomIsRefused) {
   EXPECT_EQ(executable->update(other, std::make_shared<const BlockMask>(std::move(coarse->mask))).message(),
             "the block mask has other tiles than the one bound first; make a new executable for it");
   EXPECT_EQ(documents[60], 1) << "nothing was uploaded";
-  EXPECT_TRUE(executable->update(bound({.documentLength = 20, .numSlopes = 5}), nullptr)) << "and the next good update works";
+  EXPECT_TRUE(executable->update(bound({.documentLength = 20, .numSlopes = 5}), nullptr))
+      << "and the next good update works";
   EXPECT_EQ(documents[60], 3);
 }
 

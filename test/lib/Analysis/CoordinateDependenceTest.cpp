@@ -29,7 +29,8 @@ TEST(CoordinateDependence, followsIndicesSelectsAndReductions) {
       %y = mask.mul %x, %sum : f32
       %r = mask.add %s, %y : f32
       mask.yield %r : f32
-    })mlir", &ctx);
+    })mlir",
+                                                        &ctx);
   ASSERT_TRUE(module);
   auto score = module->lookupSymbol<mask::ScoreOp>("f");
   CoordinateDependence dependence(score);

@@ -19,7 +19,8 @@ std::string textOf(const std::string &body, int mostOperations = 40) {
     mask.capture @doc : i32 ["B", "KV_LEN"]
     mask.predicate @f(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
       %two = mask.constant 2 : i64
-  )mlir" + body + "\n mask.yield %r : i1 }", &ctx);
+  )mlir" + body + "\n mask.yield %r : i1 }",
+                                                        &ctx);
   if (!module)
     return "not parsed";
   return expressionText(module->lookupSymbol<mask::PredicateOp>("f").getYieldedValue(), mostOperations);

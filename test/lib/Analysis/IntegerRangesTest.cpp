@@ -26,8 +26,8 @@ TEST(IntegerRanges, holdEveryValueOfRandomPrograms) {
         IntegerRange range = ranges.of(value);
         ++numValues;
         numBounded += range != fullRange(value.getType());
-        EXPECT_TRUE(range.contains(slot)) << "seed " << seed << ": " << slot << " outside of " << range.lo << " .. "
-                                          << range.hi;
+        EXPECT_TRUE(range.contains(slot))
+            << "seed " << seed << ": " << slot << " outside of " << range.lo << " .. " << range.hi;
       };
       evaluator.run(program.module->lookupSymbol<mask::PredicateOp>("f"), program.coordinates());
     }
@@ -46,7 +46,8 @@ protected:
       mask.capture @bytes : ui8 ["N"]
       mask.capture @facts : i64 ["N"] {lo = 5 : i64, hi = 11 : i64}
       mask.predicate @f(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
-    )mlir" + body + "\n %c = mask.lt %r, %q : i64\n mask.yield %c : i1 }", &ctx);
+    )mlir" + body + "\n %c = mask.lt %r, %q : i64\n mask.yield %c : i1 }",
+                                                     &ctx);
     if (!module)
       return {1, 0};
     auto predicate = module->lookupSymbol<mask::PredicateOp>("f");

@@ -16,12 +16,12 @@ protected:
   std::string looseness(const std::string &dim, const std::string &body, const RangeAssumptions &assumptions = {}) {
     mlir::MLIRContext ctx;
     ctx.loadDialect<mask::MaskDialect>();
-    auto module = mlir::parseSourceString<mlir::ModuleOp>(
-        "mask.capture @a : i1 [\"" + dim + "\"]\n" + R"mlir(
+    auto module = mlir::parseSourceString<mlir::ModuleOp>("mask.capture @a : i1 [\"" + dim + "\"]\n" + R"mlir(
         mask.predicate @f(%b: i64, %h: i64, %q: i64, %kv: i64) -> i1 {
           %zero = mask.constant 0 : i64
           %one = mask.constant 1 : i64
-        )mlir" + body + "\n %r = mask.load @a[%i] : (i64) -> i1\n mask.yield %r : i1 }", &ctx);
+        )mlir" + body + "\n %r = mask.load @a[%i] : (i64) -> i1\n mask.yield %r : i1 }",
+                                                          &ctx);
     if (!module)
       return "not parsed";
     std::string result;

@@ -1,6 +1,6 @@
 // Does a residual equal its predicate wherever its assumptions hold?
-#include "lib/Analysis/ProgramSignature.h"
 #include "lib/Analysis/Residuals.h"
+#include "lib/Analysis/ProgramSignature.h"
 #include "lib/Transforms/Passes.h"
 #include "lib/Transforms/TapeFromClassifier.h"
 #include "test/lib/Transforms/RandomProgram.h"

@@ -60,12 +60,13 @@ mask.predicate @main.mask(%b: i32, %h: i32, %q: i32 loc("q_idx"(#line3)), %kv: i
 }
 mask.attention @main mask(@main.mask)
 )");
-  EXPECT_EQ(functionIn(functions.text, "bool mask("),
-            "  static __device__ __forceinline__ bool mask(const Captures &captures, int b, int h, int q_idx, int kv_idx) {\n"
-            "    const int mine = cpflex::elementAt<int>(captures.doc, b, q_idx); // pack.cpf:3\n"
-            "    const bool same = mine == cpflex::elementAt<int>(captures.doc, b, kv_idx);\n"
-            "    return same && ((long long)(q_idx - kv_idx) < cpflex::paramAt(&captures.params->W)); // pack.cpf:4\n"
-            "  }\n");
+  EXPECT_EQ(
+      functionIn(functions.text, "bool mask("),
+      "  static __device__ __forceinline__ bool mask(const Captures &captures, int b, int h, int q_idx, int kv_idx) {\n"
+      "    const int mine = cpflex::elementAt<int>(captures.doc, b, q_idx); // pack.cpf:3\n"
+      "    const bool same = mine == cpflex::elementAt<int>(captures.doc, b, kv_idx);\n"
+      "    return same && ((long long)(q_idx - kv_idx) < cpflex::paramAt(&captures.params->W)); // pack.cpf:4\n"
+      "  }\n");
   EXPECT_NE(functions.text.find("    cpflex::CaptureArgument doc; // i32 [B, KV_LEN]\n"
                                 "    const Params *params;\n"
                                 "    long long B, H, HKV, Q_LEN, KV_LEN; // dimensions\n"),
@@ -95,12 +96,13 @@ mask.score_gradient @soft.gradient(%g: f32, %s: f32, %b: i32, %h: i32, %q: i32, 
 }
 mask.attention @main score(@soft)
 )");
-  EXPECT_EQ(functionIn(functions.text, "float score("),
-            "  static __device__ __forceinline__ float score(const Captures &captures, float s, int b, int h, int q, int kv) {\n"
-            "    return ops::tanh(s * 0.05f) * 20.0f; // -:7\n  }\n");
-  EXPECT_EQ(functionIn(functions.text, "float scoreGradient("),
-            "  static __device__ __forceinline__ float scoreGradient(const Captures &captures, float s, float gradient, "
-            "int b, int h, int q, int kv) {\n    return gradient * s; // -:11\n  }\n");
+  EXPECT_EQ(functionIn(functions.text, "float score("), "  static __device__ __forceinline__ float score(const "
+                                                        "Captures &captures, float s, int b, int h, int q, int kv) {\n"
+                                                        "    return ops::tanh(s * 0.05f) * 20.0f; // -:7\n  }\n");
+  EXPECT_EQ(
+      functionIn(functions.text, "float scoreGradient("),
+      "  static __device__ __forceinline__ float scoreGradient(const Captures &captures, float s, float gradient, "
+      "int b, int h, int q, int kv) {\n    return gradient * s; // -:11\n  }\n");
   EXPECT_FALSE(functions.hasMask);
   EXPECT_EQ(functions.scoreForm, ScoreForm::General);
 }
@@ -152,7 +154,8 @@ mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {
 mask.attention @main score(@f)
 )");
   EXPECT_EQ(functionIn(functions.text, "float score("),
-            "  static __device__ __forceinline__ float score(const Captures &captures, float s, int b, int h, int q, int kv) {\n"
+            "  static __device__ __forceinline__ float score(const Captures &captures, float s, int b, int h, int q, "
+            "int kv) {\n"
             "    const float t = ops::divideByUniform(s, "
             "ops::floatFromBits((unsigned)cpflex::paramAt(&captures.params->cap))); // -:5\n"
             "    return ops::div(t, s); // -:7\n  }\n");
@@ -189,17 +192,19 @@ mask.attention @main score(@f)
             std::string::npos)
       << functions.text << message;
   EXPECT_NE(functions.text.find("kTargets[] = {0, 1, 2, 3, 3};"), std::string::npos) << functions.text;
-  EXPECT_EQ(functionIn(functions.text, "void scatter(cpflex::ScatterNumber<1>"),
-            "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<1>, const Captures &captures, float s, "
-            "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
-            "    add(cpflex::denseOffset(captures.key, kv), s); // -:13\n  }\n");
-  EXPECT_EQ(functionIn(functions.text, "void scatter(cpflex::ScatterNumber<4>"),
-            "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<4>, const Captures &captures, float s, "
-            "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
-            "    float sum = 0; // -:17\n"
-            "    for (int i = 0; i < 3; ++i) {\n"
-            "      add(cpflex::denseOffset(captures.both, i), gradient); // -:19\n"
-            "      sum = sum + gradient;\n    }\n  }\n");
+  EXPECT_EQ(
+      functionIn(functions.text, "void scatter(cpflex::ScatterNumber<1>"),
+      "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<1>, const Captures &captures, float s, "
+      "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
+      "    add(cpflex::denseOffset(captures.key, kv), s); // -:13\n  }\n");
+  EXPECT_EQ(
+      functionIn(functions.text, "void scatter(cpflex::ScatterNumber<4>"),
+      "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<4>, const Captures &captures, float s, "
+      "float gradient, int b, int h, int q, int kv, const Add &add) {\n"
+      "    float sum = 0; // -:17\n"
+      "    for (int i = 0; i < 3; ++i) {\n"
+      "      add(cpflex::denseOffset(captures.both, i), gradient); // -:19\n"
+      "      sum = sum + gradient;\n    }\n  }\n");
   ASSERT_EQ(functions.gradients.size(), 4u);
   EXPECT_EQ(functions.gradients[2].capture, 2);
   EXPECT_TRUE(functions.gradients[2].isDense);

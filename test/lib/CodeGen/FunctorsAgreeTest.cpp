@@ -1,5 +1,5 @@
-// Do CUDA functors mean what the operations mean? The text of many random programs is compiled at once as C++ by the host
-// compiler and run beside the evaluator.
+// Do CUDA functors mean what the operations mean? The text of many random programs is compiled at once as C++ by the
+// host compiler and run beside the evaluator.
 #include "lib/CodeGen/Cuda/CudaFunctors.h"
 #include "lib/Transforms/Passes.h"
 #include "runtime/contract/CaptureArgument.h"

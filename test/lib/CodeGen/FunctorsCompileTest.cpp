@@ -1,4 +1,5 @@
-// Does NVRTC accept the text of functors? Random programs and every function of the table, without attention around them.
+// Does NVRTC accept the text of functors? Random programs and every function of the table, without attention around
+// them.
 #include "lib/CodeGen/Cuda/CudaFunctors.h"
 #include "lib/Transforms/Passes.h"
 #include "runtime/Cuda/CompileKernel.h"
@@ -14,8 +15,9 @@
 namespace cpflex::test {
 namespace {
 
-constexpr char kIncludes[] = "#include \"runtime/contract/Operations.h\"\n#include \"runtime/contract/CaptureArgument.h\"\n"
-                             "#include \"runtime/contract/KernelArguments.h\"\n";
+constexpr char kIncludes[] =
+    "#include \"runtime/contract/Operations.h\"\n#include \"runtime/contract/CaptureArgument.h\"\n"
+    "#include \"runtime/contract/KernelArguments.h\"\n";
 
 class FunctorsCompile : public testing::Test {
 protected:
@@ -30,8 +32,10 @@ protected:
   /// Compiles functors, and a kernel that calls each.
   void expectCompiles(std::string text, const std::string &kernelBody) {
     KernelSource source;
-    source.text = kIncludes + text + "extern \"C\" __global__ void probe(const void *captures, float *out, int b, int h, int q, int kv) {\n" +
-                  kernelBody + "}\n";
+    source.text =
+        kIncludes + text +
+        "extern \"C\" __global__ void probe(const void *captures, float *out, int b, int h, int q, int kv) {\n" +
+        kernelBody + "}\n";
     source.functionName = "probe";
     source.architecture = "sm_80";
     source.key = "functors";
@@ -69,21 +73,25 @@ TEST_F(FunctorsCompile, randomMasks) {
 }
 
 TEST_F(FunctorsCompile, everyFunctionOnFloatsAndEveryElementType) {
-  std::string score = "mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {\n  %v0 = mask.add %s, %s : f32\n";
+  std::string score =
+      "mask.score @f(%s: f32, %b: i32, %h: i32, %q: i32, %kv: i32) -> f32 {\n  %v0 = mask.add %s, %s : f32\n";
   int last = 0;
   auto append = [&](const std::string &operation, const std::string &type) {
     score += "  %v" + std::to_string(last + 1) + " = mask." + operation + " : " + type + "\n";
     ++last;
   };
   auto value = [&](int back) { return "%v" + std::to_string(last - back); };
-  for (const char *mnemonic : {"neg", "abs", "exp", "exp2", "log", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "floor"})
+  for (const char *mnemonic :
+       {"neg", "abs", "exp", "exp2", "log", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "floor"})
     append(std::string(mnemonic) + " " + value(0), "f32");
   for (const char *mnemonic : {"add", "sub", "mul", "div", "floordiv", "mod", "min", "max", "pow"})
     append(std::string(mnemonic) + " " + value(0) + ", %s", "f32");
   std::string captures;
   for (const char *type : {"i1", "i8", "ui8", "i16", "ui16", "i32", "ui32", "i64", "ui64", "f16", "bf16", "f32"}) {
-    std::string name = std::string("c_") + type, loaded = std::string(type) == "i1" ? "i1" : std::string(type) == "ui32" ? "ui32"
-                       : type[0] == 'f' || type[0] == 'b' ? "f32" : "i64";
+    std::string name = std::string("c_") + type, loaded = std::string(type) == "i1"          ? "i1"
+                                                          : std::string(type) == "ui32"      ? "ui32"
+                                                          : type[0] == 'f' || type[0] == 'b' ? "f32"
+                                                                                             : "i64";
     captures += "mask.capture @" + name + " : " + type + " [\"N\", \"KV_LEN\"]\n";
     score += "  %" + name + " = mask.load @" + name + "[%q, %kv] : (i32, i32) -> " + loaded + "\n";
     std::string element = "%" + name;
@@ -97,7 +105,8 @@ TEST_F(FunctorsCompile, everyFunctionOnFloatsAndEveryElementType) {
   auto module = mlir::parseSourceString<mlir::ModuleOp>(captures + score + "mask.attention @main score(@f)\n", &ctx);
   ASSERT_TRUE(module);
   DeviceFunctions functions = *emitCudaFunctors(*module, "main");
-  expectCompiles(functions.text, "  out[0] = Program::score(*(const Program::Captures *)captures, out[1], b, h, q, kv);\n");
+  expectCompiles(functions.text,
+                 "  out[0] = Program::score(*(const Program::Captures *)captures, out[1], b, h, q, kv);\n");
 }
 
 TEST_F(FunctorsCompile, everyWalkOfScattersInItsKernel) {
@@ -123,7 +132,8 @@ mask.score_gradient @f.gradient(%g: f32, %s: f32, %b: i32, %h: i32, %q: i32, %kv
   mask.yield %g : f32
 }
 mask.attention @main score(@f)
-)", &ctx);
+)",
+                                                        &ctx);
   ASSERT_TRUE(module);
   DeviceFunctions functions = *emitCudaFunctors(*module, "main");
   for (int headDim : {40, 64, 256})

@@ -82,8 +82,9 @@ double distanceInUlp(float actual, double expected) {
     return std::isnan(expected) && std::isnan(actual) ? 0 : std::numeric_limits<double>::infinity();
   float nearest = static_cast<float>(expected);
   if (std::isinf(nearest) || std::isinf(actual))
-    return nearest == actual || std::abs(actual) == std::numeric_limits<float>::max() ? 0
-                                                                                      : std::numeric_limits<double>::infinity();
+    return nearest == actual || std::abs(actual) == std::numeric_limits<float>::max()
+               ? 0
+               : std::numeric_limits<double>::infinity();
   int exponent = std::max(expected == 0 ? -126 : std::ilogb(expected), -126);
   return std::abs(actual - expected) / std::ldexp(1.0, exponent - 23);
 }
@@ -105,7 +106,8 @@ void expectAccurate(Function function, Reference reference, double mostUlp, floa
   };
   for (uint64_t bits = 0; bits <= UINT32_MAX; bits += kStride)
     visit(__builtin_bit_cast(float, static_cast<uint32_t>(bits)));
-  for (float x : {0.0f, -0.0f, 1.0f, -1.0f, 0x1p-149f, -0x1p-149f, 0x1.fffffep127f, -0x1.fffffep127f, INFINITY, -INFINITY, NAN})
+  for (float x :
+       {0.0f, -0.0f, 1.0f, -1.0f, 0x1p-149f, -0x1p-149f, 0x1.fffffep127f, -0x1.fffffep127f, INFINITY, -INFINITY, NAN})
     visit(x);
   // Around 1 and 0, where logarithms and sums cancel.
   for (int i = -100000; i <= 100000; ++i)
@@ -114,13 +116,21 @@ void expectAccurate(Function function, Reference reference, double mostUlp, floa
   testing::Test::RecordProperty("worst_ulp", std::to_string(worst));
 }
 
-TEST(OperationsMath, exp) { expectAccurate([](float x) { return ops::exp(x); }, [](double x) { return std::exp(x); }, 1.5); }
-TEST(OperationsMath, exp2) { expectAccurate([](float x) { return ops::exp2(x); }, [](double x) { return std::exp2(x); }, 1.5); }
-TEST(OperationsMath, log) { expectAccurate([](float x) { return ops::log(x); }, [](double x) { return std::log(x); }, 0.51); }
+TEST(OperationsMath, exp) {
+  expectAccurate([](float x) { return ops::exp(x); }, [](double x) { return std::exp(x); }, 1.5);
+}
+TEST(OperationsMath, exp2) {
+  expectAccurate([](float x) { return ops::exp2(x); }, [](double x) { return std::exp2(x); }, 1.5);
+}
+TEST(OperationsMath, log) {
+  expectAccurate([](float x) { return ops::log(x); }, [](double x) { return std::log(x); }, 0.51);
+}
 TEST(OperationsMath, log1p) {
   expectAccurate([](float x) { return ops::log1p(x); }, [](double x) { return std::log1p(x); }, 0.6);
 }
-TEST(OperationsMath, tanh) { expectAccurate([](float x) { return ops::tanh(x); }, [](double x) { return std::tanh(x); }, 2.0); }
+TEST(OperationsMath, tanh) {
+  expectAccurate([](float x) { return ops::tanh(x); }, [](double x) { return std::tanh(x); }, 2.0);
+}
 TEST(OperationsMath, sigmoid) {
   expectAccurate([](float x) { return ops::sigmoid(x); }, [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, 2.0);
 }
@@ -131,8 +141,7 @@ TEST(OperationsMath, cos) {
   expectAccurate([](float x) { return ops::cos(x); }, [](double x) { return std::cos(x); }, 0.51, ops::kLargestAngle);
 }
 TEST(OperationsMath, rsqrt) {
-  expectAccurate([](float x) { return ops::rsqrt(x); },
-                 [](double x) { return x < 0 ? NAN : 1.0 / std::sqrt(x); }, 2.0);
+  expectAccurate([](float x) { return ops::rsqrt(x); }, [](double x) { return x < 0 ? NAN : 1.0 / std::sqrt(x); }, 2.0);
 }
 TEST(OperationsMath, anglesBeyondAPeriodOfResolutionAreZero) {
   EXPECT_EQ(ops::sin(0x1p30f), 0.0f);

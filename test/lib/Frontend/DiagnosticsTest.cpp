@@ -12,13 +12,12 @@ TEST(Diagnostics, showTheSourceTheRangeAndTheDeclaration) {
                                        "def m(b, h, q, kv):\n"
                                        "    return q - doc[b, kv] > 0\n",
                                        {}, "pack.cpf");
-  EXPECT_EQ(renderDiagnostics(program.diagnostics),
-            "pack.cpf:4:16: error: 'doc' has 1 dimension, 2 indices given\n"
-            "    return q - doc[b, kv] > 0\n"
-            "               ^~~~~~~~~~\n"
-            "pack.cpf:1:1: note: declared here\n"
-            "doc: tensor[i32, KV_LEN]\n"
-            "^~~\n");
+  EXPECT_EQ(renderDiagnostics(program.diagnostics), "pack.cpf:4:16: error: 'doc' has 1 dimension, 2 indices given\n"
+                                                    "    return q - doc[b, kv] > 0\n"
+                                                    "               ^~~~~~~~~~\n"
+                                                    "pack.cpf:1:1: note: declared here\n"
+                                                    "doc: tensor[i32, KV_LEN]\n"
+                                                    "^~~\n");
 }
 
 TEST(Diagnostics, sayWhereAHelperWasCalled) {
@@ -27,8 +26,7 @@ TEST(Diagnostics, sayWhereAHelperWasCalled) {
                                        "@mask\n"
                                        "def m(b, h, q, kv):\n"
                                        "    return f(q) > 0\n");
-  EXPECT_NE(renderDiagnostics(program.diagnostics).find("test.cpf:5:12: note: in 'f', called here"),
-            std::string::npos)
+  EXPECT_NE(renderDiagnostics(program.diagnostics).find("test.cpf:5:12: note: in 'f', called here"), std::string::npos)
       << renderDiagnostics(program.diagnostics);
 }
 
@@ -36,14 +34,12 @@ TEST(Diagnostics, pointBelowTextWithTabsAndLongCharacters) {
   DiagnosticList diagnostics;
   auto source = std::make_shared<const SourceText>("a.cpf", "\tx = \"\xC3\xA4\" $\n");
   diagnostics.error(source, {10, 11}, "here");
-  EXPECT_EQ(renderDiagnostics(diagnostics),
-            "a.cpf:1:11: error: here\n x = \"\xC3\xA4\" $\n         ^\n");
+  EXPECT_EQ(renderDiagnostics(diagnostics), "a.cpf:1:11: error: here\n x = \"\xC3\xA4\" $\n         ^\n");
 }
 
 TEST(Diagnostics, cutLongLinesAroundTheCaret) {
   DiagnosticList diagnostics;
-  auto source = std::make_shared<const SourceText>("a.cpf", std::string(1000, 'x') + "!" +
-                                                                std::string(1000, 'y'));
+  auto source = std::make_shared<const SourceText>("a.cpf", std::string(1000, 'x') + "!" + std::string(1000, 'y'));
   diagnostics.error(source, {1000, 1001}, "here");
   std::string text = renderDiagnostics(diagnostics);
   EXPECT_LT(text.size(), 400u);
@@ -58,8 +54,7 @@ TEST(Diagnostics, showFixIts) {
 }
 
 TEST(Diagnostics, mendMisspeltNames) {
-  ImportedProgram program =
-      importText("@mask\ndef m(b, h, q_idx, kv_idx):\n    return q_idx <= kv_dix\n");
+  ImportedProgram program = importText("@mask\ndef m(b, h, q_idx, kv_idx):\n    return q_idx <= kv_dix\n");
   EXPECT_EQ(renderDiagnostics(program.diagnostics),
             "test.cpf:3:21: error: unknown name 'kv_dix'; did you mean 'kv_idx'?\n"
             "    return q_idx <= kv_dix\n"
@@ -121,9 +116,13 @@ TEST(Diagnostics, fixWordsBetweenMasks) {
                                        "attention(\"b\", mask=causal or document)\n"
                                        "attention(\"c\", mask=causal and not document)\n");
   const std::string text = renderDiagnostics(program.diagnostics);
-  EXPECT_NE(text.find("                           ^~~\n                    causal & document & prefix_lm\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("                           ^~\n                    causal | document\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("attention(\"c\", mask=causal and not document)\n                           ^~~\n"), std::string::npos);
+  EXPECT_NE(text.find("                           ^~~\n                    causal & document & prefix_lm\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("                           ^~\n                    causal | document\n"), std::string::npos)
+      << text;
+  EXPECT_NE(text.find("attention(\"c\", mask=causal and not document)\n                           ^~~\n"),
+            std::string::npos);
 }
 
 TEST(Diagnostics, insertMissingDecorators) {
@@ -134,7 +133,8 @@ TEST(Diagnostics, insertMissingDecorators) {
             "test.cpf:9:21: error: mask= takes a mask; this is function 'm', write '@mask' before it\n"
             "attention(\"a\", mask=m, score=g)\n                    ^\n"
             "test.cpf:1:5: note: declared here\ndef m(b, h, q, kv):\n    ^\n@mask\n"
-            "test.cpf:9:30: error: score= takes a score function or a list of them; this is function 'g', write '@score' before it\n"
+            "test.cpf:9:30: error: score= takes a score function or a list of them; this is function 'g', write "
+            "'@score' before it\n"
             "attention(\"a\", mask=m, score=g)\n                             ^\n"
             "test.cpf:5:5: note: declared here\ndef g(s, b, h, q, kv):\n    ^\n@score\n");
   EXPECT_EQ(renderDiagnostics(importText("def m(b, h, q, kv):\n    return kv <= q\n").diagnostics),

@@ -48,16 +48,14 @@ inline void checkExpectations(const std::string &text, const std::string &place)
   for (const Diagnostic &diagnostic : program.diagnostics.all()) {
     bool isExpected = false;
     for (size_t i = 0; i < expected.size() && !isExpected; ++i) {
-      isExpected = !isFound[i] && expected[i].severity == diagnostic.severity &&
-                   expected[i].line == diagnostic.line &&
+      isExpected = !isFound[i] && expected[i].severity == diagnostic.severity && expected[i].line == diagnostic.line &&
                    diagnostic.message.find(expected[i].text) != std::string::npos;
       isFound[i] = isFound[i] || isExpected;
     }
     EXPECT_TRUE(isExpected) << place << ": unexpected\n" << renderDiagnostic(diagnostic);
   }
   for (size_t i = 0; i < expected.size(); ++i)
-    EXPECT_TRUE(isFound[i]) << place << ": line " << expected[i].line << " gives no '"
-                            << expected[i].text << "'";
+    EXPECT_TRUE(isFound[i]) << place << ": line " << expected[i].line << " gives no '" << expected[i].text << "'";
   EXPECT_EQ(program.isValid, !program.diagnostics.hasErrors()) << place;
 }
 

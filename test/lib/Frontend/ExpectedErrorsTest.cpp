@@ -27,8 +27,7 @@ std::vector<Piece> piecesOf(const std::string &text) {
 
 TEST(ExpectedErrors, everyProgramGivesItsMessagesAndNoOthers) {
   int numPrograms = 0;
-  for (const auto &entry :
-       std::filesystem::directory_iterator(CPFLEX_SOURCE_DIR "/test/lib/Frontend/errors")) {
+  for (const auto &entry : std::filesystem::directory_iterator(CPFLEX_SOURCE_DIR "/test/lib/Frontend/errors")) {
     if (entry.path().extension() != ".cpf")
       continue;
     for (const Piece &piece : piecesOf(readFile(entry.path().string()))) {

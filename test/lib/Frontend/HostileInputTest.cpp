@@ -31,10 +31,8 @@ void expectError(const std::string &text, const std::string &message) {
 
 TEST(HostileInput, deepNesting) {
   expectError(maskOf(repeated("(", 100000)), "more than 200 open brackets");
-  expectError(maskOf(repeated("(", 190) + "q" + repeated(")", 190)),
-              "nested more than 200 levels deep");
-  expectError(maskOf(repeated("not ", 100000) + "q"),
-              "nested more than 200 levels deep; give parts of it names");
+  expectError(maskOf(repeated("(", 190) + "q" + repeated(")", 190)), "nested more than 200 levels deep");
+  expectError(maskOf(repeated("not ", 100000) + "q"), "nested more than 200 levels deep; give parts of it names");
   expectError(maskOf(repeated("-", 100000) + "q"), "nested more than 200 levels deep");
   expectError(maskOf(repeated("q ** ", 100000) + "q"), "nested more than 200 levels deep");
   expectError(maskOf(repeated("q if b else ", 100000) + "q"), "nested more than 200 levels deep");
@@ -51,13 +49,10 @@ TEST(HostileInput, deepNesting) {
 TEST(HostileInput, manyTerms) {
   expectError(maskOf(repeated("q + ", 1000000) + "q > 0"),
               "more than 10000 terms in one expression; put the values into an array");
-  expectError(maskOf(repeated("q > 0 or ", 1000000) + "q > 0"),
-              "more than 10000 terms in one expression");
+  expectError(maskOf(repeated("q > 0 or ", 1000000) + "q > 0"), "more than 10000 terms in one expression");
   expectError(maskOf(repeated("q > ", 1000000) + "q"), "more than 10000 terms in one expression");
-  expectError(maskOf("max(" + repeated("q, ", 1000000) + "q) > 0"),
-              "more than 10000 terms in one expression");
-  expectError(maskOf("q in (" + repeated("1, ", 1000000) + "1)"),
-              "more than 10000 terms in one expression");
+  expectError(maskOf("max(" + repeated("q, ", 1000000) + "q) > 0"), "more than 10000 terms in one expression");
+  expectError(maskOf("q in (" + repeated("1, ", 1000000) + "1)"), "more than 10000 terms in one expression");
 }
 
 TEST(HostileInput, longChainsWork) {
@@ -68,8 +63,7 @@ TEST(HostileInput, longChainsWork) {
 TEST(HostileInput, hugeNames) {
   expectError(std::string(1 << 20, 'a') + ": param[int] = 1\n" + maskOf("True"),
               "a name of 1048576 characters; expected at most 255");
-  expectError("attention(\"" + std::string(1 << 20, 'a') + "\")\n",
-              "the name of an entry point is made of letters");
+  expectError("attention(\"" + std::string(1 << 20, 'a') + "\")\n", "the name of an entry point is made of letters");
 }
 
 TEST(HostileInput, wrongBytes) {
@@ -90,21 +84,17 @@ TEST(HostileInput, explosiveInlining) {
   text = "def f0(x):\n    return x + 1\n";
   for (int i = 1; i < 2000; ++i)
     text += "def f" + std::to_string(i) + "(x):\n    return f" + std::to_string(i - 1) + "(x)\n";
-  expectError(text + maskOf("f1999(q) > 0"),
-              "calls and expressions nest more than 600 levels deep");
+  expectError(text + maskOf("f1999(q) > 0"), "calls and expressions nest more than 600 levels deep");
   std::string branches = "@mask\ndef m(b, h, q, kv):\n    x = 0\n";
   for (int i = 0; i < 100; ++i)
-    branches +=
-        "    if q > " + std::to_string(i) + ":\n        if kv > 3:\n            return True\n";
-  expectError(branches + "    return False\n",
-              "the program inlines to more than 200000 operations");
+    branches += "    if q > " + std::to_string(i) + ":\n        if kv > 3:\n            return True\n";
+  expectError(branches + "    return False\n", "the program inlines to more than 200000 operations");
 }
 
 TEST(HostileInput, explosiveConstants) {
   std::string text = "X0 = 1\n";
   for (int i = 1; i < 60; ++i)
-    text += "X" + std::to_string(i) + " = X" + std::to_string(i - 1) + " + X" +
-            std::to_string(i - 1) + "\n";
+    text += "X" + std::to_string(i) + " = X" + std::to_string(i - 1) + " + X" + std::to_string(i - 1) + "\n";
   expectError(text + maskOf("q < X59"), "the program evaluates more than");
 }
 
@@ -112,36 +102,27 @@ TEST(HostileInput, explosiveConstants) {
 // crash is right, and a module without errors passes the dialect's verifiers.
 TEST(HostileInput, mutatedPrograms) {
   std::mt19937 random(1);
-  const char *kTokens[] = {
-      "(",     ")",    "[",      "]",    ",",     ":",     "\n",     "    ",    " if ",  " else ",
-      " for ", " in ", " not ",  "&",    "**",    "//",    ".",      "=",       "q",     "kv",
-      "B",     "0",    "-1",     "1.5",  "True",  "\"x\"", "\"\"\"", "return ", "def ",  "@mask\n",
-      "range", "any",  "tensor", "None", "torch", "#",     "\\\n",   "lambda ", "causal"};
+  const char *kTokens[] = {"(",     ")",    "[",      "]",    ",",     ":",     "\n",     "    ",    " if ",  " else ",
+                           " for ", " in ", " not ",  "&",    "**",    "//",    ".",      "=",       "q",     "kv",
+                           "B",     "0",    "-1",     "1.5",  "True",  "\"x\"", "\"\"\"", "return ", "def ",  "@mask\n",
+                           "range", "any",  "tensor", "None", "torch", "#",     "\\\n",   "lambda ", "causal"};
   for (int round = 0; round < 400; ++round) {
     const EmbeddedFile &file = standardLibrary()[random() % standardLibrary().size()];
     std::string text(file.text);
     for (int edit = 0, numEdits = 1 + int(random() % 4); edit < numEdits; ++edit) {
       size_t at = random() % text.size();
       switch (random() % 3) {
-      case 0:
-        text.erase(at, 1 + random() % 8);
-        break;
-      case 1:
-        text.insert(at, kTokens[random() % std::size(kTokens)]);
-        break;
-      default:
-        text.insert(at, text.substr(random() % text.size(), random() % 40));
+      case 0: text.erase(at, 1 + random() % 8); break;
+      case 1: text.insert(at, kTokens[random() % std::size(kTokens)]); break;
+      default: text.insert(at, text.substr(random() % text.size(), random() % 40));
       }
     }
     ImportedProgram program = importText(text);
-    EXPECT_EQ(program.isValid, !program.diagnostics.hasErrors())
-        << text << renderDiagnostics(program.diagnostics);
+    EXPECT_EQ(program.isValid, !program.diagnostics.hasErrors()) << text << renderDiagnostics(program.diagnostics);
   }
 }
 
-TEST(HostileInput, manyErrors) {
-  expectError(repeated("x = )\n", 100000), "50 errors, no more are shown");
-}
+TEST(HostileInput, manyErrors) { expectError(repeated("x = )\n", 100000), "50 errors, no more are shown"); }
 
 } // namespace
 } // namespace cpflex

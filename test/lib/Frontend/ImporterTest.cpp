@@ -10,8 +10,7 @@ namespace cpflex {
 namespace {
 
 // The module of a program that is right.
-std::string moduleOf(const std::string &text, const ImportOptions &options = {},
-                     const std::string &path = "test.cpf") {
+std::string moduleOf(const std::string &text, const ImportOptions &options = {}, const std::string &path = "test.cpf") {
   ImportedProgram program = importText(text, options, path);
   EXPECT_TRUE(program.isValid) << renderDiagnostics(program.diagnostics);
   return program.module;
@@ -20,17 +19,15 @@ std::string moduleOf(const std::string &text, const ImportOptions &options = {},
 // The body of a mask that returns `expression`, one operation a line without its types.
 std::string bodyOf(const std::string &expression, const std::string &declarations = "",
                    const std::string &statements = "") {
-  std::string module = moduleOf(declarations + "@mask\ndef m(b, h, q, kv):\n" + statements +
-                                "    return " + expression + "\n");
+  std::string module =
+      moduleOf(declarations + "@mask\ndef m(b, h, q, kv):\n" + statements + "    return " + expression + "\n");
   size_t begin = module.find("-> i1 {\n");
   size_t end = module.find("\n    mask.yield", begin) + 1;
   std::string body = module.substr(begin + 8, end - begin - 8);
   return body;
 }
 
-bool contains(const std::string &text, const std::string &part) {
-  return text.find(part) != std::string::npos;
-}
+bool contains(const std::string &text, const std::string &part) { return text.find(part) != std::string::npos; }
 
 TEST(Importer, declaresCapturesAndParams) {
   std::string module = moduleOf("W: param[i32] = 1024\n"
@@ -47,8 +44,7 @@ TEST(Importer, declaresCapturesAndParams) {
   EXPECT_TRUE(contains(module, "mask.param @F : f32 = 2.000000e+00 : f32\n")) << module;
   EXPECT_TRUE(contains(module, "mask.param @K : i1\n")) << module;
   EXPECT_TRUE(contains(module, "mask.capture @tab : bf16 [\"9\", \"H\"] {grad}")) << module;
-  EXPECT_TRUE(contains(
-      module, "mask.capture @doc : i32 [\"B\", \"KV_LEN\"] {hi = 4 : i64, lo = 0 : i64, sorted}"))
+  EXPECT_TRUE(contains(module, "mask.capture @doc : i32 [\"B\", \"KV_LEN\"] {hi = 4 : i64, lo = 0 : i64, sorted}"))
       << module;
   EXPECT_TRUE(contains(module, "mask.capture @cut : ui32 [\"P + 1\", \"D\"]")) << module;
 }
@@ -78,8 +74,7 @@ TEST(Importer, takesConstsFromOptions) {
   std::string module = moduleOf("R: const[int]\nX: const[f32] = 1.0\nY: const[bool] = "
                                 "False\n@mask\ndef m(b, h, q, kv):\n    return q < R\n",
                                 options);
-  EXPECT_TRUE(contains(module, "mask.constants = {R = 7 : i64, X = -5.000000e-01 : f32, Y = true}"))
-      << module;
+  EXPECT_TRUE(contains(module, "mask.constants = {R = 7 : i64, X = -5.000000e-01 : f32, Y = true}")) << module;
   EXPECT_TRUE(contains(module, "mask.constant 7 : i64")) << module;
 }
 
@@ -91,19 +86,17 @@ TEST(Importer, rejectsConstsOfTheWrongForm) {
         std::tuple("float", "x", "value of 'R' is 'x', which is not a float; expected a value of type float")}) {
     ImportOptions options;
     options.constants = {{"R", value}};
-    ImportedProgram program = importText(std::string("R: const[") + type +
-                                             "]\n@mask\ndef m(b, h, q, kv):\n    return True\n",
-                                         options);
-    EXPECT_TRUE(contains(renderDiagnostics(program.diagnostics), expected))
-        << renderDiagnostics(program.diagnostics);
+    ImportedProgram program =
+        importText(std::string("R: const[") + type + "]\n@mask\ndef m(b, h, q, kv):\n    return True\n", options);
+    EXPECT_TRUE(contains(renderDiagnostics(program.diagnostics), expected)) << renderDiagnostics(program.diagnostics);
   }
 }
 
 TEST(Importer, makesEachMaskAnEntryPointWithoutAttention) {
   std::string module = moduleOf("@mask\ndef m(b, h, q, kv):\n    return q <= kv\n@mask\ndef n(b, "
                                 "h, q, kv):\n    return q > kv\nboth = m | n\n");
-  for (const char *entry : {"mask.attention @m mask(@m.mask)", "mask.attention @n mask(@n.mask)",
-                            "mask.attention @both mask(@both.mask)"})
+  for (const char *entry :
+       {"mask.attention @m mask(@m.mask)", "mask.attention @n mask(@n.mask)", "mask.attention @both mask(@both.mask)"})
     EXPECT_TRUE(contains(module, entry)) << module;
 }
 
@@ -112,8 +105,7 @@ TEST(Importer, readsAttention) {
                                 "s * 2.0\n@score\ndef f(x, b, h, q, kv):\n    return x + 1.0\n"
                                 "attention(\"a\", score=[g, f], sink=sinks, scale=0.5, "
                                 "softmax=False)\nattention(\"all-pairs\")\n");
-  EXPECT_TRUE(contains(
-      module, "mask.attention @a score(@a.score) sink(@sinks) scale(5.000000e-01) no_softmax"))
+  EXPECT_TRUE(contains(module, "mask.attention @a score(@a.score) sink(@sinks) scale(5.000000e-01) no_softmax"))
       << module;
   EXPECT_TRUE(contains(module, "mask.attention @\"all-pairs\"")) << module;
   // Left to right: the product first, then the sum.
@@ -140,9 +132,8 @@ TEST(Importer, typesArithmetic) {
 }
 
 TEST(Importer, foldsConstantsAsTheTableOfOperationsSays) {
-  EXPECT_EQ(
-      bodyOf("q < (-7 % 3) * 100 + (7 // -2) + (1 << 70) + (-1 >> 80) + int(2.9) + ilog2(1000)"),
-      "    %0 = mask.constant 206 : i64\n    %1 = mask.lt %q, %0 : i64\n");
+  EXPECT_EQ(bodyOf("q < (-7 % 3) * 100 + (7 // -2) + (1 << 70) + (-1 >> 80) + int(2.9) + ilog2(1000)"),
+            "    %0 = mask.constant 206 : i64\n    %1 = mask.lt %q, %0 : i64\n");
   EXPECT_EQ(bodyOf("9223372036854775807 + 1 < 0 and q < kv"), "    %0 = mask.lt %q, %kv : i64\n");
 }
 
@@ -152,21 +143,16 @@ TEST(Importer, readsConditionsAsSelects) {
                          "    %2 = mask.constant 2 : i64\n"
                          "    %3 = mask.select %0, %1, %2 : i1, i64\n"
                          "    %4 = mask.eq %3, %b : i64\n";
-  EXPECT_EQ(bodyOf("x == b", "", "    if q > kv:\n        x = 1\n    else:\n        x = 2\n"),
-            expected);
+  EXPECT_EQ(bodyOf("x == b", "", "    if q > kv:\n        x = 1\n    else:\n        x = 2\n"), expected);
   EXPECT_EQ(bodyOf("(1 if q > kv else 2) == b"), expected);
-  EXPECT_EQ(
-      bodyOf("f(q, kv) == b", "def f(x, y):\n    if x > y:\n        return 1\n    return 2\n"),
-      expected);
-  EXPECT_EQ(bodyOf("f(q, kv) == b",
-                   "def f(x, y):\n    if x > y:\n        return 1\n    else:\n        return 2\n"),
+  EXPECT_EQ(bodyOf("f(q, kv) == b", "def f(x, y):\n    if x > y:\n        return 1\n    return 2\n"), expected);
+  EXPECT_EQ(bodyOf("f(q, kv) == b", "def f(x, y):\n    if x > y:\n        return 1\n    else:\n        return 2\n"),
             expected);
   EXPECT_EQ(bodyOf("torch.where(q > kv, 1, 2) == b", "import torch\n"), expected);
 }
 
 TEST(Importer, evaluatesOnlyTheArmThatAConstantChooses) {
-  EXPECT_EQ(bodyOf("tab[5] == q if WIDE else q == kv",
-                   "WIDE: const[bool] = False\ntab: tensor[i32, 2]\n"),
+  EXPECT_EQ(bodyOf("tab[5] == q if WIDE else q == kv", "WIDE: const[bool] = False\ntab: tensor[i32, 2]\n"),
             "    %0 = mask.eq %q, %kv : i64\n");
 }
 
@@ -188,26 +174,24 @@ TEST(Importer, findsMembershipByReduction) {
 }
 
 TEST(Importer, reducesGenerators) {
-  std::string body = bodyOf("sum(i * j for i in range(2, N) for j in range(3) if i != j) > q",
-                            "tab: tensor[i32, N]\n");
+  std::string body = bodyOf("sum(i * j for i in range(2, N) for j in range(3) if i != j) > q", "tab: tensor[i32, N]\n");
   EXPECT_TRUE(contains(body, "mask.reduce sum")) << body;
   EXPECT_TRUE(contains(body, "mask.select")) << body;
 }
 
 TEST(Importer, acceptsTheNamesOfPyTorch) {
-  std::string module =
-      moduleOf("import torch\nimport math\nfrom torch import where as pick\n"
-               "doc: tensor[i32, B, KV_LEN]\n"
-               "@mask\ndef m(b, h, q, kv):\n"
-               "    x = torch.logical_and(q >= kv, doc[b][q] == doc[b, kv])\n"
-               "    y = (q - kv).abs().clamp(min=0, max=doc.shape[1]) <= doc.size(1)\n"
-               "    return torch.logical_or(x, ~y) & torch.eq(q.to(torch.int64), q.long()) & "
-               "torch.ones_like(q, dtype=torch.bool)\n"
-               "@score\ndef g(s, b, h, q, kv):\n"
-               "    t = pick(q > kv, s, -float(\"inf\")) + torch.tanh(s).float() * math.sqrt(2.0) "
-               "+ s.exp()\n"
-               "    return torch.maximum(t, torch.full_like(t, 1.0)) + torch.inf\n"
-               "attention(\"a\", mask=m, score=g)\n");
+  std::string module = moduleOf("import torch\nimport math\nfrom torch import where as pick\n"
+                                "doc: tensor[i32, B, KV_LEN]\n"
+                                "@mask\ndef m(b, h, q, kv):\n"
+                                "    x = torch.logical_and(q >= kv, doc[b][q] == doc[b, kv])\n"
+                                "    y = (q - kv).abs().clamp(min=0, max=doc.shape[1]) <= doc.size(1)\n"
+                                "    return torch.logical_or(x, ~y) & torch.eq(q.to(torch.int64), q.long()) & "
+                                "torch.ones_like(q, dtype=torch.bool)\n"
+                                "@score\ndef g(s, b, h, q, kv):\n"
+                                "    t = pick(q > kv, s, -float(\"inf\")) + torch.tanh(s).float() * math.sqrt(2.0) "
+                                "+ s.exp()\n"
+                                "    return torch.maximum(t, torch.full_like(t, 1.0)) + torch.inf\n"
+                                "attention(\"a\", mask=m, score=g)\n");
   EXPECT_TRUE(contains(module, "mask.attention @a")) << module;
 }
 
@@ -248,25 +232,20 @@ TEST(Importer, importsFilesBesideAndFromFolders) {
   std::ofstream(folder / "near.cpf")
       << "from far import limit\nfrom cpflex.std import causal\n@mask\ndef near(b, h, q, kv):\n    "
          "return q < limit(kv) and causal(b, h, q, kv)\n";
-  std::ofstream(folder / "include" / "far.cpf")
-      << "LIMIT: param[int] = 3\ndef limit(x):\n    return x + LIMIT\n";
+  std::ofstream(folder / "include" / "far.cpf") << "LIMIT: param[int] = 3\ndef limit(x):\n    return x + LIMIT\n";
   std::ofstream(folder / "one.cpf") << "from two import two\none = two\n";
   std::ofstream(folder / "two.cpf") << "from one import one\ntwo = one\n";
   ImportOptions options;
   options.includeDirs = {(folder / "include").string()};
   std::string main = (folder / "main.cpf").string();
-  std::string module =
-      moduleOf("from near import near as renamed\nimport far as other\n@mask\ndef m(b, h, q, "
-               "kv):\n    return other.limit(q) < 3\nattention(\"a\", mask=renamed & m)\n",
-               options, main);
+  std::string module = moduleOf("from near import near as renamed\nimport far as other\n@mask\ndef m(b, h, q, "
+                                "kv):\n    return other.limit(q) < 3\nattention(\"a\", mask=renamed & m)\n",
+                                options, main);
   EXPECT_TRUE(contains(module, "mask.param @LIMIT : i64 = 3 : i64")) << module;
-  ImportedProgram cyclic =
-      importText("from one import one\nattention(\"a\", mask=one)\n", options, main);
-  EXPECT_TRUE(contains(renderDiagnostics(cyclic.diagnostics),
-                       "'one' imports itself, directly or through other files"))
+  ImportedProgram cyclic = importText("from one import one\nattention(\"a\", mask=one)\n", options, main);
+  EXPECT_TRUE(contains(renderDiagnostics(cyclic.diagnostics), "'one' imports itself, directly or through other files"))
       << renderDiagnostics(cyclic.diagnostics);
-  ImportedProgram missing =
-      importText("from near import far_away\nattention(\"a\")\n", options, main);
+  ImportedProgram missing = importText("from near import far_away\nattention(\"a\")\n", options, main);
   EXPECT_TRUE(contains(renderDiagnostics(missing.diagnostics), "'near' has no 'far_away'"))
       << renderDiagnostics(missing.diagnostics);
   std::ofstream(folder / "sizes.cpf") << "K: const[int] = 4\nedge = K + COUNT\n";
@@ -291,9 +270,8 @@ TEST(Importer, importsFilesBesideAndFromFolders) {
 }
 
 TEST(Importer, findsMistakesInWhatNoEntryPointUses) {
-  ImportedProgram program =
-      importText("@mask\ndef m(b, h, q, kv):\n    return q + kv\n@mask\ndef n(b, h, q, kv):\n    "
-                 "return True\nattention(\"a\", mask=n)\n");
+  ImportedProgram program = importText("@mask\ndef m(b, h, q, kv):\n    return q + kv\n@mask\ndef n(b, h, q, kv):\n    "
+                                       "return True\nattention(\"a\", mask=n)\n");
   EXPECT_TRUE(contains(renderDiagnostics(program.diagnostics), "mask 'm' gives an int"));
 }
 

@@ -19,8 +19,7 @@ std::string shapeOf(const ast::Expr &expr) {
   std::string inner;
   for (size_t i = 0; i < expr.operands.size(); ++i) {
     if (i > 0)
-      inner += expr.kind == ExprKind::Compare
-                   ? std::string(" ") + ast::toString(expr.ops[i - 1]) + " "
+      inner += expr.kind == ExprKind::Compare  ? std::string(" ") + ast::toString(expr.ops[i - 1]) + " "
                : expr.kind == ExprKind::And    ? " and "
                : expr.kind == ExprKind::Or     ? " or "
                : expr.kind == ExprKind::Binary ? std::string(" ") + ast::toString(expr.op) + " "
@@ -28,22 +27,14 @@ std::string shapeOf(const ast::Expr &expr) {
     inner += shapeOf(*expr.operands[i]);
   }
   switch (expr.kind) {
-  case ExprKind::Name:
-    return expr.name;
-  case ExprKind::Int:
-    return std::to_string(expr.intValue);
-  case ExprKind::Unary:
-    return std::string("(") + ast::toString(expr.op) + " " + inner + ")";
-  case ExprKind::Conditional:
-    return "if(" + inner + ")";
-  case ExprKind::Call:
-    return "call(" + inner + ")";
-  case ExprKind::Subscript:
-    return "at(" + inner + ")";
-  case ExprKind::Attribute:
-    return inner + "." + expr.name;
-  default:
-    return "(" + inner + ")";
+  case ExprKind::Name: return expr.name;
+  case ExprKind::Int: return std::to_string(expr.intValue);
+  case ExprKind::Unary: return std::string("(") + ast::toString(expr.op) + " " + inner + ")";
+  case ExprKind::Conditional: return "if(" + inner + ")";
+  case ExprKind::Call: return "call(" + inner + ")";
+  case ExprKind::Subscript: return "at(" + inner + ")";
+  case ExprKind::Attribute: return inner + "." + expr.name;
+  default: return "(" + inner + ")";
   }
 }
 
@@ -76,9 +67,7 @@ TEST(Parser, joinsLinesInBracketsAndAfterBackslashes) {
   EXPECT_EQ(shape("a + \\\n b"), "(a + b)");
 }
 
-TEST(Parser, readsNumbers) {
-  EXPECT_EQ(shape("0x10 + 0b11 + 0o17 + 1_000"), "(((16 + 3) + 15) + 1000)");
-}
+TEST(Parser, readsNumbers) { EXPECT_EQ(shape("0x10 + 0b11 + 0o17 + 1_000"), "(((16 + 3) + 15) + 1000)"); }
 
 TEST(Parser, printsTheTreeWithLocations) {
   EXPECT_EQ(dump("W: param[int] = 8\n"
@@ -125,8 +114,7 @@ TEST(Parser, goesOnAfterErrors) {
 TEST(Parser, keepsDocstringsApart) {
   DiagnosticList diagnostics;
   ast::File file =
-      parseFile("a.cpf", "\"\"\"About\nthe file.\"\"\"\ndef f(x):\n    'About f.'\n    return x\n",
-                diagnostics);
+      parseFile("a.cpf", "\"\"\"About\nthe file.\"\"\"\ndef f(x):\n    'About f.'\n    return x\n", diagnostics);
   EXPECT_EQ(file.docstring, "About\nthe file.");
   ASSERT_EQ(file.statements.size(), 1u);
   EXPECT_EQ(file.statements[0]->docstring, "About f.");

@@ -20,21 +20,19 @@ Ported port(const std::string &text, const std::string &function) {
 }
 
 TEST(Port, functionsInFactoriesTakeTheirClosures) {
-  Ported ported =
-      port("import torch\n"
-           "from torch.nn.attention.flex_attention import _mask_mod_signature, or_masks\n"
-           "\n"
-           "def generate_sliding_window(window_size: int) -> _mask_mod_signature:\n"
-           "    \"\"\"Makes a window.\"\"\"\n"
-           "    def sliding_window(b, h, q_idx, kv_idx):\n"
-           "        causal = q_idx >= kv_idx\n"
-           "        return causal & (q_idx - kv_idx <= window_size)\n"
-           "\n"
-           "    sliding_window.__name__ = f\"window_{window_size}\"\n"
-           "    return sliding_window\n",
-           "sliding_window");
-  EXPECT_FALSE(ported.diagnostics.hasErrors())
-      << renderDiagnostics(ported.diagnostics) << ported.text;
+  Ported ported = port("import torch\n"
+                       "from torch.nn.attention.flex_attention import _mask_mod_signature, or_masks\n"
+                       "\n"
+                       "def generate_sliding_window(window_size: int) -> _mask_mod_signature:\n"
+                       "    \"\"\"Makes a window.\"\"\"\n"
+                       "    def sliding_window(b, h, q_idx, kv_idx):\n"
+                       "        causal = q_idx >= kv_idx\n"
+                       "        return causal & (q_idx - kv_idx <= window_size)\n"
+                       "\n"
+                       "    sliding_window.__name__ = f\"window_{window_size}\"\n"
+                       "    return sliding_window\n",
+                       "sliding_window");
+  EXPECT_FALSE(ported.diagnostics.hasErrors()) << renderDiagnostics(ported.diagnostics) << ported.text;
   EXPECT_EQ(ported.text, "\"\"\"sliding_window, ported from mods.py.\"\"\"\n"
                          "\n"
                          "window_size: param[int]\n"
@@ -71,13 +69,11 @@ TEST(Port, arraysHelpersAndConstantsComeAlong) {
                        "distance(q_idx, kv_idx), -float('inf'))\n"
                        "    return score_mod\n",
                        "score_mod");
-  EXPECT_FALSE(ported.diagnostics.hasErrors())
-      << renderDiagnostics(ported.diagnostics) << ported.text;
+  EXPECT_FALSE(ported.diagnostics.hasErrors()) << renderDiagnostics(ported.diagnostics) << ported.text;
   for (const char *expected :
-       {"import torch\n", "CAP: param[float] = 30.0\n", "bias: tensor[f32, B, H, Q_LEN]\n",
-        "H_: param[int]\n", "half = H_ // 2\n", "document_id: tensor[i32, KV_LEN]\n",
-        "keep: tensor[bool, KV_LEN]\n", "def distance(q, kv):\n",
-        "@score\ndef score_mod(score, b, h, q_idx, kv_idx):\n"})
+       {"import torch\n", "CAP: param[float] = 30.0\n", "bias: tensor[f32, B, H, Q_LEN]\n", "H_: param[int]\n",
+        "half = H_ // 2\n", "document_id: tensor[i32, KV_LEN]\n", "keep: tensor[bool, KV_LEN]\n",
+        "def distance(q, kv):\n", "@score\ndef score_mod(score, b, h, q_idx, kv_idx):\n"})
     EXPECT_NE(ported.text.find(expected), std::string::npos) << expected << "\n" << ported.text;
   EXPECT_NE(renderDiagnostics(ported.diagnostics)
                 .find("'bias' is taken for an array of f32 of 3 dimensions; check its declaration"),
@@ -85,11 +81,8 @@ TEST(Port, arraysHelpersAndConstantsComeAlong) {
 }
 
 TEST(Port, saysWhatCannotBeExpressed) {
-  Ported ported =
-      port("import torch\ndef f(score, b, h, q, kv):\n    return score - torch.cumsum(score, -1)\n",
-           "f");
-  EXPECT_NE(renderDiagnostics(ported.diagnostics)
-                .find("mods.py:3:26: error: 'cumsum' is a scan along the keys"),
+  Ported ported = port("import torch\ndef f(score, b, h, q, kv):\n    return score - torch.cumsum(score, -1)\n", "f");
+  EXPECT_NE(renderDiagnostics(ported.diagnostics).find("mods.py:3:26: error: 'cumsum' is a scan along the keys"),
             std::string::npos)
       << renderDiagnostics(ported.diagnostics) << ported.text;
 }
@@ -125,14 +118,16 @@ TEST(Port, whatIsNoFunctionIsAnError) {
                            "    def s2(score, b, h, q, kv):\n        return bend(score)\n"
                            "    return s2\n";
   const auto messages = [&](const char *function) { return renderDiagnostics(port(file, function).diagnostics); };
-  EXPECT_NE(messages("causal").find("mods.py:2:10: error: 'causal' is bound to something that is no function"), std::string::npos);
+  EXPECT_NE(messages("causal").find("mods.py:2:10: error: 'causal' is bound to something that is no function"),
+            std::string::npos);
   EXPECT_NE(messages("g").find("mods.py:5:5: error: 1 parameters of 'f' are left; a mask has 4, a score function 5"),
             std::string::npos);
   EXPECT_NE(messages("m").find("mods.py:6:15: error: 'causal' is no function of this file; port what it comes from"),
             std::string::npos)
       << messages("m");
-  EXPECT_NE(messages("s2").find("mods.py:11:16: error: 'bend' is a function that is chosen elsewhere; write its call out"),
-            std::string::npos)
+  EXPECT_NE(
+      messages("s2").find("mods.py:11:16: error: 'bend' is a function that is chosen elsewhere; write its call out"),
+      std::string::npos)
       << messages("s2");
 }
 
@@ -142,8 +137,9 @@ TEST(Port, combinationsMayShareParts) {
     file += "a" + std::to_string(i + 1) + " = or_masks(a" + std::to_string(i) + ", a" + std::to_string(i) + ")\n";
   const Ported ported = port(file, "a4");
   EXPECT_FALSE(ported.diagnostics.hasErrors()) << renderDiagnostics(ported.diagnostics) << ported.text;
-  EXPECT_NE(ported.text.find("a1 = or_masks(a0, a0)\na2 = or_masks(a1, a1)\na3 = or_masks(a2, a2)\na4 = or_masks(a3, a3)\n"),
-            std::string::npos)
+  EXPECT_NE(
+      ported.text.find("a1 = or_masks(a0, a0)\na2 = or_masks(a1, a1)\na3 = or_masks(a2, a2)\na4 = or_masks(a3, a3)\n"),
+      std::string::npos)
       << ported.text;
 }
 
@@ -151,15 +147,15 @@ TEST(Port, combinationsOfThemselvesAreErrors) {
   const std::string file = "def b(b, h, q, kv):\n    return q > kv\n"
                            "a = and_masks(a, b)\n"
                            "c = or_masks(d, b)\nd = or_masks(b, c)\n";
-  for (auto [function, expected] : {std::pair("a", "mods.py:3:15: error: 'a' combines itself; give the combination a name of its own"),
-                                    {"c", "mods.py:5:17: error: 'c' combines itself"}})
+  for (auto [function, expected] :
+       {std::pair("a", "mods.py:3:15: error: 'a' combines itself; give the combination a name of its own"),
+        {"c", "mods.py:5:17: error: 'c' combines itself"}})
     EXPECT_NE(renderDiagnostics(port(file, function).diagnostics).find(expected), std::string::npos)
         << renderDiagnostics(port(file, function).diagnostics);
 }
 
 TEST(Port, wrongFunctionsAreErrors) {
-  EXPECT_NE(renderDiagnostics(port("x = 1\n", "f").diagnostics)
-                .find("'mods.py' has no function 'f' outside classes"),
+  EXPECT_NE(renderDiagnostics(port("x = 1\n", "f").diagnostics).find("'mods.py' has no function 'f' outside classes"),
             std::string::npos);
   EXPECT_NE(renderDiagnostics(port("def f(x):\n    return x\n", "f").diagnostics)
                 .find("mods.py:1:5: error: 'f' has 1 parameters; a mask has 4"),

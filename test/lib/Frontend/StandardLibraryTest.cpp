@@ -28,19 +28,17 @@ TEST(StandardLibrary, namesWorkByThemselvesAndAreExplained) {
       EXPECT_FALSE(statement->docstring.empty()) << statement->name;
       EXPECT_TRUE(names.insert(statement->name).second) << statement->name << " is defined twice";
       std::string kind = statement->decorators[0]->name;
-      ImportedProgram program =
-          importText("from cpflex.std import " + statement->name + "\nattention(\"a\", " + kind +
-                     "=" + statement->name + ")\n");
-      EXPECT_TRUE(program.isValid) << statement->name << "\n"
-                                   << renderDiagnostics(program.diagnostics);
+      ImportedProgram program = importText("from cpflex.std import " + statement->name + "\nattention(\"a\", " + kind +
+                                           "=" + statement->name + ")\n");
+      EXPECT_TRUE(program.isValid) << statement->name << "\n" << renderDiagnostics(program.diagnostics);
     }
   }
   EXPECT_GE(names.size(), 50u);
 }
 
 TEST(StandardLibrary, sinksAreACapture) {
-  ImportedProgram program = importText(
-      "from cpflex.std import causal, sinks\nattention(\"a\", mask=causal, sink=sinks)\n");
+  ImportedProgram program =
+      importText("from cpflex.std import causal, sinks\nattention(\"a\", mask=causal, sink=sinks)\n");
   EXPECT_NE(program.module.find("mask.capture @sinks : f32 [\"H\"] {grad}"), std::string::npos)
       << renderDiagnostics(program.diagnostics);
 }

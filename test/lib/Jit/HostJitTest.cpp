@@ -76,7 +76,8 @@ TEST_F(HostJit, innerLoopsAreVectorCodeWithoutCalls) {
 }
 
 TEST_F(HostJit, everyFunctionOfTheTableVectorises) {
-  for (const char *mnemonic : {"exp", "exp2", "log", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "floor", "abs"}) {
+  for (const char *mnemonic :
+       {"exp", "exp2", "log", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "floor", "abs"}) {
     parse(std::string("mask.score @f(%s: f32, %b: i64, %h: i64, %q: i64, %kv: i64) -> f32 {\n  %0 = mask.") + mnemonic +
           " %s : f32\n  mask.yield %0 : f32\n}\nmask.attention @main score(@f)\n");
     mlir::FailureOr<std::string> assembly = emitAssembly(*module, "main");
@@ -85,15 +86,16 @@ TEST_F(HostJit, everyFunctionOfTheTableVectorises) {
     EXPECT_EQ(score.find("call"), std::string::npos) << mnemonic << score;
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2"))
-      EXPECT_TRUE(score.find("%ymm") != std::string::npos || score.find("%zmm") != std::string::npos) << mnemonic << score;
+      EXPECT_TRUE(score.find("%ymm") != std::string::npos || score.find("%zmm") != std::string::npos)
+          << mnemonic << score;
 #endif
   }
 }
 
 /// Every float operation on edge values, compiled for vectors, against the function of Operations.h.
 TEST_F(HostJit, floatOperationsEqualTheTable) {
-  const float edges[] = {0.0f, -0.0f, 1.0f, -1.0f, 2.5f, -2.5f, 0x1p-149f, -0x1p-130f, 1e30f, -1e30f, 88.5f, -103.5f, 0.3f,
-                         INFINITY, -INFINITY, NAN, 1234567.0f, 0.1f, 0x1p29f};
+  const float edges[] = {0.0f,  -0.0f,   1.0f, -1.0f,    2.5f,      -2.5f, 0x1p-149f,  -0x1p-130f, 1e30f,  -1e30f,
+                         88.5f, -103.5f, 0.3f, INFINITY, -INFINITY, NAN,   1234567.0f, 0.1f,       0x1p29f};
   constexpr int kNumEdges = std::size(edges);
   auto check = [&](const char *mnemonic, auto function) {
     parse(std::string("mask.capture @y : f32 [\"N\"]\n"
@@ -123,11 +125,27 @@ TEST_F(HostJit, floatOperationsEqualTheTable) {
 #define CHECK_UNARY(mnemonic) check(#mnemonic " %s : f32", [](float x, float) { return ops::mnemonic(x); })
 #define CHECK_BINARY(mnemonic, function)                                                                               \
   check(#mnemonic " %s, %y : f32", [](float x, float y) { return ops::function(x, y); })
-  CHECK_BINARY(add, add); CHECK_BINARY(sub, sub); CHECK_BINARY(mul, mul); CHECK_BINARY(div, div);
-  CHECK_BINARY(floordiv, floorDiv); CHECK_BINARY(mod, mod); CHECK_BINARY(min, min); CHECK_BINARY(max, max);
+  CHECK_BINARY(add, add);
+  CHECK_BINARY(sub, sub);
+  CHECK_BINARY(mul, mul);
+  CHECK_BINARY(div, div);
+  CHECK_BINARY(floordiv, floorDiv);
+  CHECK_BINARY(mod, mod);
+  CHECK_BINARY(min, min);
+  CHECK_BINARY(max, max);
   CHECK_BINARY(pow, pow);
-  CHECK_UNARY(neg); CHECK_UNARY(abs); CHECK_UNARY(exp); CHECK_UNARY(exp2); CHECK_UNARY(log); CHECK_UNARY(log1p);
-  CHECK_UNARY(tanh); CHECK_UNARY(sigmoid); CHECK_UNARY(sqrt); CHECK_UNARY(rsqrt); CHECK_UNARY(sin); CHECK_UNARY(cos);
+  CHECK_UNARY(neg);
+  CHECK_UNARY(abs);
+  CHECK_UNARY(exp);
+  CHECK_UNARY(exp2);
+  CHECK_UNARY(log);
+  CHECK_UNARY(log1p);
+  CHECK_UNARY(tanh);
+  CHECK_UNARY(sigmoid);
+  CHECK_UNARY(sqrt);
+  CHECK_UNARY(rsqrt);
+  CHECK_UNARY(sin);
+  CHECK_UNARY(cos);
   CHECK_UNARY(floor);
 }
 
@@ -153,12 +171,12 @@ TEST_F(HostJit, elementsOfEveryTypeAndNothingOutside) {
   };
   for (const Case &test : cases) {
     std::string conversion = std::string(test.value) == "f32" ? "  mask.yield %0 : f32\n"
-                                                               : std::string("  %1 = mask.to_float %0 : ") + test.value +
-                                                                     " -> f32\n  mask.yield %1 : f32\n";
+                                                              : std::string("  %1 = mask.to_float %0 : ") + test.value +
+                                                                    " -> f32\n  mask.yield %1 : f32\n";
     parse(std::string("mask.capture @c : ") + test.type + " [\"N\"]\n" +
           "mask.score @f(%s: f32, %b: i64, %h: i64, %q: i64, %kv: i64) -> f32 {\n"
-          "  %0 = mask.load @c[%kv] : (i64) -> " + test.value + "\n" + conversion +
-          "}\nmask.attention @main score(@f)\n");
+          "  %0 = mask.load @c[%kv] : (i64) -> " +
+          test.value + "\n" + conversion + "}\nmask.attention @main score(@f)\n");
     HostFunctions functions = compile({.functions = HostFunctionSet::Forward});
     Evaluator evaluator;
     evaluator.captures["c"] = {{3}, test.bits};

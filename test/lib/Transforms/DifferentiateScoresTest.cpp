@@ -94,8 +94,10 @@ TEST(DifferentiateScores, binaryOperationsMatchFiniteDifferencesInBothOperands) 
   for (const char *op : {"add", "sub", "mul", "div", "min", "max", "pow", "mod"}) {
     expectGradientsMatch("%c = mask.constant 1.5 : f32\n %r = mask." + std::string(op) + " %s, %c : f32");
     expectGradientsMatch("%c = mask.constant 1.5 : f32\n %r = mask." + std::string(op) + " %c, %s : f32");
-    expectGradientsMatch("%c = mask.load @fixed[%kv] : (i64) -> f32\n %a = mask.abs %c : f32\n %x = mask.add %a, %s : f32"
-                         "\n %r = mask." + std::string(op) + " %x, %s : f32");
+    expectGradientsMatch(
+        "%c = mask.load @fixed[%kv] : (i64) -> f32\n %a = mask.abs %c : f32\n %x = mask.add %a, %s : f32"
+        "\n %r = mask." +
+        std::string(op) + " %x, %s : f32");
   }
 }
 
@@ -117,7 +119,8 @@ TEST(DifferentiateScores, reductionsMatchFiniteDifferences) {
   for (const char *kind : {"sum", "min", "max"})
     expectGradientsMatch(R"mlir(
       %n = mask.dim "N" : i64
-      %r = mask.reduce )mlir" + std::string(kind) + R"mlir( %n : i64 -> f32 {
+      %r = mask.reduce )mlir" +
+                         std::string(kind) + R"mlir( %n : i64 -> f32 {
       ^bb0(%i: i64):
         %x = mask.load @table[%i, %h] : (i64, i64) -> f32
         %f = mask.load @fixed[%i] : (i64) -> f32
@@ -132,7 +135,8 @@ TEST(DifferentiateScores, reductionsOverConstantIndicesMatchFiniteDifferences) {
   for (const char *kind : {"sum", "min", "max"})
     expectGradientsMatch(R"mlir(
       %n = mask.constant 3 : i64
-      %r = mask.reduce )mlir" + std::string(kind) + R"mlir( %n : i64 -> f32 {
+      %r = mask.reduce )mlir" +
+                         std::string(kind) + R"mlir( %n : i64 -> f32 {
       ^bb0(%i: i64):
         %x = mask.load @table[%i, %h] : (i64, i64) -> f32
         %y = mask.mul %x, %s : f32

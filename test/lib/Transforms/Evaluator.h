@@ -1,5 +1,5 @@
-// An evaluator of functions in the `mask` dialect at one point, by walking their operations and calling Operations.h: the
-// oracle that passes are tested against.
+// An evaluator of functions in the `mask` dialect at one point, by walking their operations and calling Operations.h:
+// the oracle that passes are tested against.
 #pragma once
 
 #include "dialect/Mask/MaskDialect.h"
@@ -90,11 +90,9 @@ template <typename Table, int arity> ScalarSlot applyEntry(ValueType type, const
 inline ScalarSlot applyOperation(Operation entry, ValueType type, const ScalarSlot *operands) {
   switch (entry) {
 #define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, operandDomains)                                        \
-  case Operation::Enumerator:                                                                                          \
-    return applyEntry<Table##Enumerator, arity>(type, operands);
+  case Operation::Enumerator: return applyEntry<Table##Enumerator, arity>(type, operands);
 #include "runtime/contract/Operations.def"
-  default:
-    return 0;
+  default: return 0;
   }
 }
 

@@ -85,9 +85,12 @@ private:
   }
 
   mlir::Value intConstant() {
-    static constexpr int64_t kInteresting[] = {0, 1, -1, 2, 3, 7, 16, 31, 32, 63, 64, 127, 128, -2, -128,
-                                               INT32_MAX, INT32_MIN, int64_t(1) << 40, INT64_MAX, INT64_MIN};
-    return mask::ConstantOp::create(builder, loc(), builder.getI64IntegerAttr(kInteresting[below(std::size(kInteresting))]));
+    static constexpr int64_t kInteresting[] = {0,         1,        -1,   2,         3,         7,
+                                               16,        31,       32,   63,        64,        127,
+                                               128,       -2,       -128, INT32_MAX, INT32_MIN, int64_t(1) << 40,
+                                               INT64_MAX, INT64_MIN};
+    return mask::ConstantOp::create(builder, loc(),
+                                    builder.getI64IntegerAttr(kInteresting[below(std::size(kInteresting))]));
   }
 
   mlir::Value intOperand() { return below(4) == 0 ? intConstant() : pick(ints); }
@@ -118,10 +121,14 @@ private:
   mlir::Value binary(mlir::Value a, mlir::Value b) {
     switch (below(15)) {
     case 0: return mask::AddOp::create(builder, loc(), a, b);
-    case 1: case 2: case 3: return mask::SubOp::create(builder, loc(), a, b);
+    case 1:
+    case 2:
+    case 3: return mask::SubOp::create(builder, loc(), a, b);
     case 4: return mask::MulOp::create(builder, loc(), a, b);
-    case 5: case 6: return mask::FloorDivOp::create(builder, loc(), a, b);
-    case 7: case 8: return mask::ModOp::create(builder, loc(), a, b);
+    case 5:
+    case 6: return mask::FloorDivOp::create(builder, loc(), a, b);
+    case 7:
+    case 8: return mask::ModOp::create(builder, loc(), a, b);
     case 9: return mask::MinOp::create(builder, loc(), a, b);
     case 10: return mask::MaxOp::create(builder, loc(), a, b);
     case 11: return mask::AndOp::create(builder, loc(), a, b);
@@ -161,8 +168,9 @@ private:
   mlir::Value load() {
     switch (below(3)) {
     case 0: return mask::LoadOp::create(builder, loc(), builder.getI64Type(), "doc", intOperand());
-    case 1: return mask::LoadOp::create(builder, loc(), builder.getI64Type(), "small",
-                                        mlir::ValueRange{intOperand(), intOperand()});
+    case 1:
+      return mask::LoadOp::create(builder, loc(), builder.getI64Type(), "small",
+                                  mlir::ValueRange{intOperand(), intOperand()});
     default: return mask::LoadOp::create(builder, loc(), builder.getI64Type(), "big", intOperand());
     }
   }
@@ -194,8 +202,9 @@ private:
     bool isBool = below(2);
     auto kind = isBool ? (below(2) ? mask::ReductionKind::Any : mask::ReductionKind::All)
                        : static_cast<mask::ReductionKind>(2 + below(3));
-    mlir::Value count = below(2) ? mlir::Value(mask::DimOp::create(builder, loc(), builder.getI64Type(), "N"))
-                                 : mlir::Value(mask::ConstantOp::create(builder, loc(), builder.getI64IntegerAttr(below(4))));
+    mlir::Value count =
+        below(2) ? mlir::Value(mask::DimOp::create(builder, loc(), builder.getI64Type(), "N"))
+                 : mlir::Value(mask::ConstantOp::create(builder, loc(), builder.getI64IntegerAttr(below(4))));
     mlir::Type type = isBool ? mlir::Type(builder.getI1Type()) : mlir::Type(builder.getI64Type());
     auto reduction = mask::ReduceOp::create(builder, loc(), type, kind, count);
     mlir::Block &body = reduction.getBody().emplaceBlock();

@@ -1,7 +1,7 @@
 // Does the tape of a predicate say what the predicate says: the same instructions, slots, places and values?
+#include "lib/Transforms/TapeFromClassifier.h"
 #include "lib/Analysis/ProgramSignature.h"
 #include "lib/Transforms/Passes.h"
-#include "lib/Transforms/TapeFromClassifier.h"
 #include "test/lib/Transforms/RandomProgram.h"
 
 #include "mlir/IR/Diagnostics.h"
@@ -110,7 +110,8 @@ TEST_F(TapeFromClassifier, numbersInstructionsSlotsAndPlaces) {
       %c = mask.lt %q, %w : i64
       %r = mask.and %any, %c : i1
       mask.yield %r : i1
-    })mlir", &ctx);
+    })mlir",
+                                                        &ctx);
   ASSERT_TRUE(module);
   Signature signature = signatureOf(*module);
   auto tape = tapeFromPredicate(module->lookupSymbol<mask::PredicateOp>("f"), signature);
@@ -196,7 +197,8 @@ TEST_F(TapeFromClassifier, nameOutsideOfTheSignatureIsAnError) {
       %w = mask.param_value @W : i64
       %c = mask.lt %q, %w : i64
       mask.yield %c : i1
-    })mlir", &ctx);
+    })mlir",
+                                                        &ctx);
   ASSERT_TRUE(module);
   std::string message;
   mlir::ScopedDiagnosticHandler handler(&ctx, [&](mlir::Diagnostic &diagnostic) { message = diagnostic.str(); });
@@ -216,7 +218,8 @@ TEST(ProgramSignature, listsDeclarationsInOrderAndDimensionsOnce) {
       %k = mask.dim "K" : i64
       %r = mask.lt %q, %k : i64
       mask.yield %r : i1
-    })mlir", &ctx);
+    })mlir",
+                                                        &ctx);
   ASSERT_TRUE(module);
   Signature signature = signatureOf(*module);
   EXPECT_EQ(signature.dims, (std::vector<std::string>{"B", "H", "HKV", "Q_LEN", "KV_LEN", "N", "K"}));

@@ -44,13 +44,9 @@ TEST(Algebra, SetOperationsAreExactButForTwoPartialTiles) {
       auto either = combine(MaskOperation::Union, a, b);
       auto only = combine(MaskOperation::Difference, a, b);
       ASSERT_TRUE(both.isOk() && either.isOk() && only.isOk());
-      expectExactBut(
-          *both, standardMask([&](int64_t q, int64_t kv) { return left(q, kv) && right(q, kv); }));
-      expectExactBut(*either, standardMask([&](int64_t q, int64_t kv) {
-        return left(q, kv) || right(q, kv);
-      }));
-      expectExactBut(
-          *only, standardMask([&](int64_t q, int64_t kv) { return left(q, kv) && !right(q, kv); }));
+      expectExactBut(*both, standardMask([&](int64_t q, int64_t kv) { return left(q, kv) && right(q, kv); }));
+      expectExactBut(*either, standardMask([&](int64_t q, int64_t kv) { return left(q, kv) || right(q, kv); }));
+      expectExactBut(*only, standardMask([&](int64_t q, int64_t kv) { return left(q, kv) && !right(q, kv); }));
     }
 }
 
@@ -60,9 +56,8 @@ TEST(Algebra, BlockAlignedUnionIsExact) {
   auto either = combine(MaskOperation::Union, a, b);
   ASSERT_TRUE(either.isOk());
   EXPECT_EQ(either->unsettled, 0);
-  EXPECT_TRUE(isSameMask(either->mask, standardMask([](int64_t q, int64_t kv) {
-                           return q / 10 == kv / 8 || kv < 16;
-                         })));
+  EXPECT_TRUE(
+      isSameMask(either->mask, standardMask([](int64_t q, int64_t kv) { return q / 10 == kv / 8 || kv < 16; })));
 }
 
 TEST(Algebra, CombiningBroadcastsHeads) {
@@ -81,11 +76,9 @@ TEST(Algebra, CombiningBroadcastsHeads) {
 TEST(Algebra, ComplementAndTransposeAreExact) {
   for (const Pairs &pairs : somePairs()) {
     BlockMask mask = standardMask(pairs);
-    EXPECT_TRUE(isSameMask(complement(mask),
-                           standardMask([&](int64_t q, int64_t kv) { return !pairs(q, kv); })));
-    EXPECT_TRUE(
-        isSameMask(transpose(mask), maskOf(kKVLen, kQLen, kTileKV, kTileQ,
-                                           [&](int64_t q, int64_t kv) { return pairs(kv, q); })));
+    EXPECT_TRUE(isSameMask(complement(mask), standardMask([&](int64_t q, int64_t kv) { return !pairs(q, kv); })));
+    EXPECT_TRUE(isSameMask(
+        transpose(mask), maskOf(kKVLen, kQLen, kTileKV, kTileQ, [&](int64_t q, int64_t kv) { return pairs(kv, q); })));
     EXPECT_EQ(transpose(transpose(mask)), mask);
   }
 }
@@ -119,13 +112,11 @@ TEST(Algebra, CoarserTilingSliceAndShiftByTilesAreExact) {
   auto part = slice(causal, {32, 96}, {16, 64});
   ASSERT_TRUE(part.isOk());
   EXPECT_EQ(part->unsettled, 0);
-  EXPECT_TRUE(isSameMask(
-      part->mask, maskOf(64, 48, 8, 8, [](int64_t q, int64_t kv) { return kv + 16 <= q + 32; })));
+  EXPECT_TRUE(isSameMask(part->mask, maskOf(64, 48, 8, 8, [](int64_t q, int64_t kv) { return kv + 16 <= q + 32; })));
   auto moved = shift(causal, 8, 0);
   ASSERT_TRUE(moved.isOk());
   EXPECT_EQ(moved->unsettled, 0);
-  EXPECT_TRUE(isSameMask(
-      moved->mask, maskOf(128, 128, 8, 8, [](int64_t q, int64_t kv) { return kv <= q - 8; })));
+  EXPECT_TRUE(isSameMask(moved->mask, maskOf(128, 128, 8, 8, [](int64_t q, int64_t kv) { return kv <= q - 8; })));
 }
 
 TEST(Algebra, ConcatenationUndoesSlices) {
@@ -158,17 +149,15 @@ TEST(Algebra, SettlingMakesAFinerTilingExact) {
   EXPECT_GT(fine->unsettled, 0);
   auto settled = settlePartialTiles(fine->mask, builder.tape(), builder.bindings(), options);
   ASSERT_TRUE(settled.isOk());
-  EXPECT_TRUE(isSameMask(
-      *settled, standardMask([](int64_t q, int64_t kv) { return kv <= q && kv > q - 30; })));
+  EXPECT_TRUE(isSameMask(*settled, standardMask([](int64_t q, int64_t kv) { return kv <= q && kv > q - 30; })));
   EXPECT_FALSE(isSameMask(*settled, fine->mask));
 }
 
 TEST(AlgebraErrors, SayWhatDoesNotFit) {
   BlockMask mask = causalMask(64, 8), other = causalMask(64, 16);
-  EXPECT_EQ(
-      combine(MaskOperation::Union, mask, other).status().message(),
-      "cannot combine a mask of 64 x 64 in tiles of 8 x 8 with one of 64 x 64 in tiles of 16 x 16; "
-      "expected equal lengths and tiles");
+  EXPECT_EQ(combine(MaskOperation::Union, mask, other).status().message(),
+            "cannot combine a mask of 64 x 64 in tiles of 8 x 8 with one of 64 x 64 in tiles of 16 x 16; "
+            "expected equal lengths and tiles");
   BlockMask twoHeads = mask, threeHeads = mask;
   twoHeads.heads = 2;
   twoHeads.rowSetOf = {0, 0};
@@ -176,8 +165,7 @@ TEST(AlgebraErrors, SayWhatDoesNotFit) {
   threeHeads.rowSetOf = {0, 0, 0};
   EXPECT_EQ(combine(MaskOperation::Union, twoHeads, threeHeads).status().message(),
             "cannot combine masks of 1 x 2 and 1 x 3 (batch, head); expected equal numbers or 1");
-  EXPECT_EQ(concatenate({}, MaskAxis::Q).status().message(),
-            "nothing to concatenate; expected at least one mask");
+  EXPECT_EQ(concatenate({}, MaskAxis::Q).status().message(), "nothing to concatenate; expected at least one mask");
   BlockMask unlike[] = {mask, other};
   EXPECT_EQ(concatenate(unlike, MaskAxis::Q).status().message(),
             "cannot concatenate masks of unlike shape; expected equal tiles, batches, heads and "
@@ -186,9 +174,8 @@ TEST(AlgebraErrors, SayWhatDoesNotFit) {
   BlockMask odd[] = {maskOf(20, 64, 8, 8, somePairs()[0]), mask};
   EXPECT_EQ(concatenate(odd, MaskAxis::Q).status().message(),
             "a mask before the last is 20 long; expected a multiple of its tile, 8");
-  EXPECT_EQ(
-      window(mask, {0, 0, -1, 4, 8, 8}).status().message(),
-      "the window is -1 x 4 in tiles of 8 x 8; expected sizes of 0 or more and tiles of 1 or more");
+  EXPECT_EQ(window(mask, {0, 0, -1, 4, 8, 8}).status().message(),
+            "the window is -1 x 4 in tiles of 8 x 8; expected sizes of 0 or more and tiles of 1 or more");
   EXPECT_EQ(slice(mask, {0, 65}, {0, 64}).status().message(),
             "cannot slice rows 0..65 and columns 0..64 of a mask of 64 x 64; expected them inside");
   TapeBuilder builder;
@@ -214,9 +201,7 @@ TEST(AlgebraErrors, VerificationNamesWhatIsBroken) {
             "not a mask: a (batch, head) names a row set that is not there");
   EXPECT_EQ(messageOf([](BlockMask &m) { m.rowSets[0].rowBegin.pop_back(); }),
             "not a mask: a row set does not have one begin per row of tiles");
-  EXPECT_EQ(messageOf([](BlockMask &m) {
-              std::swap(m.rowSets[0].rowBegin[1], m.rowSets[0].rowBegin[2]);
-            }),
+  EXPECT_EQ(messageOf([](BlockMask &m) { std::swap(m.rowSets[0].rowBegin[1], m.rowSets[0].rowBegin[2]); }),
             "not a mask: the rows of a row set are not in order");
   EXPECT_EQ(messageOf([](BlockMask &m) { m.rowSets[0].runs[0].end = 9; }),
             "not a mask: runs overlap, are empty or leave the mask");

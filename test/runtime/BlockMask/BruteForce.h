@@ -40,13 +40,11 @@ public:
     for (int64_t q = 0; q < qLen_; q += tileQ) {
       size_t first = rows.runs.size();
       for (int64_t kv = 0; kv < kvLen_; kv += tileKV) {
-        TileClass tileClass =
-            classOf({q, std::min(q + tileQ, qLen_)}, {kv, std::min(kv + tileKV, kvLen_)});
+        TileClass tileClass = classOf({q, std::min(q + tileQ, qLen_)}, {kv, std::min(kv + tileKV, kvLen_)});
         int32_t tile = static_cast<int32_t>(kv / tileKV);
         if (tileClass == TileClass::Empty)
           continue;
-        if (rows.runs.size() > first && rows.runs.back().end == tile &&
-            rows.runs.back().tileClass == tileClass)
+        if (rows.runs.size() > first && rows.runs.back().end == tile && rows.runs.back().tileClass == tileClass)
           rows.runs.back().end = tile + 1;
         else
           rows.runs.push_back({tile, tile + 1, tileClass, 0});

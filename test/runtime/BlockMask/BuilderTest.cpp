@@ -41,8 +41,7 @@ TEST(Builder, AMaskWithoutTokensHasNoTiles) {
     options.kvLen = kvLen;
     auto result = buildBlockMask(&builder.tape(), builder.bindings(), options);
     ASSERT_TRUE(result.isOk());
-    EXPECT_EQ(result->mask.rowSets[0].rowBegin.size(),
-              static_cast<size_t>(result->mask.numQTiles() + 1));
+    EXPECT_EQ(result->mask.rowSets[0].rowBegin.size(), static_cast<size_t>(result->mask.numQTiles() + 1));
     EXPECT_TRUE(result->mask.rowSets[0].runs.empty());
     auto pairs = countAllowed(result->mask, &builder.tape(), builder.bindings(), options);
     ASSERT_TRUE(pairs.isOk());
@@ -129,9 +128,8 @@ TEST(Builder, MembershipInRowsOfATableIsExact) {
   int table = builder.capture(ElementType::I16, chosen, {kRows, kColumns});
   Value row = builder.q() / 16, block = builder.kv() / 8;
   // Two elements more than a row has: they are 0.
-  builder.finish(builder.reduce(Operation::ReduceAny, builder.constant(kColumns + 2), [&](Value i) {
-    return builder.load(table, {row, i}) == block;
-  }));
+  builder.finish(builder.reduce(Operation::ReduceAny, builder.constant(kColumns + 2),
+                                [&](Value i) { return builder.load(table, {row, i}) == block; }));
   BlockMaskOptions options;
   options.qLen = 230; // the last rows lie outside of the table and hold 0
   options.kvLen = 260;
@@ -288,32 +286,27 @@ TEST(BuilderErrors, SayWhatWasSeenAndExpected) {
   };
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qLen = -1; }),
             "sizes are batch 1, heads 1, q -1, kv 100; expected 0 or more");
-  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.tileKV = 0; }),
-            "tiles are 128 x 0; expected 1 x 1 or larger");
-  EXPECT_EQ(
-      messageOf([](BlockMaskOptions &o) {
-        o.kvLen = int64_t(1) << 40;
-        o.tileKV = 1;
-      }),
-      "the mask has more rows or columns of tiles than 32-bit indices hold; choose larger tiles");
+  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.tileKV = 0; }), "tiles are 128 x 0; expected 1 x 1 or larger");
+  EXPECT_EQ(messageOf([](BlockMaskOptions &o) {
+              o.kvLen = int64_t(1) << 40;
+              o.tileKV = 1;
+            }),
+            "the mask has more rows or columns of tiles than 32-bit indices hold; choose larger tiles");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qLen = int64_t(1) << 50; }),
             "the mask has lengths or tiles beyond 2^40, or batches or heads beyond 2^31");
-  EXPECT_EQ(
-      messageOf([](BlockMaskOptions &o) { o.qPositions.pieces = {{int64_t(1) << 50, 100, 1}}; }),
-      "a piece of the q positions begins at 1125899906842624 and has 100 rows in steps of 1; "
-      "expected positions of 0 to 2^40");
+  EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qPositions.pieces = {{int64_t(1) << 50, 100, 1}}; }),
+            "a piece of the q positions begins at 1125899906842624 and has 100 rows in steps of 1; "
+            "expected positions of 0 to 2^40");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.qPositions = PositionMap::identity(7); }),
             "the q positions have 7 rows; expected 100");
   EXPECT_EQ(messageOf([](BlockMaskOptions &o) { o.kvPositions.pieces = {{0, 100, 0}}; }),
             "a piece of the kv positions has 100 rows in steps of 0; expected 0 or more rows in "
             "steps of 1 or more");
-  EXPECT_EQ(
-      verifyNumRuns(int64_t(1) << 31).message(),
-      "the mask has 2147483648 runs of tiles; expected at most 2147483647, choose larger tiles");
+  EXPECT_EQ(verifyNumRuns(int64_t(1) << 31).message(),
+            "the mask has 2147483648 runs of tiles; expected at most 2147483647, choose larger tiles");
   auto built = buildBlockMask(&builder.tape(), builder.bindings(), square(100));
-  EXPECT_EQ(
-      countAllowed(built->mask, &builder.tape(), builder.bindings(), square(99)).status().message(),
-      "the mask has other sizes than the options; expected those it was built with");
+  EXPECT_EQ(countAllowed(built->mask, &builder.tape(), builder.bindings(), square(99)).status().message(),
+            "the mask has other sizes than the options; expected those it was built with");
 }
 
 TEST(TapeErrors, NameTheValue) {
@@ -334,8 +327,7 @@ TEST(TapeErrors, NameTheValue) {
   };
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 0)}, 1), "");
   EXPECT_EQ(messageOf({q}, 3), "tape 't': value 3 is not a value of the tape; expected the result");
-  EXPECT_EQ(messageOf({q}, 0),
-            "tape 't': value 0 is not Bool; expected the result of a predicate to be");
+  EXPECT_EQ(messageOf({q}, 0), "tape 't': value 0 is not Bool; expected the result of a predicate to be");
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 1)}, 1),
             "tape 't': value 1 uses a value that is not in scope; expected an earlier one");
   EXPECT_EQ(messageOf({q, binary(Operation::Le, 0, 0), binary(Operation::Add, 0, 1)}, 1),
@@ -350,35 +342,28 @@ TEST(TapeErrors, NameTheValue) {
             "tape 't': value 0 reads a dimension that is not bound");
   EXPECT_EQ(messageOf({{.operation = Operation::Load, .immediate = -1}}, 0),
             "tape 't': value 0 loads from an array that is not bound");
-  TapeInstruction load{
-      .operation = Operation::Load, .resultType = ValueType::Int, .operands = {0, -1, -1, -1}};
-  EXPECT_EQ(messageOf({q, load}, 1),
-            "tape 't': value 1 loads elements of another type than the bound array has");
+  TapeInstruction load{.operation = Operation::Load, .resultType = ValueType::Int, .operands = {0, -1, -1, -1}};
+  EXPECT_EQ(messageOf({q, load}, 1), "tape 't': value 1 loads elements of another type than the bound array has");
   load.operands[1] = 0;
-  EXPECT_EQ(messageOf({q, load}, 1),
-            "tape 't': value 1 has more indices than its array has dimensions");
+  EXPECT_EQ(messageOf({q, load}, 1), "tape 't': value 1 has more indices than its array has dimensions");
   EXPECT_EQ(messageOf({{.operation = Operation::Induction}}, 0),
             "tape 't': value 0 is an index outside of a reduction's first place");
-  TapeInstruction any{
-      .operation = Operation::ReduceAny, .resultType = ValueType::Bool, .operands = {0, 2, 0, -1}};
-  EXPECT_EQ(messageOf({q, any}, 1),
-            "tape 't': value 1 has no proper body; expected it to begin with its index");
+  TapeInstruction any{.operation = Operation::ReduceAny, .resultType = ValueType::Bool, .operands = {0, 2, 0, -1}};
+  EXPECT_EQ(messageOf({q, any}, 1), "tape 't': value 1 has no proper body; expected it to begin with its index");
   // A reduction's value read from outside its body.
   any.operands[1] = 4;
   any.operands[2] = 3;
-  EXPECT_EQ(
-      messageOf({q, any, {.operation = Operation::Induction}, binary(Operation::Le, 0, 2)}, 3),
-      "tape 't': value 3 is inside a reduction; expected the result outside");
+  EXPECT_EQ(messageOf({q, any, {.operation = Operation::Induction}, binary(Operation::Le, 0, 2)}, 3),
+            "tape 't': value 3 is inside a reduction; expected the result outside");
   TapeBuilder deep;
   std::function<Value(int)> nest = [&](int depth) {
     return deep.reduce(Operation::ReduceAny, deep.constant(2),
                        [&](Value i) { return depth == 0 ? i <= i : nest(depth - 1); });
   };
   deep.finish(nest(6));
-  EXPECT_NE(verifyTape(deep.tape(), deep.bindings())
-                .message()
-                .find("nests reductions too deeply; expected at most 5 levels"),
-            std::string::npos);
+  EXPECT_NE(
+      verifyTape(deep.tape(), deep.bindings()).message().find("nests reductions too deeply; expected at most 5 levels"),
+      std::string::npos);
   TapeBuilder wide;
   int slot = wide.bools({1});
   wide.view(slot).rank = 5;
@@ -425,13 +410,10 @@ TEST(FactErrors, NameTheFirstOffendingElement) {
   bounded.name = "len";
   bounded.hasLo = bounded.hasHi = true;
   bounded.hi = 8;
-  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, -1}))).message(),
-            "'len[1]' is -1; expected 0 or more");
-  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, 8}))).message(),
-            "'len[1]' is 8; expected less than 8");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, -1}))).message(), "'len[1]' is -1; expected 0 or more");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(builder.ints({3, 8}))).message(), "'len[1]' is 8; expected less than 8");
   int floats = builder.capture(ElementType::F32, std::vector<float>{0.5f, NAN}, {2});
-  EXPECT_EQ(verifyFacts(bounded, builder.view(floats)).message(),
-            "'len[1]' is nan; expected 0 or more");
+  EXPECT_EQ(verifyFacts(bounded, builder.view(floats)).message(), "'len[1]' is nan; expected 0 or more");
 }
 
 TEST(Explain, GivesTheValueOfEveryInstruction) {
@@ -439,8 +421,7 @@ TEST(Explain, GivesTheValueOfEveryInstruction) {
   int table = builder.ints({5, 6, 7});
   Value q = builder.q(), kv = builder.kv();
   Value loaded = builder.load(table, {kv});
-  Value found = builder.reduce(Operation::ReduceAny, builder.constant(10),
-                               [&](Value i) { return i * i == q; });
+  Value found = builder.reduce(Operation::ReduceAny, builder.constant(10), [&](Value i) { return i * i == q; });
   builder.finish((loaded <= q) & found);
   PointExplanation yes = explainPoint(builder.tape(), builder.bindings(), 0, 0, 16, 1);
   EXPECT_TRUE(yes.attends);
@@ -466,20 +447,15 @@ TEST(Elements, HalfPrecisionIsReadExactly) {
   // 1.5, the smallest subnormal, -2, infinity and NaN in f16 and bf16.
   const uint16_t halves[] = {0x3e00, 0x0001, 0xc000, 0x7c00, 0x7e00};
   const float wanted[] = {1.5f, 0x1p-24f, -2.0f, INFINITY};
-  CaptureView view{
-      .data = halves, .shape = {5}, .strides = {1}, .type = ElementType::F16, .rank = 1};
+  CaptureView view{.data = halves, .shape = {5}, .strides = {1}, .type = ElementType::F16, .rank = 1};
   for (int i = 0; i < 4; ++i)
-    EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, i, ValueType::Float))),
-              wanted[i]);
-  EXPECT_TRUE(std::isnan(
-      std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 4, ValueType::Float)))));
+    EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, i, ValueType::Float))), wanted[i]);
+  EXPECT_TRUE(std::isnan(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 4, ValueType::Float)))));
   const uint16_t brains[] = {0x3fc0, 0xc000};
   view.data = brains;
   view.type = ElementType::BF16;
-  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 0, ValueType::Float))),
-            1.5f);
-  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 1, ValueType::Float))),
-            -2.0f);
+  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 0, ValueType::Float))), 1.5f);
+  EXPECT_EQ(std::bit_cast<float>(static_cast<uint32_t>(readElement(view, 1, ValueType::Float))), -2.0f);
 }
 
 } // namespace

@@ -9,9 +9,7 @@ namespace {
 
 constexpr int64_t kS = 8192;
 
-int64_t hashed(int64_t x) {
-  return static_cast<int64_t>((static_cast<uint64_t>(x) * 2654435761u & 0xffffffffu) >> 8);
-}
+int64_t hashed(int64_t x) { return static_cast<int64_t>((static_cast<uint64_t>(x) * 2654435761u & 0xffffffffu) >> 8); }
 
 /// Collects cases; a formula is called once with tape values and, for the oracle, with plain
 /// numbers.
@@ -20,21 +18,18 @@ public:
   std::vector<CatalogueCase> cases;
 
   template <typename Formula>
-  void add(const char *name, int64_t qLen, int64_t kvLen, CatalogueCounts counts,
-           const Formula &makeFormula) {
+  void add(const char *name, int64_t qLen, int64_t kvLen, CatalogueCounts counts, const Formula &makeFormula) {
     auto builder = std::make_shared<TapeBuilder>();
     auto formula = makeFormula(*builder);
     Value q = builder->q(), kv = builder->kv();
     builder->finish(formula(q, kv));
-    cases.push_back({name, qLen, kvLen, counts, builder, [formula](int64_t q, int64_t kv) {
-                       return formula(Number{q}, Number{kv}).value;
-                     }});
+    cases.push_back({name, qLen, kvLen, counts, builder,
+                     [formula](int64_t q, int64_t kv) { return formula(Number{q}, Number{kv}).value; }});
   }
 
   /// A formula without arrays.
   template <typename Formula>
-  void plain(const char *name, int64_t qLen, int64_t kvLen, CatalogueCounts counts,
-             const Formula &formula) {
+  void plain(const char *name, int64_t qLen, int64_t kvLen, CatalogueCounts counts, const Formula &formula) {
     add(name, qLen, kvLen, counts, [&](TapeBuilder &) { return formula; });
   }
 };
@@ -82,22 +77,17 @@ template <typename Make> std::vector<int32_t> numbersOf(int64_t count, const Mak
 void addPositional(Collector &c) {
   c.plain("M01", kS, kS, {67108864, 0, 4096, 0, 0, 0}, [](auto q, auto kv) { return q >= 0; });
   c.plain("M02", kS, kS, {33558528, 2016, 2016, 64, 0, 0}, [](auto q, auto kv) { return kv <= q; });
-  c.plain("M02b", 2048, kS, {2098176, 888, 120, 16, 0, 6144},
-          [](auto q, auto kv) { return kv <= q; });
-  c.plain("M03", 2048, kS, {14681088, 120, 888, 16, 0, 0},
-          [](auto q, auto kv) { return kv <= q + (kS - 2048); });
+  c.plain("M02b", 2048, kS, {2098176, 888, 120, 16, 0, 6144}, [](auto q, auto kv) { return kv <= q; });
+  c.plain("M03", 2048, kS, {14681088, 120, 888, 16, 0, 0}, [](auto q, auto kv) { return kv <= q + (kS - 2048); });
   c.plain("M04", kS, kS, {33550336, 2016, 2016, 64, 1, 1}, [](auto q, auto kv) { return kv < q; });
   c.plain("M05", kS, kS, {33558528, 2016, 2016, 64, 0, 0}, [](auto q, auto kv) { return kv >= q; });
-  auto window = [](int64_t width) {
-    return [width](auto q, auto kv) { return (kv <= q) & (q - kv < width); };
-  };
+  auto window = [](int64_t width) { return [width](auto q, auto kv) { return (kv <= q) & (q - kv < width); }; };
   c.plain("M06", kS, kS, {7864832, 3556, 420, 120, 0, 0}, window(1024));
   c.plain("M06b", kS, kS, {25167872, 2512, 1488, 96, 0, 0}, window(4096));
   c.plain("M06c", kS, kS, {7872000, 3556, 420, 120, 0, 0},
           [](auto q, auto kv) { return (kv <= q) & (q - kv <= 1024); });
   c.plain("M06d", kS, kS, {1040448, 3969, 0, 127, 0, 0}, window(128));
-  c.plain("M07", kS, kS, {8134144, 3540, 436, 120, 0, 0},
-          [](auto q, auto kv) { return abs(q - kv) <= 512; });
+  c.plain("M07", kS, kS, {8134144, 3540, 436, 120, 0, 0}, [](auto q, auto kv) { return abs(q - kv) <= 512; });
   c.plain("M09", kS, kS, {3939328, 3080, 0, 1016, 0, 0},
           [](auto q, auto kv) { return (abs(q - kv) <= 1024) & (abs(q - kv) % 4 == 0); });
   auto sinkWindow = [](int64_t sink, int64_t width) {
@@ -105,16 +95,12 @@ void addPositional(Collector &c) {
   };
   c.plain("M11", kS, kS, {14681088, 3097, 792, 207, 0, 0}, sinkWindow(4, 2044));
   c.plain("M12", kS, kS, {8774208, 3501, 476, 119, 0, 0}, sinkWindow(128, 1024));
-  c.plain("M15", kS, kS, {34082304, 1988, 2052, 56, 0, 0},
-          [](auto q, auto kv) { return (kv <= q) | (kv < 1024); });
-  c.plain("M30", kS, kS, {8785920, 2016, 0, 2080, 0, 0}, [](auto q, auto kv) {
-    return (kv <= q) & ((q / 128 == kv / 128) | (kv % 128 >= 128 - 32));
-  });
+  c.plain("M15", kS, kS, {34082304, 1988, 2052, 56, 0, 0}, [](auto q, auto kv) { return (kv <= q) | (kv < 1024); });
+  c.plain("M30", kS, kS, {8785920, 2016, 0, 2080, 0, 0},
+          [](auto q, auto kv) { return (kv <= q) & ((q / 128 == kv / 128) | (kv % 128 >= 128 - 32)); });
   c.plain("M31", kS, kS, {1298496, 2016, 0, 2080, 0, 0},
           [](auto q, auto kv) { return (kv <= q) & ((q - kv < 128) | ((q - kv) % 128 == 0)); });
-  auto blocks = [](int64_t size) {
-    return [size](auto q, auto kv) { return kv / size <= q / size; };
-  };
+  auto blocks = [](int64_t size) { return [size](auto q, auto kv) { return kv / size <= q / size; }; };
   c.plain("M46", kS, kS, {37748736, 1792, 2304, 0, 0, 0}, blocks(1024));
   c.plain("M46b", kS, kS, {39715264, 1620, 2364, 112, 0, 0}, blocks(1560));
   c.plain("M48", kS, kS, {8392704, 3552, 480, 64, 0, 0},
@@ -123,20 +109,16 @@ void addPositional(Collector &c) {
     auto isQNoisy = q < 4096, isKVNoisy = kv < 4096;
     auto qBlock = (q % 4096) / 16, kvBlock = (kv % 4096) / 16;
     return ((qBlock == kvBlock) & ((isQNoisy & isKVNoisy) | (~isQNoisy & ~isKVNoisy))) |
-           ((qBlock > kvBlock) & isQNoisy & ~isKVNoisy) |
-           ((qBlock >= kvBlock) & ~isQNoisy & ~isKVNoisy);
+           ((qBlock > kvBlock) & isQNoisy & ~isKVNoisy) | ((qBlock >= kvBlock) & ~isQNoisy & ~isKVNoisy);
   });
   c.plain("M50", kS, kS, {33685504, 2016, 2016, 64, 0, 0}, blocks(32));
   c.plain("M52", 4096, kS, {16795648, 992, 1024, 32, 0, 0}, [](auto q, auto kv) {
     return (kv < 4096) | ((kv >= 4096) & (q / 8 == (kv - 4096) / 8) & ((kv - 4096) % 8 <= q % 8));
   });
-  c.plain("M66", 1024, 1024, {523776, 28, 28, 8, 1, 1},
-          [](auto q, auto kv) { return kv * 8 + 5 <= q * 8 + 3; });
-  c.plain("M69", kS, kS, {33554432, 0, 0, 4096, 0, 0},
-          [](auto q, auto kv) { return (q + kv) % 2 == 0; });
+  c.plain("M66", 1024, 1024, {523776, 28, 28, 8, 1, 1}, [](auto q, auto kv) { return kv * 8 + 5 <= q * 8 + 3; });
+  c.plain("M69", kS, kS, {33554432, 0, 0, 4096, 0, 0}, [](auto q, auto kv) { return (q + kv) % 2 == 0; });
   c.plain("M72", kS, kS, {8774208, 3501, 476, 119, 0, 0}, sinkWindow(128, 1024));
-  c.plain("M73", kS, kS, {49154192, 1071, 2944, 81, 0, 0},
-          [](auto q, auto kv) { return (kv < 6000) | (q == kv); });
+  c.plain("M73", kS, kS, {49154192, 1071, 2944, 81, 0, 0}, [](auto q, auto kv) { return (kv < 6000) | (q == kv); });
   c.plain("M77", kS, kS, {41945088, 1520, 2544, 32, 0, 0},
           [](auto q, auto kv) { return select(q < 4096, kv < 4096, kv <= q); });
 }
@@ -187,16 +169,13 @@ void addGrids(Collector &c) {
 
 void addDocuments(Collector &c) {
   auto withDocuments = [](TapeBuilder &b) { return Table(b, documentIds(kLengths)); };
-  c.add("M16", kS, kS, {12434760, 3200, 693, 203, 0, 0}, [&](TapeBuilder &b) {
-    return [doc = withDocuments(b)](auto q, auto kv) { return doc(q) == doc(kv); };
-  });
+  c.add("M16", kS, kS, {12434760, 3200, 693, 203, 0, 0},
+        [&](TapeBuilder &b) { return [doc = withDocuments(b)](auto q, auto kv) { return doc(q) == doc(kv); }; });
   c.add("M17", kS, kS, {6221476, 3616, 318, 162, 0, 0}, [&](TapeBuilder &b) {
     return [doc = withDocuments(b)](auto q, auto kv) { return (doc(q) == doc(kv)) & (kv <= q); };
   });
   c.add("M17b", kS, kS, {6221476, 3616, 318, 162, 0, 0}, [&](TapeBuilder &b) {
-    return [start = Table(b, documentStarts())](auto q, auto kv) {
-      return (kv >= start(q)) & (kv <= q);
-    };
+    return [start = Table(b, documentStarts())](auto q, auto kv) { return (kv >= start(q)) & (kv <= q); };
   });
   c.add("M17c", kS, kS, {6221476, 3616, 318, 162, 0, 0}, [&](TapeBuilder &b) {
     return [doc = withDocuments(b), off = Table(b, kOffsets)](auto q, auto kv) {
@@ -204,14 +183,10 @@ void addDocuments(Collector &c) {
     };
   });
   c.add("M19", kS, kS, {3249612, 3824, 132, 140, 0, 0}, [&](TapeBuilder &b) {
-    return [doc = withDocuments(b)](auto q, auto kv) {
-      return (doc(q) == doc(kv)) & (kv <= q) & (q - kv < 512);
-    };
+    return [doc = withDocuments(b)](auto q, auto kv) { return (doc(q) == doc(kv)) & (kv <= q) & (q - kv < 512); };
   });
   c.add("M20", kS, kS, {31155000, 2169, 1863, 64, 0, 2192}, [&](TapeBuilder &b) {
-    return [length = Table(b, {6000})](auto q, auto kv) {
-      return (kv <= q) & (kv < length(number(q, 0)));
-    };
+    return [length = Table(b, {6000})](auto q, auto kv) { return (kv <= q) & (kv < length(number(q, 0))); };
   });
   c.add("M20b", kS, kS, {18003000, 2968, 1035, 93, 2192, 2192}, [&](TapeBuilder &b) {
     return [length = Table(b, {6000})](auto q, auto kv) {
@@ -219,22 +194,18 @@ void addDocuments(Collector &c) {
     };
   });
   c.add("M21", kS, kS, {22394778, 2665, 1326, 105, 1500, 1500}, [&](TapeBuilder &b) {
-    return
-        [pad = Table(b, {1500})](auto q, auto kv) { return (kv <= q) & (kv >= pad(number(q, 0))); };
+    return [pad = Table(b, {1500})](auto q, auto kv) { return (kv <= q) & (kv >= pad(number(q, 0))); };
   });
   c.add("M23", 1024, kS, {2870208, 261, 146, 105, 0, 0}, [&](TapeBuilder &b) {
     return [qDoc = Table(b, documentIds({100, 300, 50, 574})),
-            kvDoc = Table(b, documentIds({1000, 4000, 500, 2692}))](auto q, auto kv) {
-      return qDoc(q) == kvDoc(kv);
-    };
+            kvDoc = Table(b, documentIds({1000, 4000, 500, 2692}))](auto q, auto kv) { return qDoc(q) == kvDoc(kv); };
   });
   c.add("M25", kS, kS, {10259733, 3354, 502, 240, 0, 0}, [&](TapeBuilder &b) {
-    return [doc = withDocuments(b), off = Table(b, kOffsets),
-            prefixOf = Table(b, {0, 0, 0, 3, 3, 3, 3, 3})](auto q, auto kv) {
+    return [doc = withDocuments(b), off = Table(b, kOffsets), prefixOf = Table(b, {0, 0, 0, 3, 3, 3, 3, 3})](auto q,
+                                                                                                             auto kv) {
       auto own = doc(q);
       auto prefix = prefixOf(own);
-      return ((kv >= off(own)) & (kv <= q)) |
-             ((own != prefix) & (off(prefix) <= kv) & (kv < off(prefix + 1)));
+      return ((kv >= off(own)) & (kv <= q)) | ((own != prefix) & (off(prefix) <= kv) & (kv < off(prefix + 1)));
     };
   });
   c.add("M57", kS, kS, {34712076, 1934, 2088, 74, 0, 0}, [&](TapeBuilder &b) {
@@ -246,15 +217,14 @@ void addDocuments(Collector &c) {
 
 void addTables(Collector &c) {
   c.add("M14", kS, kS, {1296300, 2016, 0, 2080, 0, 0}, [](TapeBuilder &b) {
-    return
-        [vertical = Flags(b, flagsOf(kS, [](int64_t i) { return hashed(i) % 64 == 0; })),
-         slash = Flags(b, flagsOf(kS, [](int64_t i) {
-                         return i < 64 || hashed(i + 77777) % 128 == 0;
-                       }))](auto q, auto kv) { return (kv <= q) & (vertical(kv) | slash(q - kv)); };
+    return [vertical = Flags(b, flagsOf(kS, [](int64_t i) { return hashed(i) % 64 == 0; })),
+            slash = Flags(b, flagsOf(kS, [](int64_t i) { return i < 64 || hashed(i + 77777) % 128 == 0; }))](
+               auto q, auto kv) { return (kv <= q) & (vertical(kv) | slash(q - kv)); };
   });
   c.add("M27", kS, kS, {5254920, 2890, 190, 1016, 0, 0}, [](TapeBuilder &b) {
-    return [isGlobal = Flags(b, flagsOf(kS, [](int64_t i) { return i < 64 || i % 1024 == 0; }))](
-               auto q, auto kv) { return (abs(q - kv) <= 256) | isGlobal(q) | isGlobal(kv); };
+    return [isGlobal = Flags(b, flagsOf(kS, [](int64_t i) { return i < 64 || i % 1024 == 0; }))](auto q, auto kv) {
+      return (abs(q - kv) <= 256) | isGlobal(q) | isGlobal(kv);
+    };
   });
   c.add("M29", kS, kS, {10027008, 3484, 612, 0, 0, 0}, [](TapeBuilder &b) {
     std::vector<uint8_t> random(64 * 64);
@@ -275,13 +245,11 @@ void addTables(Collector &c) {
           break;
       }
     return [ancestors = Flags(b, ancestors, 64)](auto q, auto kv) {
-      return (kv < 8192) |
-             ((kv >= 8192) & (kv < 8192 + 64) & ancestors(q, clamp(kv - 8192, 0, 63)));
+      return (kv < 8192) | ((kv >= 8192) & (kv < 8192 + 64) & ancestors(q, clamp(kv - 8192, 0, 63)));
     };
   });
   c.add("M54", 4096, kS, {8419328, 1488, 496, 64, 0, 8}, [](TapeBuilder &b) {
-    return [anchor = Table(b, numbersOf(512, [](int64_t i) { return 8 * i + hashed(i) % 8; }))](
-               auto q, auto kv) {
+    return [anchor = Table(b, numbersOf(512, [](int64_t i) { return 8 * i + hashed(i) % 8; }))](auto q, auto kv) {
       return ((kv < 4096) & (kv < anchor(q / 8))) | ((kv >= 4096) & ((kv - 4096) / 8 == q / 8));
     };
   });
@@ -295,15 +263,13 @@ void addTables(Collector &c) {
     return [gate = Flags(b, gate, 64)](auto q, auto kv) { return (kv <= q) & gate(q, kv / 128); };
   });
   c.add("M61", kS, kS, {8327168, 2686, 0, 1410, 0, 0}, [](TapeBuilder &b) {
-    return
-        [map = Flags(b,
-                     flagsOf(128 * 128,
-                             [](int64_t i) { return i / 128 == i % 128 || hashed(i) % 128 < 15; }),
-                     128)](auto q, auto kv) { return map(q / 64, kv / 64); };
+    return [map = Flags(b, flagsOf(128 * 128, [](int64_t i) { return i / 128 == i % 128 || hashed(i) % 128 < 15; }),
+                        128)](auto q, auto kv) { return map(q / 64, kv / 64); };
   });
   c.add("M64", kS, kS, {528400, 2016, 0, 2080, 0, 0}, [](TapeBuilder &b) {
-    return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return hashed(i) % 64; }))](
-               auto q, auto kv) { return (kv <= q) & (bucket(q) == bucket(kv)); };
+    return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return hashed(i) % 64; }))](auto q, auto kv) {
+      return (kv <= q) & (bucket(q) == bucket(kv));
+    };
   });
   c.add("M65", kS, kS, {2080768, 3969, 127, 0, 0, 0}, [](TapeBuilder &b) {
     return [bucket = Table(b, numbersOf(kS, [](int64_t i) { return i / 128; }))](auto q, auto kv) {
@@ -311,8 +277,9 @@ void addTables(Collector &c) {
     };
   });
   c.add("M68", 1024, kS, {7864832, 28, 476, 8, 0, 0}, [](TapeBuilder &b) {
-    return [page = Table(b, numbersOf(64, [](int64_t i) { return (i * 37 + 11) % 64; }))](
-               auto q, auto kv) { return page(kv / 128) * 128 + kv % 128 <= q + 7168; };
+    return [page = Table(b, numbersOf(64, [](int64_t i) { return (i * 37 + 11) % 64; }))](auto q, auto kv) {
+      return page(kv / 128) * 128 + kv % 128 <= q + 7168;
+    };
   });
 }
 

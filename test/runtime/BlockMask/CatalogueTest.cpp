@@ -28,15 +28,12 @@ TEST_P(CatalogueTest, CountsEqualBruteForce) {
   EXPECT_EQ(pairs->rowsWithoutKeys, mask.counts.rowsWithoutKeys);
   EXPECT_EQ(pairs->columnsWithoutQueries, mask.counts.columnsWithoutQueries);
   // The share of pairs that had to be looked at one by one.
-  double share =
-      static_cast<double>(result->pointsEvaluated) / static_cast<double>(mask.qLen * mask.kvLen);
+  double share = static_cast<double>(result->pointsEvaluated) / static_cast<double>(mask.qLen * mask.kvLen);
   EXPECT_LE(share, 0.01);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CatalogueTest, testing::ValuesIn(catalogue()),
-                         [](const testing::TestParamInfo<CatalogueCase> &tested) {
-                           return tested.param.name;
-                         });
+                         [](const testing::TestParamInfo<CatalogueCase> &tested) { return tested.param.name; });
 
 } // namespace
 } // namespace cpflex::test

@@ -28,7 +28,8 @@ TEST(BlockMaskFile, RoundTripsThroughAFile) {
   ASSERT_TRUE(loaded.isOk()) << loaded.status().message();
   EXPECT_EQ(*loaded, twoHeads());
   std::ofstream(path) << "text";
-  EXPECT_EQ(loadBlockMask(path).status().message(), "'" + path + "': the block mask is damaged: it does not begin as one");
+  EXPECT_EQ(loadBlockMask(path).status().message(),
+            "'" + path + "': the block mask is damaged: it does not begin as one");
   std::remove(path.c_str());
 }
 
@@ -46,16 +47,13 @@ TEST(BlockMaskFile, EveryChangedOrMissingByteIsNoticed) {
 
 TEST(BlockMaskFileErrors, SayWhatIsWrong) {
   std::string bytes = toBytes(causalMask(64, 16));
-  EXPECT_EQ(blockMaskFromBytes("nothing").status().message(),
-            "the block mask is damaged: it does not begin as one");
+  EXPECT_EQ(blockMaskFromBytes("nothing").status().message(), "the block mask is damaged: it does not begin as one");
   std::string other = bytes;
   other[8] = 9;
-  EXPECT_EQ(blockMaskFromBytes(other).status().message(),
-            "the block mask has version 9; expected 2");
+  EXPECT_EQ(blockMaskFromBytes(other).status().message(), "the block mask has version 9; expected 2");
   std::string changed = bytes;
   changed.back() = 7;
-  EXPECT_EQ(blockMaskFromBytes(changed).status().message(),
-            "the block mask is damaged: its checksum differs");
+  EXPECT_EQ(blockMaskFromBytes(changed).status().message(), "the block mask is damaged: its checksum differs");
   // Written whole, but from a mask that is none.
   BlockMask lying = causalMask(64, 16);
   lying.qLen = int64_t(1) << 50;
@@ -120,12 +118,10 @@ TEST(IndexListErrors, SayWhichRowIsWrong) {
 TEST(Npz, HoldsEveryArrayOnceInAZipArchive) {
   std::string npz = toNpz(*toIndexLists(causalMask(48, 16)));
   EXPECT_EQ(npz.substr(0, 4), std::string("PK\x03\x04"));
-  for (const char *name :
-       {"kv_num_blocks.npy", "kv_indices.npy", "full_kv_num_blocks.npy", "q_indices.npy",
-        "full_q_indices.npy", "block_size.npy", "seq_lengths.npy"})
+  for (const char *name : {"kv_num_blocks.npy", "kv_indices.npy", "full_kv_num_blocks.npy", "q_indices.npy",
+                           "full_q_indices.npy", "block_size.npy", "seq_lengths.npy"})
     EXPECT_NE(npz.find(name), std::string::npos) << name;
-  EXPECT_NE(npz.find("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 1, 3, 3), }"),
-            std::string::npos);
+  EXPECT_NE(npz.find("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 1, 3, 3), }"), std::string::npos);
   // Ten members in the end record.
   EXPECT_EQ(npz[npz.size() - 12], 10);
   // Written for the check with NumPy, where that is asked for.
@@ -231,9 +227,7 @@ TEST(Imports, FlashMaskColumnsEqualTheirPairs) {
     auto attends = [&, triangle = triangle, numBounds = numBounds](int64_t q, int64_t kv) {
       const int32_t *bound = bounds.data() + kv * numBounds;
       if (q >= kv) {
-        int64_t end = numBounds == 4 || (numBounds == 2 && triangle == FlashMaskTriangle::Causal)
-                          ? bound[1]
-                          : kLength;
+        int64_t end = numBounds == 4 || (numBounds == 2 && triangle == FlashMaskTriangle::Causal) ? bound[1] : kLength;
         return !(q >= bound[0] && q < end);
       }
       if (triangle == FlashMaskTriangle::Causal)

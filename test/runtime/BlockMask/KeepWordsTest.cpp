@@ -28,9 +28,7 @@ struct TwoHeads {
     options.tileQ = 32;
     options.tileKV = 16;
   }
-  bool attends(int64_t h, int64_t q, int64_t kv) const {
-    return ids[q] == ids[kv] && kv <= q && q - kv < 90 - h * 70;
-  }
+  bool attends(int64_t h, int64_t q, int64_t kv) const { return ids[q] == ids[kv] && kv <= q && q - kv < 90 - h * 70; }
 };
 
 void expectBits(const TwoHeads &mask, std::span<const int32_t> order, int threads) {

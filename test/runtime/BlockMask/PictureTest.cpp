@@ -84,9 +84,9 @@ TEST(SvgPicture, LeavesOutDocumentsThatLieCloserThanTheCells) {
 
 TEST(SvgPicture, DocumentsBeginWhereASortedCaptureChanges) {
   TapeBuilder builder;
-  builder.ints({7, 1});                                                    // of another length
+  builder.ints({7, 1});                                                   // of another length
   builder.capture(ElementType::F32, std::vector<float>{0, 0, 1, 1}, {4}); // no ids
-  builder.ints({0, 0, 0, 5});                                              // not declared sorted
+  builder.ints({0, 0, 0, 5});                                             // not declared sorted
   builder.ints({2, 2, 3, 4});
   std::vector<CaptureDeclaration> declarations(4);
   for (int slot : {0, 1, 3})
@@ -124,9 +124,7 @@ BlockMask maskOfSixHeads() {
   mask.rowSetOf = {0, 1, 0, 0, 2, 0};
   for (int64_t width : {1, 2})
     mask.rowSets.push_back(
-        maskOf(64, 64, 16, 16, [&](int64_t q, int64_t kv) {
-          return q / 16 - kv / 16 < width && kv <= q;
-        }).rowSets[0]);
+        maskOf(64, 64, 16, 16, [&](int64_t q, int64_t kv) { return q / 16 - kv / 16 < width && kv <= q; }).rowSets[0]);
   return mask;
 }
 
@@ -160,8 +158,7 @@ TEST(HeadGrids, SayHowManyTheyLeaveOut) {
 }
 
 TEST(SvgPicture, SaysWhyThereIsNone) {
-  EXPECT_NE(drawSvg(causalMask(0, 16), {}).find("nothing to draw of 0 x 0 tokens"),
-            std::string::npos);
+  EXPECT_NE(drawSvg(causalMask(0, 16), {}).find("nothing to draw of 0 x 0 tokens"), std::string::npos);
 }
 
 TEST(SvgPicture, OfAMillionTokensIsSmall) {
@@ -213,8 +210,7 @@ TEST(DifferencePicture, ShowsTheTilesThatDiffer) {
   ASSERT_TRUE(text.isOk());
   EXPECT_EQ(text->differingTiles,
             7); // the diagonal and, partial instead of full, the tiles below it
-  EXPECT_NE(text->picture.find(" 0 │ ><······\n   │ ><><····\n   │ ··><><··\n48 │ ····><><\n"),
-            std::string::npos)
+  EXPECT_NE(text->picture.find(" 0 │ ><······\n   │ ><><····\n   │ ··><><··\n48 │ ····><><\n"), std::string::npos)
       << text->picture;
   EXPECT_NE(text->picture.find("7 of 16 tiles differ"), std::string::npos);
   auto svg = drawDifferenceSvg(causal, strict, {});
@@ -247,9 +243,8 @@ TEST(DifferencePicture, NeedsEqualShapes) {
             "the masks are 64 x 64 in tiles of 16 x 16 and 64 x 64 in tiles of 8 x 8; expected "
             "equal lengths "
             "and tiles");
-  EXPECT_EQ(
-      drawDifferenceSvg(causalMask(64, 16), causalMask(64, 16), {.batch = -1}).status().message(),
-      "the mask has 1 x 1 (batch, head); expected (-1, 0) to be one of them");
+  EXPECT_EQ(drawDifferenceSvg(causalMask(64, 16), causalMask(64, 16), {.batch = -1}).status().message(),
+            "the mask has 1 x 1 (batch, head); expected (-1, 0) to be one of them");
   EXPECT_EQ(drawDifferencePng(causalMask(64, 16), maskOfSixHeads(), {}).status().message(),
             "the masks have 1 x 1 and 2 x 3 (batch, head); expected equal numbers");
 }
@@ -263,8 +258,7 @@ TEST(Statistics, JsonHoldsThePromisedFields) {
   ASSERT_TRUE(result.isOk());
   auto pairs = countAllowed(result->mask, &builder.tape(), builder.bindings(), options);
   ASSERT_TRUE(pairs.isOk());
-  nlohmann::json json =
-      nlohmann::json::parse(toJson(*result, {.compileMs = 1.5, .buildMs = 0.25}, &*pairs));
+  nlohmann::json json = nlohmann::json::parse(toJson(*result, {.compileMs = 1.5, .buildMs = 0.25}, &*pairs));
   EXPECT_EQ(json["q_len"], 1000);
   EXPECT_EQ(json["tile_kv"], 128);
   EXPECT_EQ(json["distinct_bh"], 1);

@@ -32,9 +32,7 @@ inline Number operator+(Number a, Number b) { return {a.value + b.value}; }
 inline Number operator-(Number a, Number b) { return {a.value - b.value}; }
 inline Number operator*(Number a, Number b) { return {a.value * b.value}; }
 inline Number operator/(Number a, Number b) { return {floorQuotient(a.value, b.value)}; }
-inline Number operator%(Number a, Number b) {
-  return {a.value - floorQuotient(a.value, b.value) * b.value};
-}
+inline Number operator%(Number a, Number b) { return {a.value - floorQuotient(a.value, b.value) * b.value}; }
 inline Number operator>>(Number a, Number b) { return {a.value >> b.value}; }
 inline Truth operator==(Number a, Number b) { return {a.value == b.value}; }
 inline Truth operator!=(Number a, Number b) { return {a.value != b.value}; }
@@ -42,8 +40,8 @@ inline Truth operator<(Number a, Number b) { return {a.value < b.value}; }
 inline Truth operator<=(Number a, Number b) { return {a.value <= b.value}; }
 inline Truth operator>(Number a, Number b) { return {a.value > b.value}; }
 inline Truth operator>=(Number a, Number b) { return {a.value >= b.value}; }
-#define CPFLEX_TEST_MIXED(SYMBOL)                                                                  \
-  inline auto operator SYMBOL(Number a, int64_t b) { return a SYMBOL Number{b}; }                  \
+#define CPFLEX_TEST_MIXED(SYMBOL)                                                                                      \
+  inline auto operator SYMBOL(Number a, int64_t b) { return a SYMBOL Number{b}; }                                      \
   inline auto operator SYMBOL(int64_t a, Number b) { return Number{a} SYMBOL b; }
 CPFLEX_TEST_MIXED(+)
 CPFLEX_TEST_MIXED(-)
@@ -64,9 +62,7 @@ inline Truth operator~(Truth a) { return {!a.value}; }
 inline Number abs(Number a) { return {std::abs(a.value)}; }
 inline Number max(Number a, Number b) { return {std::max(a.value, b.value)}; }
 inline Number number(Number, int64_t value) { return {value}; }
-inline Number clamp(Number a, int64_t lo, int64_t hi) {
-  return {a.value < lo ? lo : a.value > hi ? hi : a.value};
-}
+inline Number clamp(Number a, int64_t lo, int64_t hi) { return {a.value < lo ? lo : a.value > hi ? hi : a.value}; }
 inline Truth select(Truth condition, Truth a, Truth b) { return condition.value ? a : b; }
 inline Number ilog2(Number a) {
   int64_t result = 0;
@@ -103,8 +99,8 @@ public:
         slot_(builder.bools(elements)) {}
   Flags(TapeBuilder &builder, std::vector<uint8_t> elements, int64_t columns)
       : builder_(&builder), elements_(elements), columns_(columns),
-        slot_(builder.capture(ElementType::Bool, elements,
-                              {static_cast<int64_t>(elements.size()) / columns, columns})) {}
+        slot_(
+            builder.capture(ElementType::Bool, elements, {static_cast<int64_t>(elements.size()) / columns, columns})) {}
 
   Value operator()(Value i) const { return builder_->load(slot_, {i}); }
   Value operator()(Value i, Value j) const { return builder_->load(slot_, {i, j}); }

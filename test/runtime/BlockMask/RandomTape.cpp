@@ -14,9 +14,7 @@ constexpr int kMaxDepth = 5;
 
 class Grower {
 public:
-  explicit Grower(uint64_t seed) : random_(seed), builder_(std::make_shared<TapeBuilder>()) {
-    bindArrays();
-  }
+  explicit Grower(uint64_t seed) : random_(seed), builder_(std::make_shared<TapeBuilder>()) { bindArrays(); }
 
   RandomTape grow() {
     Value result = boolean(0);
@@ -28,9 +26,7 @@ public:
   }
 
 private:
-  int64_t below(int64_t count) {
-    return static_cast<int64_t>(random_() % static_cast<uint64_t>(count));
-  }
+  int64_t below(int64_t count) { return static_cast<int64_t>(random_() % static_cast<uint64_t>(count)); }
   bool chance(int percent) { return below(100) < percent; }
   template <typename T> T pick(std::initializer_list<T> choices) {
     return choices.begin()[below(static_cast<int64_t>(choices.size()))];
@@ -64,8 +60,7 @@ private:
     std::vector<int8_t> narrow(2 * 2 * 12);
     for (int8_t &x : narrow)
       x = static_cast<int8_t>(below(20) - 5);
-    intArrays_ = {builder_->ints(sorted), builder_->ints(ids),
-                  builder_->capture(ElementType::I64, wide, {48})};
+    intArrays_ = {builder_->ints(sorted), builder_->ints(ids), builder_->capture(ElementType::I64, wide, {48})};
     intMatrix_ = builder_->capture(ElementType::I32, table, {12, 8});
     intCube_ = builder_->capture(ElementType::I8, narrow, {2, 2, 12});
     boolArray_ = builder_->bools(flags);
@@ -90,8 +85,8 @@ private:
     }
     if (choice < 74) {
       Value a = boolean(depth + 1), b = boolean(depth + 1);
-      return builder_->apply(pick({Operation::And, Operation::And, Operation::Or, Operation::Or,
-                                   Operation::Xor, Operation::Eq, Operation::Ne}),
+      return builder_->apply(pick({Operation::And, Operation::And, Operation::Or, Operation::Or, Operation::Xor,
+                                   Operation::Eq, Operation::Ne}),
                              {a, b});
     }
     if (choice < 79)
@@ -110,8 +105,7 @@ private:
       return builder_->apply(Operation::ToBool, {anyType(depth + 1)});
     if (choice < 95)
       return membership(depth);
-    return reduction(pick({Operation::ReduceAny, Operation::ReduceAll}), depth,
-                     [&] { return boolean(kMaxDepth - 1); });
+    return reduction(pick({Operation::ReduceAny, Operation::ReduceAll}), depth, [&] { return boolean(kMaxDepth - 1); });
   }
 
   /// `x in list[...]`, with lists that end before the loop, and with x inside or outside of it.
@@ -133,8 +127,7 @@ private:
   }
 
   Operation comparison() {
-    return pick(
-        {Operation::Eq, Operation::Ne, Operation::Lt, Operation::Le, Operation::Gt, Operation::Ge});
+    return pick({Operation::Eq, Operation::Ne, Operation::Lt, Operation::Le, Operation::Gt, Operation::Ge});
   }
 
   Value anyType(int depth) {
@@ -148,9 +141,8 @@ private:
 
   template <typename Body> Value reduction(Operation operation, int depth, const Body &body) {
     if (numLoops_ >= 2 || depth >= kMaxDepth)
-      return operation == Operation::ReduceAny || operation == Operation::ReduceAll
-                 ? builder_->constantBool(chance(50))
-                 : coordinate();
+      return operation == Operation::ReduceAny || operation == Operation::ReduceAll ? builder_->constantBool(chance(50))
+                                                                                    : coordinate();
     ++numLoops_;
     // Long loops are not unrolled; some counts depend on the position.
     Value count = chance(60)   ? builder_->constant(below(6))
@@ -170,17 +162,13 @@ private:
     if (!inductions_.empty() && chance(50))
       return inductions_.back();
     int64_t choice = below(10);
-    return choice < 4   ? builder_->q()
-           : choice < 8 ? builder_->kv()
-           : choice < 9 ? builder_->b()
-                        : builder_->h();
+    return choice < 4 ? builder_->q() : choice < 8 ? builder_->kv() : choice < 9 ? builder_->b() : builder_->h();
   }
 
   Value constant() {
     if (chance(3))
-      return builder_->constant(
-          pick({std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(),
-                int64_t(1) << 40, -(int64_t(1) << 31)}));
+      return builder_->constant(pick({std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(),
+                                      int64_t(1) << 40, -(int64_t(1) << 31)}));
     return chance(20) ? builder_->param(below(40)) : builder_->constant(below(44) - 8);
   }
 
@@ -197,56 +185,49 @@ private:
     int64_t choice = below(100);
     if (choice < 62) {
       Value a = integer(depth + 1), b = chance(40) ? constant() : integer(depth + 1);
-      return builder_->apply(
-          pick({Operation::Add, Operation::Sub, Operation::Sub, Operation::Mul, Operation::FloorDiv,
-                Operation::Mod, Operation::Min, Operation::Max, Operation::And, Operation::Or,
-                Operation::Xor, Operation::Shl, Operation::Shr}),
-          {a, b});
+      return builder_->apply(pick({Operation::Add, Operation::Sub, Operation::Sub, Operation::Mul, Operation::FloorDiv,
+                                   Operation::Mod, Operation::Min, Operation::Max, Operation::And, Operation::Or,
+                                   Operation::Xor, Operation::Shl, Operation::Shr}),
+                             {a, b});
     }
     if (choice < 70)
-      return builder_->apply(
-          pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
-          {integer(depth + 1)});
+      return builder_->apply(pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
+                             {integer(depth + 1)});
     if (choice < 76) {
       Value condition = boolean(depth + 1), a = integer(depth + 1), b = integer(depth + 1);
       return select(condition, a, b);
     }
     if (choice < 86)
-      return builder_->load(intArrays_[below(static_cast<int64_t>(intArrays_.size()))],
-                            {index(depth + 1)});
+      return builder_->load(intArrays_[below(static_cast<int64_t>(intArrays_.size()))], {index(depth + 1)});
     if (choice < 89) {
       Value i = index(depth + 1), j = index(depth + 1);
       return builder_->load(intMatrix_, {i, j});
     }
     if (choice < 92) {
-      Value i = chance(50) ? builder_->b() : index(depth + 1), j = builder_->h(),
-            k = index(depth + 1);
+      Value i = chance(50) ? builder_->b() : index(depth + 1), j = builder_->h(), k = index(depth + 1);
       return builder_->load(intCube_, {i, j, k});
     }
     if (choice < 96)
       return builder_->apply(Operation::ToInt, {anyType(depth + 1)});
-    return reduction(pick({Operation::ReduceSum, Operation::ReduceMin, Operation::ReduceMax}),
-                     depth, [&] { return integer(kMaxDepth - 1); });
+    return reduction(pick({Operation::ReduceSum, Operation::ReduceMin, Operation::ReduceMax}), depth,
+                     [&] { return integer(kMaxDepth - 1); });
   }
 
   Value word(int depth) {
     if (depth >= kMaxDepth || chance(30))
       return chance(60) ? builder_->apply(Operation::ToU32, {coordinate()})
-                        : builder_->constantU32(
-                              static_cast<uint32_t>(chance(50) ? below(9) : below(1LL << 32)));
+                        : builder_->constantU32(static_cast<uint32_t>(chance(50) ? below(9) : below(1LL << 32)));
     int64_t choice = below(100);
     if (choice < 70) {
       Value a = word(depth + 1), b = word(depth + 1);
       return builder_->apply(
-          pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::FloorDiv, Operation::Mod,
-                Operation::Min, Operation::Max, Operation::And, Operation::Or, Operation::Xor,
-                Operation::Shl, Operation::Shr}),
+          pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::FloorDiv, Operation::Mod, Operation::Min,
+                Operation::Max, Operation::And, Operation::Or, Operation::Xor, Operation::Shl, Operation::Shr}),
           {a, b});
     }
     if (choice < 80)
-      return builder_->apply(
-          pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
-          {word(depth + 1)});
+      return builder_->apply(pick({Operation::Neg, Operation::Abs, Operation::Not, Operation::ILog2}),
+                             {word(depth + 1)});
     if (choice < 90)
       return builder_->load(wordArray_, {index(depth + 1)});
     return builder_->apply(Operation::ToU32, {anyType(depth + 1)});
@@ -259,17 +240,15 @@ private:
     int64_t choice = below(100);
     if (choice < 54) {
       Value a = real(depth + 1), b = real(depth + 1);
-      return builder_->apply(
-          pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::Div, Operation::FloorDiv,
-                Operation::Mod, Operation::Min, Operation::Max}),
-          {a, b});
+      return builder_->apply(pick({Operation::Add, Operation::Sub, Operation::Mul, Operation::Div, Operation::FloorDiv,
+                                   Operation::Mod, Operation::Min, Operation::Max}),
+                             {a, b});
     }
     if (choice < 75)
-      return builder_->apply(
-          pick({Operation::Neg, Operation::Abs, Operation::Floor, Operation::Sqrt, Operation::Exp,
-                Operation::Exp2, Operation::Log, Operation::Log1p, Operation::Tanh,
-                Operation::Sigmoid, Operation::Rsqrt, Operation::Sin, Operation::Cos}),
-          {real(depth + 1)});
+      return builder_->apply(pick({Operation::Neg, Operation::Abs, Operation::Floor, Operation::Sqrt, Operation::Exp,
+                                   Operation::Exp2, Operation::Log, Operation::Log1p, Operation::Tanh,
+                                   Operation::Sigmoid, Operation::Rsqrt, Operation::Sin, Operation::Cos}),
+                             {real(depth + 1)});
     if (choice < 78) {
       Value a = real(depth + 1), b = real(depth + 1);
       return builder_->apply(Operation::Pow, {a, b});
@@ -282,8 +261,7 @@ private:
   std::mt19937_64 random_;
   std::shared_ptr<TapeBuilder> builder_;
   std::vector<int> intArrays_;
-  int intMatrix_ = 0, intCube_ = 0, boolArray_ = 0, boolMatrix_ = 0, floatArray_ = 0,
-      wordArray_ = 0;
+  int intMatrix_ = 0, intCube_ = 0, boolArray_ = 0, boolMatrix_ = 0, floatArray_ = 0, wordArray_ = 0;
   int numLoops_ = 0;
   std::vector<Value> inductions_;
 };
@@ -378,8 +356,7 @@ private:
 
 RandomTape makeRandomTape(uint64_t seed) { return Grower(seed).grow(); }
 
-bool interpret(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q,
-               int64_t kv) {
+bool interpret(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q, int64_t kv) {
   int64_t at[4] = {b, h, q, kv};
   return Interpreter(tape, bindings, at).run() != 0;
 }

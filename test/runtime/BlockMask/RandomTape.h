@@ -22,7 +22,6 @@ RandomTape makeRandomTape(uint64_t seed);
 
 /// The value of a tape at a point by plain recursion over its instructions, independent of the
 /// evaluators.
-bool interpret(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q,
-               int64_t kv);
+bool interpret(const Tape &tape, const Bindings &bindings, int64_t b, int64_t h, int64_t q, int64_t kv);
 
 } // namespace cpflex::test

@@ -31,15 +31,12 @@ constexpr int64_t kQLen = 21, kKVLen = 27;
 /// The pairs of one random predicate at one (b, h).
 BruteForce bruteForceOf(const RandomTape &tape, int64_t b, int64_t h) {
   Bindings bindings = tape.builder->bindings();
-  return BruteForce(kQLen, kKVLen, [&](int64_t q, int64_t kv) {
-    return interpret(tape.builder->tape(), bindings, b, h, q, kv);
-  });
+  return BruteForce(kQLen, kKVLen,
+                    [&](int64_t q, int64_t kv) { return interpret(tape.builder->tape(), bindings, b, h, q, kv); });
 }
 
 /// What a classifier answers for a tile whose true class is known: right, too careful, or wrong.
-bool isSound(TileClass answer, TileClass truth) {
-  return answer == TileClass::Partial || answer == truth;
-}
+bool isSound(TileClass answer, TileClass truth) { return answer == TileClass::Partial || answer == truth; }
 
 Range randomRange(std::mt19937_64 &random, int64_t length) {
   int64_t size = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(length));
@@ -91,8 +88,7 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
       bool hasNaN = random() % 6 == 0;
       float lo = std::min(a, b), hi = std::max(a, b);
       operand.abstract = AbstractValue::floats(lo, hi, hasNaN);
-      float middle =
-          std::isinf(lo) || std::isinf(hi) ? std::clamp(0.5f, lo, hi) : lo + (hi - lo) * 0.5f;
+      float middle = std::isinf(lo) || std::isinf(hi) ? std::clamp(0.5f, lo, hi) : lo + (hi - lo) * 0.5f;
       operand.concrete[0] = slotOfFloat(lo);
       operand.concrete[1] = slotOfFloat(hi);
       operand.concrete[2] = slotOfFloat(std::clamp(std::isnan(middle) ? lo : middle, lo, hi));
@@ -124,7 +120,7 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
     std::string domains;
   };
   const Entry entries[] = {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                                               \
   {Operation::Enumerator, #mnemonic, arity, domains},
 #include "runtime/contract/Operations.def"
   };
@@ -156,8 +152,8 @@ TEST(Soundness, EveryRuleContainsTheConcreteResults) {
                                  operands[2].concrete[k >> 4 & 3]};
           ScalarSlot concrete = applyOperation(entry.operation, type, slots);
           ASSERT_TRUE(answer.contains(result, concrete))
-              << entry.name << " on " << letter << ": operands " << slots[0] << " " << slots[1]
-              << " give " << concrete << " outside of [" << answer.lo << ", " << answer.hi << "]";
+              << entry.name << " on " << letter << ": operands " << slots[0] << " " << slots[1] << " give " << concrete
+              << " outside of [" << answer.lo << ", " << answer.hi << "]";
         }
       }
     }
@@ -177,16 +173,14 @@ std::string textOf(const Tape &tape) {
   std::string text;
   for (const TapeInstruction &instruction : tape.instructions)
     text += fmt::format("{}.{}.{}.{}({})", static_cast<int>(instruction.operation),
-                        static_cast<int>(instruction.operandType),
-                        static_cast<int>(instruction.resultType), instruction.immediate,
-                        fmt::join(instruction.operands, " "));
+                        static_cast<int>(instruction.operandType), static_cast<int>(instruction.resultType),
+                        instruction.immediate, fmt::join(instruction.operands, " "));
   return text;
 }
 
 /// Shows `numTapes` random predicates and 40 tiles of each to classifiers. `makeClassifier` gives,
 /// for a program and the truth, a function from a tile to its class.
-template <typename MakeClassifier>
-FuzzTable fuzz(int64_t numTapes, const MakeClassifier &makeClassifier) {
+template <typename MakeClassifier> FuzzTable fuzz(int64_t numTapes, const MakeClassifier &makeClassifier) {
   constexpr int kTilesPerTape = 40;
   FuzzTable table;
   for (int64_t seed = 0; seed < numTapes; ++seed) {
@@ -221,9 +215,8 @@ FuzzTable fuzz(int64_t numTapes, const MakeClassifier &makeClassifier) {
         continue;
       ++table.unsound;
       if (table.firstFault.empty())
-        table.firstFault = fmt::format("seed {} q {}..{} kv {}..{}: answered {}, is {}", seed,
-                                       q.begin, q.end, kv.begin, kv.end, static_cast<int>(answer),
-                                       static_cast<int>(expected));
+        table.firstFault = fmt::format("seed {} q {}..{} kv {}..{}: answered {}, is {}", seed, q.begin, q.end, kv.begin,
+                                       kv.end, static_cast<int>(answer), static_cast<int>(expected));
     }
   }
   return table;
@@ -240,14 +233,12 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
 
   // What was tried has to be wide enough for the answer to mean something.
   const char *names[] = {"empty", "full", "partial"};
-  std::cout << fmt::format("{} tiles of {} distinct expressions\n{:<10}{:>10}{:>8}{:>12}\n",
-                           table.tiles, table.expressions.size(), "class", "tiles", "%",
-                           "proved");
+  std::cout << fmt::format("{} tiles of {} distinct expressions\n{:<10}{:>10}{:>8}{:>12}\n", table.tiles,
+                           table.expressions.size(), "class", "tiles", "%", "proved");
   for (int i = 0; i < 3; ++i) {
-    std::cout << fmt::format(
-        "{:<10}{:>10}{:>8.1f}{:>12}\n", names[i], table.truths[i],
-        100.0 * static_cast<double>(table.truths[i]) / static_cast<double>(table.tiles),
-        i < 2 ? fmt::format("{}", table.answers[i]) : "");
+    std::cout << fmt::format("{:<10}{:>10}{:>8.1f}{:>12}\n", names[i], table.truths[i],
+                             100.0 * static_cast<double>(table.truths[i]) / static_cast<double>(table.tiles),
+                             i < 2 ? fmt::format("{}", table.answers[i]) : "");
     EXPECT_GE(table.truths[i] * 100, table.tiles * 15) << names[i];
   }
   EXPECT_GE(table.tiles, 100000 * scale);
@@ -255,15 +246,10 @@ TEST(Soundness, RandomPredicatesOverTilesOfEverySize) {
   EXPECT_EQ(static_cast<int64_t>(table.qRanges.size()), kQLen * (kQLen + 1) / 2);
   EXPECT_EQ(static_cast<int64_t>(table.kvRanges.size()), kKVLen * (kKVLen + 1) / 2);
   const std::pair<Operation, const char *> mnemonics[] = {
-#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains)                           \
-  {Operation::Enumerator, #mnemonic},
+#define CPFLEX_OPERATION(Enumerator, mnemonic, function, arity, domains) {Operation::Enumerator, #mnemonic},
 #include "runtime/contract/Operations.def"
-      {Operation::Load, "load"},
-      {Operation::ReduceAny, "any"},
-      {Operation::ReduceAll, "all"},
-      {Operation::ReduceSum, "sum"},
-      {Operation::ReduceMin, "reduce min"},
-      {Operation::ReduceMax, "reduce max"},
+      {Operation::Load, "load"},     {Operation::ReduceAny, "any"},        {Operation::ReduceAll, "all"},
+      {Operation::ReduceSum, "sum"}, {Operation::ReduceMin, "reduce min"}, {Operation::ReduceMax, "reduce max"},
   };
   std::cout << "uses of each operation:";
   for (auto [operation, name] : mnemonics) {
@@ -297,8 +283,7 @@ TEST(Soundness, WhatATileDecidesStaysRightInsideIt) {
       Range innerQ = randomRange(random, q.size()), innerKV = randomRange(random, kv.size());
       innerQ = {q.begin + innerQ.begin, q.begin + innerQ.end};
       innerKV = {kv.begin + innerKV.begin, kv.begin + innerKV.end};
-      TileClass inner =
-          inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
+      TileClass inner = inside.classify({innerQ.begin, innerQ.end - 1, innerKV.begin, innerKV.end - 1});
       ASSERT_TRUE(isSound(inner, truth.classOf(innerQ, innerKV))) << "seed " << seed;
     }
   }
@@ -353,8 +338,7 @@ TEST(Soundness, RandomMasksEqualBruteForceInAnyTiling) {
     ASSERT_TRUE(result.isOk()) << result.status().message();
     for (int64_t b = 0; b < 2; ++b)
       for (int64_t h = 0; h < 2; ++h)
-        ASSERT_EQ(result->mask.rows(b, h),
-                  bruteForceOf(tape, b, h).rows(options.tileQ, options.tileKV))
+        ASSERT_EQ(result->mask.rows(b, h), bruteForceOf(tape, b, h).rows(options.tileQ, options.tileKV))
             << "seed " << seed << " b " << b << " h " << h;
     options.threads = 2;
     auto onTwoThreads = buildBlockMask(&tape.builder->tape(), bindings, options);

@@ -29,17 +29,13 @@ public:
   }
   ValueType typeOf(Value value) const { return tape_.instructions[value.index].resultType; }
 
-  Value coordinate(int which) {
-    return add({.operation = Operation::Coordinate, .immediate = which});
-  }
+  Value coordinate(int which) { return add({.operation = Operation::Coordinate, .immediate = which}); }
   Value b() { return coordinate(0); }
   Value h() { return coordinate(1); }
   Value q() { return coordinate(2); }
   Value kv() { return coordinate(3); }
 
-  Value constant(int64_t value) {
-    return add({.operation = Operation::Constant, .immediate = value});
-  }
+  Value constant(int64_t value) { return add({.operation = Operation::Constant, .immediate = value}); }
   Value constantU32(uint32_t value) {
     return add({.operation = Operation::Constant,
                 .operandType = ValueType::U32,
@@ -60,8 +56,7 @@ public:
   }
   Value param(int64_t value) {
     params_.push_back(value);
-    return add(
-        {.operation = Operation::Param, .immediate = static_cast<int64_t>(params_.size()) - 1});
+    return add({.operation = Operation::Param, .immediate = static_cast<int64_t>(params_.size()) - 1});
   }
 
   Value apply(Operation operation, std::vector<Value> operands) {
@@ -84,11 +79,9 @@ public:
   }
 
   /// Binds an array, kept alive by the builder, and returns its slot.
-  template <typename T>
-  int capture(ElementType type, std::vector<T> elements, std::vector<int64_t> shape) {
+  template <typename T> int capture(ElementType type, std::vector<T> elements, std::vector<int64_t> shape) {
     storage_.emplace_back(elements.size() * sizeof(T) + 1);
-    std::copy_n(reinterpret_cast<const char *>(elements.data()), elements.size() * sizeof(T),
-                storage_.back().data());
+    std::copy_n(reinterpret_cast<const char *>(elements.data()), elements.size() * sizeof(T), storage_.back().data());
     CaptureView view;
     view.data = storage_.back().data();
     view.type = type;
@@ -156,11 +149,9 @@ private:
 
 inline Value number(Value like, int64_t value) { return like.builder->constant(value); }
 
-#define CPFLEX_TEST_BINARY(SYMBOL, OPERATION)                                                      \
-  inline Value operator SYMBOL(Value a, Value b) {                                                 \
-    return a.builder->apply(Operation::OPERATION, {a, b});                                         \
-  }                                                                                                \
-  inline Value operator SYMBOL(Value a, int64_t b) { return a SYMBOL number(a, b); }               \
+#define CPFLEX_TEST_BINARY(SYMBOL, OPERATION)                                                                          \
+  inline Value operator SYMBOL(Value a, Value b) { return a.builder->apply(Operation::OPERATION, {a, b}); }            \
+  inline Value operator SYMBOL(Value a, int64_t b) { return a SYMBOL number(a, b); }                                   \
   inline Value operator SYMBOL(int64_t a, Value b) { return number(b, a) SYMBOL b; }
 CPFLEX_TEST_BINARY(+, Add)
 CPFLEX_TEST_BINARY(-, Sub)
@@ -183,9 +174,7 @@ inline Value abs(Value a) { return a.builder->apply(Operation::Abs, {a}); }
 inline Value ilog2(Value a) { return a.builder->apply(Operation::ILog2, {a}); }
 inline Value max(Value a, Value b) { return a.builder->apply(Operation::Max, {a, b}); }
 inline Value min(Value a, Value b) { return a.builder->apply(Operation::Min, {a, b}); }
-inline Value clamp(Value a, int64_t lo, int64_t hi) {
-  return min(max(a, number(a, lo)), number(a, hi));
-}
+inline Value clamp(Value a, int64_t lo, int64_t hi) { return min(max(a, number(a, lo)), number(a, hi)); }
 inline Value select(Value condition, Value a, Value b) {
   return condition.builder->apply(Operation::Select, {condition, a, b});
 }

@@ -53,18 +53,14 @@ TEST_P(TilingTest, ShardsEqualBruteForceInEveryTiling) {
         positions.push_back(piece.begin + i * piece.step);
     return positions;
   };
-  std::vector<int64_t> qAt = positionsOf(options.qPositions),
-                       kvAt = positionsOf(options.kvPositions);
-  BruteForce truth(options.qLen, options.kvLen, [&](int64_t row, int64_t column) {
-    return mask.oracle(qAt[row], kvAt[column]);
-  });
+  std::vector<int64_t> qAt = positionsOf(options.qPositions), kvAt = positionsOf(options.kvPositions);
+  BruteForce truth(options.qLen, options.kvLen,
+                   [&](int64_t row, int64_t column) { return mask.oracle(qAt[row], kvAt[column]); });
   expectEveryTiling(mask, options, truth);
 }
 
 /// Rows and keys of a whole mask that are tried: all of them with CPFLEX_FULL.
-int64_t longestWhole() {
-  return std::getenv("CPFLEX_FULL") ? std::numeric_limits<int64_t>::max() : 700;
-}
+int64_t longestWhole() { return std::getenv("CPFLEX_FULL") ? std::numeric_limits<int64_t>::max() : 700; }
 
 TEST_P(TilingTest, WholeMasksEqualBruteForceInEveryTiling) {
   const CatalogueCase &mask = GetParam();
@@ -76,9 +72,7 @@ TEST_P(TilingTest, WholeMasksEqualBruteForceInEveryTiling) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TilingTest, testing::ValuesIn(catalogue()),
-                         [](const testing::TestParamInfo<CatalogueCase> &tested) {
-                           return tested.param.name;
-                         });
+                         [](const testing::TestParamInfo<CatalogueCase> &tested) { return tested.param.name; });
 
 /// Classifies by corners and centre only, as a sampling classifier does.
 TileCounts sampledCounts(const CatalogueCase &mask) {
@@ -86,8 +80,8 @@ TileCounts sampledCounts(const CatalogueCase &mask) {
   for (int64_t q = 0; q < mask.qLen; q += 128)
     for (int64_t kv = 0; kv < mask.kvLen; kv += 128) {
       int64_t bottom = std::min(q + 128, mask.qLen) - 1, right = std::min(kv + 128, mask.kvLen) - 1;
-      int seen = mask.oracle(q, kv) + mask.oracle(q, right) + mask.oracle(bottom, kv) +
-                 mask.oracle(bottom, right) + mask.oracle((q + bottom) / 2, (kv + right) / 2);
+      int seen = mask.oracle(q, kv) + mask.oracle(q, right) + mask.oracle(bottom, kv) + mask.oracle(bottom, right) +
+                 mask.oracle((q + bottom) / 2, (kv + right) / 2);
       (seen == 0 ? counts.empty : seen == 5 ? counts.full : counts.partial) += 1;
     }
   return counts;

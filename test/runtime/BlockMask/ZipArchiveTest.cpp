@@ -1,6 +1,6 @@
 // Archives whose sizes take 64 bits, without archives of 4 GiB: the writer is told to use them for everything.
-#include "runtime/BlockMask/IndexLists.h"
 #include "runtime/BlockMask/ZipArchive.h"
+#include "runtime/BlockMask/IndexLists.h"
 #include "test/runtime/BlockMask/SmallMasks.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// What does the NCCL transport say when the library is missing, a call fails or a peer stays away? NCCL and the driver are
-// functions of this file; the real ones are tried by CudaRanksTest.
+// What does the NCCL transport say when the library is missing, a call fails or a peer stays away? NCCL and the driver
+// are functions of this file; the real ones are tried by CudaRanksTest.
 #include "runtime/Comm/NcclCommunicator.h"
 #include "test/runtime/Cuda/FakeGpu.h"
 

@@ -31,7 +31,8 @@ std::string temporaryFile(const std::string &name) {
 int freePort(int which) { return 20000 + int(getpid() * 7 + which) % 20000; }
 
 /// Ranks as threads, each with bytes of its own; what each has afterwards.
-std::vector<std::vector<uint8_t>> shared(const Rendezvous &rendezvous, int32_t worldSize, std::vector<Status> &statuses) {
+std::vector<std::vector<uint8_t>> shared(const Rendezvous &rendezvous, int32_t worldSize,
+                                         std::vector<Status> &statuses) {
   std::vector<std::vector<uint8_t>> bytes;
   statuses.assign(size_t(worldSize), {});
   for (int32_t rank = 0; rank < worldSize; ++rank)
@@ -136,7 +137,10 @@ TEST(Rendezvous, RanksThatDoNotCome) {
   EXPECT_NE(shareBytes(unknown, 1, 2, bytes, deadlineIn(0.02)).message().find("the host 'no such host' is not known: "),
             std::string::npos);
   // A port that another job listens on.
-  std::thread first([&] { std::vector<uint8_t> own(8, 1); (void)shareBytes(here, 0, 2, own, deadlineIn(1)); });
+  std::thread first([&] {
+    std::vector<uint8_t> own(8, 1);
+    (void)shareBytes(here, 0, 2, own, deadlineIn(1));
+  });
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   EXPECT_EQ(shareBytes(here, 0, 2, bytes, deadlineIn(0.02)).message(),
             "cannot listen at 127.0.0.1:" + std::to_string(port) + ": Address already in use");

@@ -14,8 +14,8 @@ TEST(ThreadsCommunicator, PassesMessagesAroundARing) {
   std::vector<Status> statuses = runRanksInThreads(5, [&](Communicator &communicator) {
     int32_t value = communicator.rank(), arrived = 0;
     for (int32_t hop = 0; hop < 4; ++hop) {
-      MessageGroup group{hop, "ring", {{(communicator.rank() + 1) % 5, &value, 4}},
-                         {{(communicator.rank() + 4) % 5, &arrived, 4}}};
+      MessageGroup group{
+          hop, "ring", {{(communicator.rank() + 1) % 5, &value, 4}}, {{(communicator.rank() + 4) % 5, &arrived, 4}}};
       CPFLEX_RETURN_IF_ERROR(exchange(communicator, group, deadlineIn(10)));
       value = arrived;
     }
@@ -32,9 +32,9 @@ TEST(ThreadsCommunicator, SumsInRankOrderOnAllRanks) {
   std::vector<float> sums(3, -1.0f);
   std::vector<Status> statuses = runRanksInThreads(3, [&](Communicator &communicator) {
     float value = values[communicator.rank()];
-    CPFLEX_RETURN_IF_ERROR(sumOverRanks(
-        communicator.rank(), communicator.worldSize(), &value, 1, "sum",
-        [&](const MessageGroup &group) { return exchange(communicator, group, deadlineIn(10)); }));
+    CPFLEX_RETURN_IF_ERROR(
+        sumOverRanks(communicator.rank(), communicator.worldSize(), &value, 1, "sum",
+                     [&](const MessageGroup &group) { return exchange(communicator, group, deadlineIn(10)); }));
     sums[size_t(communicator.rank())] = value;
     return Status::ok();
   });
@@ -80,7 +80,8 @@ TEST(ThreadsCommunicator, WrongPeersAndTicketsAreNamed) {
             "rank 0 sends to rank 2 in step 0; expected a rank in [0, 2)");
   EXPECT_EQ(exchange(communicator, {0, "kv", {}, {{-1, &value, 4}}}, deadlineIn(1)).message(),
             "rank 0 receives from rank -1 in step 0; expected a rank in [0, 2)");
-  EXPECT_EQ(communicator.wait(7, deadlineIn(1)).message(), "rank 0 waits for ticket 7 out of turn; expected the oldest one");
+  EXPECT_EQ(communicator.wait(7, deadlineIn(1)).message(),
+            "rank 0 waits for ticket 7 out of turn; expected the oldest one");
 }
 
 TEST(Deadline, IsAheadHoweverLongTheWait) {

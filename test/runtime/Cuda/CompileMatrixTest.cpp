@@ -39,16 +39,17 @@ DeviceFunctions functorNamed(const std::string &name) {
                                      : test::large();
 }
 
-/// Bytes that a kernel may store and load aside: what its row says. The large functor reads many captures, whose pointers
-/// and strides are kept beside the accumulators, in its mask and in its score function. The others read one array or none,
-/// so that little of what rows of forward and of dQ allow for masks is for them.
+/// Bytes that a kernel may store and load aside: what its row says. The large functor reads many captures, whose
+/// pointers and strides are kept beside the accumulators, in its mask and in its score function. The others read one
+/// array or none, so that little of what rows of forward and of dQ allow for masks is for them.
 int spillLimit(const std::string &functor, const KernelSource &source) {
   constexpr int kOfOneArray = 128, kOfCausalQueries = 16, kOfLarge = 2048;
   const int ofRow = source.tiles.spillLimit;
   if (functor == "large")
     return ofRow + kOfLarge;
   const bool isForward = source.spec.role == KernelRole::Forward;
-  const bool isForMasks = source.spec.family == KernelFamily::Wgmma && (isForward || source.spec.role == KernelRole::BackwardQ) &&
+  const bool isForMasks = source.spec.family == KernelFamily::Wgmma &&
+                          (isForward || source.spec.role == KernelRole::BackwardQ) &&
                           std::max(source.spec.headDim, source.spec.vHeadDim) > 64;
   if (!isForMasks)
     return ofRow;
@@ -114,10 +115,11 @@ TEST(MachineCode, SeesLocalArraysAndProducts) {
   EXPECT_EQ(image->spillBytes, 0);
   EXPECT_GT(array.arrayBytes, 0);
   EXPECT_EQ(array.numWarpProducts, 0);
-  source.text = "extern \"C\" __global__ void k(float *out, unsigned a, unsigned b) {\n"
-                "  asm volatile(\"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4}, {%5}, \"\n"
-                "               \"{%0, %1, %2, %3};\" : \"+f\"(out[0]), \"+f\"(out[1]), \"+f\"(out[2]), \"+f\"(out[3])\n"
-                "               : \"r\"(a), \"r\"(b));\n}\n";
+  source.text =
+      "extern \"C\" __global__ void k(float *out, unsigned a, unsigned b) {\n"
+      "  asm volatile(\"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4}, {%5}, \"\n"
+      "               \"{%0, %1, %2, %3};\" : \"+f\"(out[0]), \"+f\"(out[1]), \"+f\"(out[2]), \"+f\"(out[3])\n"
+      "               : \"r\"(a), \"r\"(b));\n}\n";
   image = compileKernel(source, **nvrtc);
   ASSERT_TRUE(image) << image.status().message();
   const test::MachineCode product = test::machineCode(image->cubin, "k");

@@ -1,5 +1,5 @@
-// Which kernels are the rows of the table of tiles, and is what the compiler made of one as the table says? For tests that
-// compile without a GPU.
+// Which kernels are the rows of the table of tiles, and is what the compiler made of one as the table says? For tests
+// that compile without a GPU.
 #pragma once
 
 #include "runtime/Cuda/CompileKernel.h"
@@ -25,11 +25,14 @@ struct MatrixTarget {
 
 /// An architecture for each amount of shared memory that the table knows.
 inline std::vector<MatrixTarget> targetsWithRows() {
-  return {{KernelFamily::Wgmma, 90}, {KernelFamily::MmaSync, 80}, {KernelFamily::MmaSync, 86}, {KernelFamily::MmaSync, 90}};
+  return {
+      {KernelFamily::Wgmma, 90}, {KernelFamily::MmaSync, 80}, {KernelFamily::MmaSync, 86}, {KernelFamily::MmaSync, 90}};
 }
 
 /// Further architectures that the compiler writes other code for: as much shared memory as 90, as much as 86.
-inline std::vector<MatrixTarget> furtherTargets() { return {{KernelFamily::MmaSync, 100}, {KernelFamily::MmaSync, 120}}; }
+inline std::vector<MatrixTarget> furtherTargets() {
+  return {{KernelFamily::MmaSync, 100}, {KernelFamily::MmaSync, 120}};
+}
 
 /// Head sizes of queries and of values: each that the table cuts in another way, and 96.
 inline std::vector<std::pair<int, int>> allHeads() {
@@ -43,10 +46,11 @@ struct MachineCode {
   int arrayBytes = 0;           ///< that its instructions store to and load from local memory at computed addresses
 };
 
-/// Counts instructions of `.text.<function>` in a cubin for sm_80 to sm_120. An instruction has 16 bytes; which one it is
-/// stands in its lowest 9 bits (3 more tell the forms of its operands apart), the register of an address in bits 24 to 31,
-/// the width of an access in bits 73 to 75. Spills lie at fixed distances from register 1, arrays that are indexed do not.
-/// The numbers are not documented; they are those of code whose PTX has the instruction and which reports its spills.
+/// Counts instructions of `.text.<function>` in a cubin for sm_80 to sm_120. An instruction has 16 bytes; which one it
+/// is stands in its lowest 9 bits (3 more tell the forms of its operands apart), the register of an address in bits 24
+/// to 31, the width of an access in bits 73 to 75. Spills lie at fixed distances from register 1, arrays that are
+/// indexed do not. The numbers are not documented; they are those of code whose PTX has the instruction and which
+/// reports its spills.
 inline MachineCode machineCode(const std::vector<char> &cubin, const std::string &function) {
   constexpr uint64_t kOpcodeMask = 0x1ff, kWarpgroupProduct = 0x1f0, kWarpProduct = 0x3c, kStoreLocal = 0x187,
                      kLoadLocal = 0x183, kStackRegister = 1;

@@ -411,7 +411,8 @@ TEST_F(CaptureGradientTest, WrongRequestsAreNamed) {
   EXPECT_THAT(whyNotBound(problem), HasSubstr("array 'table' is not in GPU memory"));
   DeviceFunctions many = withGradients();
   many.gradients.resize(kMaxCaptureGradients + 1);
-  EXPECT_THAT(create(many).status().message(), HasSubstr("reads 33 arrays that take gradients; on a GPU at most 32 do"));
+  EXPECT_THAT(create(many).status().message(),
+              HasSubstr("reads 33 arrays that take gradients; on a GPU at most 32 do"));
 }
 
 TEST_F(CudaExecutableTest, PositionsBecomeTiles) {
@@ -483,7 +484,8 @@ TEST_F(CudaExecutableTest, UpdateRefusesWhatDoesNotFit) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable);
   problem.mask = &second;
-  EXPECT_THAT((*executable)->update(problem, kStream).message(), HasSubstr("bytes where 512 were reserved; make a new executable for it"));
+  EXPECT_THAT((*executable)->update(problem, kStream).message(),
+              HasSubstr("bytes where 512 were reserved; make a new executable for it"));
   problem.mask = &third;
   EXPECT_EQ((*executable)->update(problem, kStream).message(),
             "the block mask has other tiles than the one bound first; make a new executable for it");
@@ -501,8 +503,9 @@ TEST_F(CudaExecutableTest, UpdateRefusesMorePartialTilesThanHaveRoom) {
   auto executable = CudaExecutable::bind(program, problem, kStream);
   ASSERT_TRUE(executable) << executable.status().message();
   problem.mask = &second;
-  EXPECT_EQ((*executable)->update(problem, kStream).message(),
-            "the block mask has more partial tiles than the 64 for which memory was reserved; make a new executable for it");
+  EXPECT_EQ(
+      (*executable)->update(problem, kStream).message(),
+      "the block mask has more partial tiles than the 64 for which memory was reserved; make a new executable for it");
 }
 
 TEST_F(CudaExecutableTest, WrongProblemsAreNamed) {
@@ -730,8 +733,7 @@ TEST_F(CudaExecutableTest, BackwardLaunchesItsKernelsInOrder) {
       << "the turns are read off the mask along q";
   int numTurns = 2 * 4 * ceilDivide(300, program->kernel(KernelRole::BackwardKV)->tiles().tileQ);
   EXPECT_TRUE(std::all_of(kv.querySums.turns, kv.querySums.turns + numTurns, [](int turn) { return turn == 0; }));
-  EXPECT_GE(reinterpret_cast<std::byte *>(kv.delta.data),
-            reinterpret_cast<std::byte *>(kv.querySums.turns + numTurns));
+  EXPECT_GE(reinterpret_cast<std::byte *>(kv.delta.data), reinterpret_cast<std::byte *>(kv.querySums.turns + numTurns));
   EXPECT_EQ(gpu.launches[4].gridX, 4u);
   tensors.dK.data = tensors.dV.data;
   EXPECT_EQ((*executable)->backward(tensors, workspace.data(), kStream).message(), "output 'dK' overlaps 'dV'");

@@ -368,8 +368,8 @@ TEST(CudaGpu, ReplayedGraphSeesNewDocumentsMaskAndParams) {
     host.params = {length / 2, 3, std::bit_cast<uint32_t>(static_cast<float>(length) / 20.0f)};
     host.mask = test::bruteForceMask(host.problem, 128, 128);
     problem.mask = &host.mask;
-    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(documents),
-                             host.documents.data(), static_cast<int64_t>(host.documents.size() * 4), stream->get()));
+    ASSERT_TRUE(copyToDevice(*machine->device, reinterpret_cast<cuda::DeviceAddress>(documents), host.documents.data(),
+                             static_cast<int64_t>(host.documents.size() * 4), stream->get()));
     ASSERT_TRUE((*executable)->update(problem, stream->get()));
     ASSERT_EQ(graphs.call("cuGraphLaunch", replay, stream->get()), cuda::kSuccess);
     auto fetch = [&](std::vector<uint16_t> &values, const TensorView &from) {

@@ -71,20 +71,11 @@ struct FakeGpu {
     f.deviceTotalMem = [](size_t *bytes, Device) { return *bytes = size_t(1) << 30, kSuccess; };
     f.deviceGetAttribute = [](int *value, DeviceAttribute attribute, Device) {
       switch (attribute) {
-      case kComputeCapabilityMajor:
-        *value = current()->capability / 10;
-        break;
-      case kComputeCapabilityMinor:
-        *value = current()->capability % 10;
-        break;
-      case kMultiprocessorCount:
-        *value = current()->numProcessors;
-        break;
-      case kL2CacheSize:
-        *value = 50 << 20;
-        break;
-      default:
-        return kInvalidValue;
+      case kComputeCapabilityMajor: *value = current()->capability / 10; break;
+      case kComputeCapabilityMinor: *value = current()->capability % 10; break;
+      case kMultiprocessorCount: *value = current()->numProcessors; break;
+      case kL2CacheSize: *value = 50 << 20; break;
+      default: return kInvalidValue;
       }
       return kSuccess;
     };

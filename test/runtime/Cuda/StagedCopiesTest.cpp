@@ -60,7 +60,8 @@ TEST_F(StagedCopiesTest, CaptureWithoutElementsIsNotCopied) {
   auto copies = StagedCopies::reserve(gpu.device(), sizes);
   ASSERT_TRUE(copies);
   EXPECT_TRUE(copies->isEmpty());
-  const CaptureView view{.data = values.data(), .shape = {3, 0}, .strides = {0, 1}, .type = ElementType::I32, .rank = 2};
+  const CaptureView view{
+      .data = values.data(), .shape = {3, 0}, .strides = {0, 1}, .type = ElementType::I32, .rank = 2};
   auto copy = copies->stage(0, "array 'a'", view);
   ASSERT_TRUE(copy);
   EXPECT_EQ(copy->data, values.data());

@@ -7,8 +7,8 @@
 
 namespace cpflex::test {
 
-/// A functor from the captures and params of Captures, the body of mask() (empty: no mask) and the bodies of score() and
-/// scoreGradient().
+/// A functor from the captures and params of Captures, the body of mask() (empty: no mask) and the bodies of score()
+/// and scoreGradient().
 inline DeviceFunctions functor(const std::string &captures, const std::string &params, const std::string &maskBody,
                                ScoreForm form = ScoreForm::Identity, const std::string &scoreBody = "return s;",
                                const std::string &gradientBody = "return gradient;") {
@@ -47,11 +47,12 @@ inline DeviceFunctions documentCausal() {
 
 /// cap * tanh(s / cap), causal.
 inline DeviceFunctions softCap() {
-  return functor("", "    long long cap;\n", "return kv <= q;", ScoreForm::General,
-                 "float cap = __int_as_float((int)c.params->cap);\n    return cpflex::ops::mul(cap, "
-                 "cpflex::ops::tanh(cpflex::ops::div(s, cap)));",
-                 "float cap = __int_as_float((int)c.params->cap);\n    float t = cpflex::ops::tanh(cpflex::ops::div(s, cap));\n"
-                 "    return gradient * (1.0f - t * t);");
+  return functor(
+      "", "    long long cap;\n", "return kv <= q;", ScoreForm::General,
+      "float cap = __int_as_float((int)c.params->cap);\n    return cpflex::ops::mul(cap, "
+      "cpflex::ops::tanh(cpflex::ops::div(s, cap)));",
+      "float cap = __int_as_float((int)c.params->cap);\n    float t = cpflex::ops::tanh(cpflex::ops::div(s, cap));\n"
+      "    return gradient * (1.0f - t * t);");
 }
 
 /// s * f(h), no mask: the scaled form.
@@ -64,34 +65,35 @@ inline DeviceFunctions temperature() {
 /// Something as large as the catalogue's largest: a 2-D bias with clipped relative positions, ALiBi, a soft cap, and a
 /// mask of documents, a window, sinks and a dilated tail.
 inline DeviceFunctions large() {
-  return functor("    cpflex::CaptureArgument doc, bias, slope;\n", "    long long W, sinks, cap;\n",
-                 "namespace ops = cpflex::ops;\n"
-                 "    const int *ids = (const int *)c.doc.data + b * c.doc.strides[0];\n"
-                 "    bool same = ids[q * c.doc.strides[1]] == ids[kv * c.doc.strides[1]];\n"
-                 "    bool window = ops::sub(ops::Int(q), ops::Int(kv)) < c.params->W;\n"
-                 "    bool sink = kv < c.params->sinks;\n"
-                 "    bool dilated = ops::mod(ops::sub(ops::Int(q), ops::Int(kv)), ops::max(ops::Int(1), c.params->W)) == 0;\n"
-                 "    return kv <= q && same && (window || sink || dilated);",
-                 ScoreForm::General,
-                 "namespace ops = cpflex::ops;\n"
-                 "    float cap = __int_as_float((int)c.params->cap);\n"
-                 "    ops::Int distance = ops::min(ops::max(ops::sub(ops::Int(q), ops::Int(kv)), "
-                 "ops::neg(ops::Int(31))), ops::Int(31));\n"
-                 "    float bias = ((const float *)c.bias.data)[h * c.bias.strides[0] + distance + 31];\n"
-                 "    float slope = ((const float *)c.slope.data)[h * c.slope.strides[0]];\n"
-                 "    float shifted = ops::add(ops::add(s, bias), ops::mul(slope, ops::toFloat(ops::sub(ops::Int(kv), "
-                 "ops::Int(q)))));\n"
-                 "    return ops::mul(cap, ops::tanh(ops::div(shifted, cap)));",
-                 "namespace ops = cpflex::ops;\n"
-                 "    float cap = __int_as_float((int)c.params->cap);\n"
-                 "    ops::Int distance = ops::min(ops::max(ops::sub(ops::Int(q), ops::Int(kv)), "
-                 "ops::neg(ops::Int(31))), ops::Int(31));\n"
-                 "    float bias = ((const float *)c.bias.data)[h * c.bias.strides[0] + distance + 31];\n"
-                 "    float slope = ((const float *)c.slope.data)[h * c.slope.strides[0]];\n"
-                 "    float shifted = ops::add(ops::add(s, bias), ops::mul(slope, ops::toFloat(ops::sub(ops::Int(kv), "
-                 "ops::Int(q)))));\n"
-                 "    float t = ops::tanh(ops::div(shifted, cap));\n"
-                 "    return gradient * (1.0f - t * t);");
+  return functor(
+      "    cpflex::CaptureArgument doc, bias, slope;\n", "    long long W, sinks, cap;\n",
+      "namespace ops = cpflex::ops;\n"
+      "    const int *ids = (const int *)c.doc.data + b * c.doc.strides[0];\n"
+      "    bool same = ids[q * c.doc.strides[1]] == ids[kv * c.doc.strides[1]];\n"
+      "    bool window = ops::sub(ops::Int(q), ops::Int(kv)) < c.params->W;\n"
+      "    bool sink = kv < c.params->sinks;\n"
+      "    bool dilated = ops::mod(ops::sub(ops::Int(q), ops::Int(kv)), ops::max(ops::Int(1), c.params->W)) == 0;\n"
+      "    return kv <= q && same && (window || sink || dilated);",
+      ScoreForm::General,
+      "namespace ops = cpflex::ops;\n"
+      "    float cap = __int_as_float((int)c.params->cap);\n"
+      "    ops::Int distance = ops::min(ops::max(ops::sub(ops::Int(q), ops::Int(kv)), "
+      "ops::neg(ops::Int(31))), ops::Int(31));\n"
+      "    float bias = ((const float *)c.bias.data)[h * c.bias.strides[0] + distance + 31];\n"
+      "    float slope = ((const float *)c.slope.data)[h * c.slope.strides[0]];\n"
+      "    float shifted = ops::add(ops::add(s, bias), ops::mul(slope, ops::toFloat(ops::sub(ops::Int(kv), "
+      "ops::Int(q)))));\n"
+      "    return ops::mul(cap, ops::tanh(ops::div(shifted, cap)));",
+      "namespace ops = cpflex::ops;\n"
+      "    float cap = __int_as_float((int)c.params->cap);\n"
+      "    ops::Int distance = ops::min(ops::max(ops::sub(ops::Int(q), ops::Int(kv)), "
+      "ops::neg(ops::Int(31))), ops::Int(31));\n"
+      "    float bias = ((const float *)c.bias.data)[h * c.bias.strides[0] + distance + 31];\n"
+      "    float slope = ((const float *)c.slope.data)[h * c.slope.strides[0]];\n"
+      "    float shifted = ops::add(ops::add(s, bias), ops::mul(slope, ops::toFloat(ops::sub(ops::Int(kv), "
+      "ops::Int(q)))));\n"
+      "    float t = ops::tanh(ops::div(shifted, cap));\n"
+      "    return gradient * (1.0f - t * t);");
 }
 
 } // namespace cpflex::test

@@ -1,10 +1,10 @@
 // Do ranks on a GPU together compute what one device computes? Several ranks share GPU 0; with more GPUs NCCL joins.
 // Skipped where there is no GPU, but for what needs none.
+#include "runtime/Executor/CudaRanks.h"
 #include "RankCase.h"
 #include "runtime/Comm/CudaThreadsCommunicator.h"
 #include "runtime/Comm/ThreadsCommunicator.h"
 #include "runtime/Cuda/CompileKernel.h"
-#include "runtime/Executor/CudaRanks.h"
 #include "runtime/Plan/ShardArrays.h"
 #include "test/runtime/Cuda/TestFunctors.h"
 
@@ -30,24 +30,26 @@ namespace {
 DeviceFunctions deviceFunctions(MaskRule rule, bool hasScore) {
   DeviceFunctions functions =
       rule == MaskRule::Causal && !hasScore ? causal()
-      : rule == MaskRule::Full && !hasScore ? noFunctor()
-      : functor("    cpflex::CaptureArgument doc, slopes;\n", "",
-                rule == MaskRule::Document ? "const int *ids = (const int *)c.doc.data + b * c.doc.strides[0];\n"
-                                             "    return kv <= q && ids[q] == ids[kv];"
-                : rule == MaskRule::Window ? "return kv <= q && q - kv < 40;"
-                                           : "return kv <= q;",
-                hasScore ? ScoreForm::Additive : ScoreForm::Identity,
-                hasScore ? "return s + ((const float *)c.slopes.data)[h] * (float)(kv - q);" : "return s;");
+      : rule == MaskRule::Full && !hasScore
+          ? noFunctor()
+          : functor("    cpflex::CaptureArgument doc, slopes;\n", "",
+                    rule == MaskRule::Document ? "const int *ids = (const int *)c.doc.data + b * c.doc.strides[0];\n"
+                                                 "    return kv <= q && ids[q] == ids[kv];"
+                    : rule == MaskRule::Window ? "return kv <= q && q - kv < 40;"
+                                               : "return kv <= q;",
+                    hasScore ? ScoreForm::Additive : ScoreForm::Identity,
+                    hasScore ? "return s + ((const float *)c.slopes.data)[h] * (float)(kv - q);" : "return s;");
   functions.numCaptures = functions.text.find("CaptureArgument doc") == std::string::npos ? 0 : 2;
   if (hasScore) {
     functions.text.resize(functions.text.rfind("};"));
-    functions.text += "  static constexpr int kNumScatters = 1;\n"
-                      "  static constexpr cpflex::ScatterWalk scatterWalk(int) { return cpflex::ScatterWalk::Constant; }\n"
-                      "  static constexpr int scatterTarget(int) { return 0; }\n"
-                      "  template <class Add>\n"
-                      "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, "
-                      "float, float gradient, int, int h, int q, int kv, const Add &add) {\n"
-                      "    add(h, gradient * (float)(kv - q));\n  }\n};\n";
+    functions.text +=
+        "  static constexpr int kNumScatters = 1;\n"
+        "  static constexpr cpflex::ScatterWalk scatterWalk(int) { return cpflex::ScatterWalk::Constant; }\n"
+        "  static constexpr int scatterTarget(int) { return 0; }\n"
+        "  template <class Add>\n"
+        "  static __device__ __forceinline__ void scatter(cpflex::ScatterNumber<0>, const Captures &, "
+        "float, float gradient, int, int h, int q, int kv, const Add &add) {\n"
+        "    add(h, gradient * (float)(kv - q));\n  }\n};\n";
     functions.gradients = {{.capture = 1, .isDense = false}};
   }
   return functions;
@@ -77,8 +79,14 @@ struct CudaCase : RankCase {
 
 CallShape gpuShape(int64_t batch, int64_t qHeads, int64_t kvHeads, int64_t length, int64_t headDim,
                    ElementType type = ElementType::BF16) {
-  return {.batch = batch, .qHeads = qHeads, .kvHeads = kvHeads, .qLen = length, .kvLen = length, .headDim = headDim,
-          .vHeadDim = headDim, .type = type};
+  return {.batch = batch,
+          .qHeads = qHeads,
+          .kvHeads = kvHeads,
+          .qLen = length,
+          .kvLen = length,
+          .headDim = headDim,
+          .vHeadDim = headDim,
+          .type = type};
 }
 
 constexpr Rotation kRotations[] = {Rotation::Ring, Rotation::AllGather, Rotation::Selective, Rotation::Ulysses};
@@ -144,8 +152,8 @@ TEST(CudaRanks, EveryRunGivesTheSameBitsAndAscendingKeysThoseOfOneRank) {
   CudaCase each(MaskRule::Document, gpuShape(1, 4, 2, 1300, 128));
   auto bitsOf = [&](const PlanRequest &request) {
     Schedule forward = *planContextParallel(request), backward = *planBackward(request, forward);
-    Status status =
-        runContextParallelCuda(forward, &backward, each.call, each.cudaCall, each.tensors(), machines, CudaTransport::Copies);
+    Status status = runContextParallelCuda(forward, &backward, each.call, each.cudaCall, each.tensors(), machines,
+                                           CudaTransport::Copies);
     EXPECT_TRUE(status.isOk()) << status.message();
     return std::vector{each.out.bytes, each.lse.bytes, each.dQ.bytes, each.dK.bytes, each.dV.bytes};
   };
@@ -209,12 +217,15 @@ struct DeviceShard {
     EXPECT_EQ(device->driver().streamSynchronize(nullptr), cuda::kSuccess);
   }
   SequenceArrayShape sequence() const {
-    return {.batch = whole.sizes[0], .outer = whole.sizes[1], .inner = whole.sizes[3],
+    return {.batch = whole.sizes[0],
+            .outer = whole.sizes[1],
+            .inner = whole.sizes[3],
             .elementSizeInBytes = sizeInBytes(whole.view.type)};
   }
   void set(cuda::Stream stream, uint8_t byte) {
     CurrentContext current(*device);
-    EXPECT_EQ(device->driver().memsetD8Async(memory.address(), byte, size_t(host.sizeInBytes()), stream), cuda::kSuccess);
+    EXPECT_EQ(device->driver().memsetD8Async(memory.address(), byte, size_t(host.sizeInBytes()), stream),
+              cuda::kSuccess);
   }
   /// The values arrive when the work so far in the stream is done.
   void bring(cuda::Stream stream) {
@@ -248,7 +259,8 @@ struct DeviceShard {
 };
 
 /// Two calls of one rank, as of two layers, between the work of a caller's slow stream; nothing else waits.
-Status runTwoLayers(CudaCase &each, const CudaMachine &machine, CudaCommunicator &communicator, const Schedule &forward) {
+Status runTwoLayers(CudaCase &each, const CudaMachine &machine, CudaCommunicator &communicator,
+                    const Schedule &forward) {
   const int32_t rank = communicator.rank();
   auto stream = CudaStream::create(machine.device);
   auto slow = CudaBuffer::allocate(machine.device, int64_t(1) << 28);
@@ -269,13 +281,15 @@ Status runTwoLayers(CudaCase &each, const CudaMachine &machine, CudaCommunicator
     {
       CurrentContext current(*machine.device);
       for (int repeat = 0; repeat < 64; ++repeat)
-        EXPECT_EQ(machine.device->driver().memsetD8Async(slow->address(), 0, size_t(slow->sizeInBytes()), stream->get()),
-                  cuda::kSuccess);
+        EXPECT_EQ(
+            machine.device->driver().memsetD8Async(slow->address(), 0, size_t(slow->sizeInBytes()), stream->get()),
+            cuda::kSuccess);
     }
     for (DeviceShard *input : {&q, &k, &v})
       input->bring(stream->get());
     CPFLEX_RETURN_IF_ERROR((*device)->startAfter(stream->get()));
-    CPFLEX_RETURN_IF_ERROR(runForward(forward, each.call, {q.view, k.view, v.view, out.view, lse.view}, communicator, options));
+    CPFLEX_RETURN_IF_ERROR(
+        runForward(forward, each.call, {q.view, k.view, v.view, out.view, lse.view}, communicator, options));
     CPFLEX_RETURN_IF_ERROR((*device)->finishBefore(stream->get()));
     EXPECT_TRUE(report.events.empty());
     EXPECT_GT(report.received.size() + report.sent.size(), 0u);
@@ -375,8 +389,8 @@ TEST(CudaRanks, OneRankSendsToItselfThroughNccl) {
   for (int step = 0; step < 3; ++step) {
     values[0] = step;
     ASSERT_TRUE(copyToDevice(*machine.device, from->address(), values.data(), bytes, (*port)->stream()));
-    Status status = exchange(**communicator, {step, "kv", {{0, from->data(), bytes}}, {{0, to->data(), bytes}}},
-                             deadlineIn(30));
+    Status status =
+        exchange(**communicator, {step, "kv", {{0, from->data(), bytes}}, {{0, to->data(), bytes}}}, deadlineIn(30));
     ASSERT_TRUE(status.isOk()) << status.message();
     ASSERT_TRUE(copyToHost(*machine.device, back.data(), to->address(), bytes, (*port)->stream()));
     EXPECT_EQ(back, values);

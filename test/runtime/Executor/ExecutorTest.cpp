@@ -10,8 +10,8 @@ using namespace cpflex::test;
 
 namespace {
 
-constexpr LayoutKind kLayouts[] = {LayoutKind::Contiguous, LayoutKind::HeadTail, LayoutKind::Striped,
-                                   LayoutKind::PerDocument, LayoutKind::Ptrr, LayoutKind::Solved};
+constexpr LayoutKind kLayouts[] = {LayoutKind::Contiguous,  LayoutKind::HeadTail, LayoutKind::Striped,
+                                   LayoutKind::PerDocument, LayoutKind::Ptrr,     LayoutKind::Solved};
 constexpr Rotation kRotations[] = {Rotation::Ring, Rotation::AllGather, Rotation::Selective, Rotation::Ulysses};
 
 TEST(Executor, CausalMasksUnderEveryLayoutAndRotation) {
@@ -183,9 +183,9 @@ TEST(Executor, MovesTheBytesOfThePlan) {
         std::vector<RunReport> reports;
         WholeTensors tensors = each.tensors();
         std::vector<RunReport> both;
-        ASSERT_TRUE(runContextParallelHost(forward, schedule == &backward ? &backward : nullptr, each.call, tensors, {},
-                                           &both)
-                        .isOk());
+        ASSERT_TRUE(
+            runContextParallelHost(forward, schedule == &backward ? &backward : nullptr, each.call, tensors, {}, &both)
+                .isOk());
         for (const RunReport &report : both) {
           int64_t sent = 0, received = 0;
           for (const auto &[key, counter] : report.sent)
@@ -240,8 +240,8 @@ TEST(Executor, OffsetsMakeMasksAndScoresSeeTheWholeJob) {
   call.headOffset = 2;
   auto partOf = [&](const TestTensor &tensor) {
     TensorView view = tensor.view;
-    view.data = const_cast<uint8_t *>(tensor.bytes.data()) +
-                (view.strides[0] + 2 * view.strides[1]) * sizeInBytes(view.type);
+    view.data =
+        const_cast<uint8_t *>(tensor.bytes.data()) + (view.strides[0] + 2 * view.strides[1]) * sizeInBytes(view.type);
     return view;
   };
   WholeTensors tensors;
@@ -369,8 +369,7 @@ TEST(Executor, GradientsComeHomeInRankOrder) {
         std::map<int32_t, std::vector<std::pair<int32_t, int32_t>>> arrivals; // by owner: step, distance
         for (const Transfer &transfer : backward.transfers)
           if (transfer.payload == Payload::DKV)
-            arrivals[transfer.destination].push_back(
-                {transfer.step, (transfer.source - transfer.destination + 6) % 6});
+            arrivals[transfer.destination].push_back({transfer.step, (transfer.source - transfer.destination + 6) % 6});
         EXPECT_FALSE(arrivals.empty());
         for (auto &[owner, list] : arrivals) {
           std::sort(list.begin(), list.end());

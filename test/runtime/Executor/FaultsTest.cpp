@@ -1,5 +1,5 @@
-// Whatever goes wrong with one operation of one rank, does every rank end within its deadline, with the right result or an
-// error that names rank, step and peer?
+// Whatever goes wrong with one operation of one rank, does every rank end within its deadline, with the right result or
+// an error that names rank, step and peer?
 #include "../Plan/TestMasks.h"
 #include "runtime/Comm/CheckedCommunicator.h"
 #include "runtime/Comm/FaultyCommunicator.h"
@@ -28,8 +28,8 @@ TEST(Faults, EveryTrialEndsRightOrWithANamedError) {
   const int32_t worldSize = 3;
   TestMask mask(MaskRule::Causal, 1, 2, length, length, 16);
   PlanRequest request;
-  request.shape = {.batch = 1, .qHeads = 2, .kvHeads = 1, .qLen = length, .kvLen = length, .headDim = headDim,
-                   .vHeadDim = headDim};
+  request.shape = {
+      .batch = 1, .qHeads = 2, .kvHeads = 1, .qLen = length, .kvLen = length, .headDim = headDim, .vHeadDim = headDim};
   request.worldSize = worldSize;
   request.mask = &mask.mask;
   request.layout = LayoutKind::HeadTail;
@@ -39,8 +39,7 @@ TEST(Faults, EveryTrialEndsRightOrWithANamedError) {
     for (float &value : *array)
       value = float(int(random() % 201) - 100) * 0.01f;
   auto viewOf = [&](std::vector<float> &array) {
-    return TensorView{array.data(), ElementType::F32,
-                      {int64_t(array.size()), length * headDim, headDim, 1}};
+    return TensorView{array.data(), ElementType::F32, {int64_t(array.size()), length * headDim, headDim, 1}};
   };
   RankCall call;
   call.functions = &mask.functions;
@@ -50,7 +49,8 @@ TEST(Faults, EveryTrialEndsRightOrWithANamedError) {
   options.attention.numThreads = 1;
 
   // A rank that was killed knows no peer; every other names the one that it heard nothing good from.
-  const std::regex named("rank [0-9]+ was killed at operation [0-9]+ in step [0-9]+|.*rank [0-9]+ .*rank [0-9]+ in step [0-9]+.*");
+  const std::regex named(
+      "rank [0-9]+ was killed at operation [0-9]+ in step [0-9]+|.*rank [0-9]+ .*rank [0-9]+ in step [0-9]+.*");
   int numRight = 0, numErrors = 0;
   for (Rotation rotation : {Rotation::Ring, Rotation::Selective, Rotation::Ulysses}) {
     request.rotation = rotation;

@@ -1,6 +1,6 @@
-// One rank of an MPI job, run by MpiTest: causal attention forward and backward, compared on rank 0 with threads; or, with
-// `silent`, a rank 1 that sends nothing; or, with `killed N`, a rank 1 that dies at its N-th group of messages. Rank 0
-// prints `right`, or the error; exits 0 in both.
+// One rank of an MPI job, run by MpiTest: causal attention forward and backward, compared on rank 0 with threads; or,
+// with `silent`, a rank 1 that sends nothing; or, with `killed N`, a rank 1 that dies at its N-th group of messages.
+// Rank 0 prints `right`, or the error; exits 0 in both.
 #include "../Plan/TestMasks.h"
 #include "runtime/Comm/MpiCommunicator.h"
 #include "runtime/Executor/ContextParallelRun.h"
@@ -41,8 +41,8 @@ Status runJob(Communicator &communicator, double deadlineSeconds) {
   const int64_t length = 301, headDim = 16;
   TestMask mask(MaskRule::Causal, 1, 2, length, length, 32);
   PlanRequest request;
-  request.shape = {.batch = 1, .qHeads = 2, .kvHeads = 1, .qLen = length, .kvLen = length, .headDim = headDim,
-                   .vHeadDim = headDim};
+  request.shape = {
+      .batch = 1, .qHeads = 2, .kvHeads = 1, .qLen = length, .kvLen = length, .headDim = headDim, .vHeadDim = headDim};
   request.worldSize = communicator.worldSize();
   request.mask = &mask.mask;
   request.layout = LayoutKind::HeadTail;
@@ -80,9 +80,9 @@ Status runJob(Communicator &communicator, double deadlineSeconds) {
         results[which][i].resize(i < 2 ? q.size() : k.size());
         *outputs[i] = viewOf(results[which][i]);
       }
-      CPFLEX_RETURN_IF_ERROR(
-          which == 0 ? runContextParallelRank(*forward, &*backward, call, tensors, communicator, options)
-                     : runContextParallelHost(*forward, &*backward, call, tensors, options));
+      CPFLEX_RETURN_IF_ERROR(which == 0
+                                 ? runContextParallelRank(*forward, &*backward, call, tensors, communicator, options)
+                                 : runContextParallelHost(*forward, &*backward, call, tensors, options));
     }
     for (int i = 0; i < 4 && communicator.rank() == 0; ++i)
       if (results[0][i] != results[1][i])

@@ -1,4 +1,5 @@
-// Do ranks as MPI processes compute the bits that threads compute, and is a missing plugin or message one clear sentence?
+// Do ranks as MPI processes compute the bits that threads compute, and is a missing plugin or message one clear
+// sentence?
 #include "runtime/Comm/MpiCommunicator.h"
 
 #include <chrono>
@@ -15,7 +16,8 @@ namespace {
 std::string runJob(int numRanks, const std::string &argument, const std::string &launcherFlags = "") {
   const std::string command = "CPFLEX_MPI_PLUGIN='" CPFLEX_MPI_PLUGIN_FILE "' timeout 60 mpirun --allow-run-as-root "
                               "--oversubscribe " +
-                              launcherFlags + " -n " + std::to_string(numRanks) + " '" CPFLEX_MPI_RANKS "' " + argument + " 2>&1";
+                              launcherFlags + " -n " + std::to_string(numRanks) + " '" CPFLEX_MPI_RANKS "' " +
+                              argument + " 2>&1";
   std::string output;
   FILE *pipe = popen(command.c_str(), "r");
   char buffer[256];
@@ -40,8 +42,9 @@ TEST_F(Mpi, ComputesTheBitsOfThreads) {
 }
 
 TEST_F(Mpi, NamesThePeerThatSentNothing) {
-  EXPECT_NE(runJob(2, "silent").find("no message from rank 1 at rank 0 in step 4 (kv) before the deadline; expected 4 bytes"),
-            std::string::npos);
+  EXPECT_NE(
+      runJob(2, "silent").find("no message from rank 1 at rank 0 in step 4 (kv) before the deadline; expected 4 bytes"),
+      std::string::npos);
 }
 
 TEST_F(Mpi, AKilledProcessIsAnErrorThatNamesItWithinTheDeadline) {

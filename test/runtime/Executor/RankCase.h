@@ -1,5 +1,5 @@
-// One attention call with tensors, a hand-written mask, an fp64 reference and a comparison, for tests of the executor on
-// any device.
+// One attention call with tensors, a hand-written mask, an fp64 reference and a comparison, for tests of the executor
+// on any device.
 #pragma once
 
 #include "../Plan/TestMasks.h"
@@ -44,12 +44,11 @@ inline void alibi(const Bindings *bindings, const TileCoordinates *tile, float *
   const float slope = static_cast<const float *>(bindings->captures[1].data)[tile->h];
   for (int64_t i = 0; i < tile->qCount; ++i)
     for (int64_t j = 0; j < tile->kvCount; ++j)
-      scores[i * rowStride + j] +=
-          slope * float(tile->kvBegin + j * tile->kvStep - tile->qBegin - i * tile->qStep);
+      scores[i * rowStride + j] += slope * float(tile->kvBegin + j * tile->kvStep - tile->qBegin - i * tile->qStep);
 }
 
-inline void alibiGradient(const Bindings *, const TileCoordinates *tile, const float *, float *gradients, int64_t rowStride,
-                   float *const *captureGradients) {
+inline void alibiGradient(const Bindings *, const TileCoordinates *tile, const float *, float *gradients,
+                          int64_t rowStride, float *const *captureGradients) {
   if (captureGradients && captureGradients[1])
     for (int64_t i = 0; i < tile->qCount; ++i)
       for (int64_t j = 0; j < tile->kvCount; ++j)
@@ -82,7 +81,8 @@ struct RankCase {
     for (int64_t b = 0; b < shape.batch; ++b)
       for (int64_t h = 0; h < shape.qHeads; ++h)
         wholeMask.rowSetOf.push_back(
-            mask.mask.rowSetOf[size_t((mask.mask.batch == 1 ? 0 : b) * mask.mask.heads + (mask.mask.heads == 1 ? 0 : h))]);
+            mask.mask
+                .rowSetOf[size_t((mask.mask.batch == 1 ? 0 : b) * mask.mask.heads + (mask.mask.heads == 1 ? 0 : h))]);
     captures[0] = mask.capture;
     captures[1].data = slopes.data();
     captures[1].type = ElementType::F32;
@@ -211,8 +211,14 @@ struct RankCase {
 
 inline CallShape shapeOf(int64_t batch, int64_t qHeads, int64_t kvHeads, int64_t qLen, int64_t kvLen,
                          ElementType type = ElementType::F32) {
-  return {.batch = batch, .qHeads = qHeads, .kvHeads = kvHeads, .qLen = qLen, .kvLen = kvLen, .headDim = 32,
-          .vHeadDim = 24, .type = type};
+  return {.batch = batch,
+          .qHeads = qHeads,
+          .kvHeads = kvHeads,
+          .qLen = qLen,
+          .kvLen = kvLen,
+          .headDim = 32,
+          .vHeadDim = 24,
+          .type = type};
 }
 
 } // namespace cpflex::test

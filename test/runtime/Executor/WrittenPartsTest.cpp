@@ -1,8 +1,8 @@
 // Are gradients right where the first contribution to a place is stored and nothing starts as zeros?
+#include "runtime/Executor/WrittenParts.h"
 #include "RankCase.h"
 #include "runtime/Comm/ThreadsCommunicator.h"
 #include "runtime/Executor/HostExecutionDevice.h"
-#include "runtime/Executor/WrittenParts.h"
 
 #include <cstring>
 
@@ -13,8 +13,8 @@ namespace {
 
 using Contents = ExecutionDevice::Contents;
 
-constexpr LayoutKind kLayouts[] = {LayoutKind::Contiguous, LayoutKind::HeadTail, LayoutKind::Striped,
-                                   LayoutKind::PerDocument, LayoutKind::Ptrr, LayoutKind::Solved};
+constexpr LayoutKind kLayouts[] = {LayoutKind::Contiguous,  LayoutKind::HeadTail, LayoutKind::Striped,
+                                   LayoutKind::PerDocument, LayoutKind::Ptrr,     LayoutKind::Solved};
 constexpr Rotation kRotations[] = {Rotation::Ring, Rotation::AllGather, Rotation::Selective, Rotation::Ulysses};
 
 Slab rowsOf(int64_t begin, int64_t end) { return {0, {0, 2}, {0, 3}, {begin, end}}; }
@@ -40,8 +40,10 @@ TEST(WrittenParts, FirstContributionsAreStoredAndLaterOnesAdded) {
 }
 
 TEST(WrittenParts, BatchRowsAndHeadsCountToo) {
-  const auto [start, writes] = writesOf({{0, {0, 1}, {0, 3}, {0, 10}}, {0, {1, 2}, {0, 2}, {0, 10}},
-                                         {0, {1, 2}, {2, 3}, {0, 10}}, {0, {0, 1}, {2, 3}, {5, 6}}});
+  const auto [start, writes] = writesOf({{0, {0, 1}, {0, 3}, {0, 10}},
+                                         {0, {1, 2}, {0, 2}, {0, 10}},
+                                         {0, {1, 2}, {2, 3}, {0, 10}},
+                                         {0, {0, 1}, {2, 3}, {5, 6}}});
   EXPECT_EQ(start, Contents::Undefined);
   EXPECT_EQ(writes, (std::vector{kStore, kStore, kStore, kAdd}));
 }
@@ -146,8 +148,8 @@ TEST(StoredGradients, AWindowAddsOnlyWhatTwoCallsGive) {
           for (const Slab &slab : transfer.slabs)
             rowsHome += slab.heads.size() * slab.rows.size();
       EXPECT_GT(rowsHome, 0);
-      // dK and dV that come home are added to the own ones; gradients of foreign keys are computed in the message; the second
-      // of two calls adds dQ.
+      // dK and dV that come home are added to the own ones; gradients of foreign keys are computed in the message; the
+      // second of two calls adds dQ.
       const PoisonedDevice &device = devices[size_t(rank)];
       EXPECT_EQ(device.addedRows, 2 * rowsHome);
       EXPECT_EQ(device.numAdds, 1);

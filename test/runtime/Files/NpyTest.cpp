@@ -75,12 +75,14 @@ TEST(Npy, DamagedFilesAreErrors) {
   expectMessage("hello, world", "it does not begin with the .npy signature");
   expectMessage(std::string("\x93NUMPY\x09\x00\x10\x00\x00\x00\x00\x00", 14), "its version is 9; expected 1, 2 or 3");
   expectMessage(std::string("\x93NUMPY\x01\x00\x10\x00", 10), "it ends inside the header");
-  expectMessage(std::string("\x93NUMPY\x02\x00\xff\xff\xff\x7f", 12), "its header has 2147483647 bytes; expected at most 1048576");
+  expectMessage(std::string("\x93NUMPY\x02\x00\xff\xff\xff\x7f", 12),
+                "its header has 2147483647 bytes; expected at most 1048576");
   expectMessage(withHeader("{'shape': (2,)}", ""), "its header is damaged");
   for (const char *shape : {"(-4,)", "('4',)", "(4.5,)", "(4 5,)"})
     expectMessage(withHeader(std::string("{'descr': '<i4', 'fortran_order': False, 'shape': ") + shape + ", }", ""),
                   "its header is damaged");
-  expectMessage(withHeader("{'descr': '<c8', 'fortran_order': False, 'shape': (2,), }", ""), "its element type is '<c8'");
+  expectMessage(withHeader("{'descr': '<c8', 'fortran_order': False, 'shape': (2,), }", ""),
+                "its element type is '<c8'");
   expectMessage(withHeader("{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", "1234"),
                 "it holds 4 bytes of data; its shape needs 2 elements of 4 bytes");
   expectMessage(withHeader("{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999,99999999999), }", "1234"),

@@ -1,5 +1,5 @@
-// Is every kind of file read and written as its owner expects: links and permissions kept, devices and pipes written, not
-// replaced, nothing read without end?
+// Is every kind of file read and written as its owner expects: links and permissions kept, devices and pipes written,
+// not replaced, nothing read without end?
 #include "runtime/Files/WholeFile.h"
 
 #include <gtest/gtest.h>

@@ -98,8 +98,8 @@ template <Predicate predicate>
 void evaluateTile(const Bindings *bindings, const TileCoordinates *tile, uint8_t *out, int64_t rowStride) {
   for (int64_t i = 0; i < tile->qCount; ++i)
     for (int64_t j = 0; j < tile->kvCount; ++j)
-      out[i * rowStride + j] = predicate(bindings, tile->b, tile->h, tile->qBegin + i * tile->qStep,
-                                         tile->kvBegin + j * tile->kvStep);
+      out[i * rowStride + j] =
+          predicate(bindings, tile->b, tile->h, tile->qBegin + i * tile->qStep, tile->kvBegin + j * tile->kvStep);
 }
 template <ScoreFormula formula>
 void scoreTile(const Bindings *bindings, const TileCoordinates *tile, float *scores, int64_t rowStride) {

@@ -21,8 +21,8 @@ struct ForwardArguments {
 
   ForwardArguments() : ForwardArguments(problemOf(2, 4, 2, 10, 12, 8)) {}
   explicit ForwardArguments(const AttentionProblem &problem)
-      : q((test.problem = problem, test.makeQ())), k(test.makeK()), v(test.makeV()), out(test.makeOut(ElementType::F32)),
-        lse(test.makeRow()) {
+      : q((test.problem = problem, test.makeQ())), k(test.makeK()), v(test.makeV()),
+        out(test.makeOut(ElementType::F32)), lse(test.makeRow()) {
     tensors = {.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view()};
   }
   Status run() const { return hostAttentionForward(test.problem, tensors, options); }
@@ -78,7 +78,8 @@ TEST(AttentionChecks, MaskOfAnotherProblem) {
   ForwardArguments arguments;
   arguments.test.setMask<causal>();
   arguments.test.problem.qLen = 9;
-  expectMessage(arguments.run(), "'mask' is for 2 batch rows, 4 heads, 10 queries and 12 keys; expected 2, 4, 9 and 12");
+  expectMessage(arguments.run(),
+                "'mask' is for 2 batch rows, 4 heads, 10 queries and 12 keys; expected 2, 4, 9 and 12");
 }
 
 TEST(AttentionChecks, DamagedMask) {
@@ -93,8 +94,9 @@ TEST(AttentionChecks, PartialTilesWithoutFunctions) {
   ForwardArguments arguments;
   arguments.test.setMask<causal>();
   arguments.test.problem.functions = nullptr;
-  expectMessage(arguments.run(), "'mask' has partial tiles, but 'functions' has no evaluateTile; expected the functions "
-                                 "that the mask was built from");
+  expectMessage(arguments.run(),
+                "'mask' has partial tiles, but 'functions' has no evaluateTile; expected the functions "
+                "that the mask was built from");
 }
 
 TEST(AttentionChecks, NullTensor) {
@@ -129,8 +131,9 @@ TEST(AttentionChecks, OutputThatIsBroadcast) {
 TEST(AttentionChecks, OutputWithElementsThatCoincide) {
   ForwardArguments arguments;
   arguments.tensors.lse.strides[1] = arguments.tensors.lse.strides[2];
-  expectMessage(arguments.run(), "'lse' has strides 1 and 1 along axes 1 and 2, with which elements coincide; expected an "
-                                 "output whose elements are distinct");
+  expectMessage(arguments.run(),
+                "'lse' has strides 1 and 1 along axes 1 and 2, with which elements coincide; expected an "
+                "output whose elements are distinct");
 }
 
 TEST(AttentionChecks, OverlappingTensors) {
@@ -184,7 +187,8 @@ struct BackwardArguments : ForwardArguments {
   HostBackwardTensors gradients;
 
   BackwardArguments() : dOut(test.makeOut(ElementType::F32)), dQ(test.makeQ()), dK(test.makeK()), dV(test.makeV()) {
-    gradients = {.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view(), .dOut = dOut.view()};
+    gradients = {
+        .q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view(), .dOut = dOut.view()};
     gradients.dQ = dQ.view(), gradients.dK = dK.view(), gradients.dV = dV.view();
   }
   Status run() const { return hostAttentionBackward(test.problem, gradients, options); }
@@ -220,8 +224,9 @@ TEST(AttentionChecks, CaptureGradientsWithoutCaptures) {
   float *arrays[2] = {};
   arguments.gradients.captureGradients = arrays;
   arguments.gradients.numCaptures = 2;
-  expectMessage(arguments.run(), "'captureGradients' has 2 entries, but 'bindings' has no captures; expected the captures "
-                                 "that the functions read");
+  expectMessage(arguments.run(),
+                "'captureGradients' has 2 entries, but 'bindings' has no captures; expected the captures "
+                "that the functions read");
   arguments.gradients.numCaptures = -1;
   expectMessage(arguments.run(), "'numCaptures' is -1; expected 0 or more");
 }

@@ -9,7 +9,8 @@
 namespace cpflex::test {
 
 inline constexpr double kTolerance = 2e-6;
-/// Gradients of captures are sums of thousands of terms of both signs, which the functions of the tests add one by one in f32.
+/// Gradients of captures are sums of thousands of terms of both signs, which the functions of the tests add one by one
+/// in f32.
 inline constexpr double kCaptureTolerance = 1e-5;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -22,10 +23,9 @@ struct BackwardRun {
   bool isSoftmax;
 
   explicit BackwardRun(AttentionCase &test, ElementType gradientType = ElementType::F32)
-      : test(test), q(test.makeQ()), k(test.makeK()), v(test.makeV()),
-        dOut(test.makeOut(test.type).randomize(11)), dLse(test.makeRow().randomize(12)),
-        out(test.makeOut(ElementType::F32)), lse(test.makeRow()), dQ(like(q, gradientType)), dK(like(k, gradientType)),
-        dV(like(v, gradientType)),
+      : test(test), q(test.makeQ()), k(test.makeK()), v(test.makeV()), dOut(test.makeOut(test.type).randomize(11)),
+        dLse(test.makeRow().randomize(12)), out(test.makeOut(ElementType::F32)), lse(test.makeRow()),
+        dQ(like(q, gradientType)), dK(like(k, gradientType)), dV(like(v, gradientType)),
         isSoftmax(test.problem.normalization == AttentionProblem::Normalization::Softmax) {}
 
   Tensor like(const Tensor &tensor, ElementType type) const {
@@ -72,9 +72,8 @@ struct BackwardRun {
     std::vector<bool> wanted;
     for (const std::vector<float> &capture : captures)
       wanted.push_back(!capture.empty());
-    StatusOr<ReferenceBackward> expected =
-        referenceAttentionBackward(test.problem, q.view(), k.view(), v.view(), dOut.view(),
-                                   isSoftmax ? dLse.view() : TensorView{}, wanted);
+    StatusOr<ReferenceBackward> expected = referenceAttentionBackward(
+        test.problem, q.view(), k.view(), v.view(), dOut.view(), isSoftmax ? dLse.view() : TensorView{}, wanted);
     ASSERT_TRUE(expected.isOk()) << expected.status().message();
     EXPECT_LE(relativeError(dQ.view(), expected->dQ, dQ.sizes()), tolerance);
     EXPECT_LE(relativeError(dK.view(), expected->dK, dK.sizes()), tolerance);
@@ -82,7 +81,8 @@ struct BackwardRun {
     for (size_t c = 0; c < captures.size(); ++c)
       if (!captures[c].empty()) {
         TensorView view{captures[c].data(), ElementType::F32, {0, 0, 0, 1}};
-        EXPECT_LE(relativeError(view, expected->captures[c], {1, 1, 1, int64_t(captures[c].size())}), kCaptureTolerance);
+        EXPECT_LE(relativeError(view, expected->captures[c], {1, 1, 1, int64_t(captures[c].size())}),
+                  kCaptureTolerance);
       }
     if (test.problem.sink) {
       TensorView view{sink.data() + test.problem.headOffset, ElementType::F32, {0, 0, 0, 1}};

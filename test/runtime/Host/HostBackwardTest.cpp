@@ -237,9 +237,7 @@ float poisonedScore(const Bindings *, float score, int64_t, int64_t, int64_t, in
 float poisonedGradient(const Bindings *, float, float gradient, int64_t, int64_t, int64_t, int64_t kv, float *const *) {
   return kv == 5 || kv == 6 || kv == 9 ? std::nanf("") : gradient;
 }
-bool hidesPoison(const Bindings *, int64_t, int64_t, int64_t q, int64_t kv) {
-  return (kv != 5 && kv != 6) || q >= 100;
-}
+bool hidesPoison(const Bindings *, int64_t, int64_t, int64_t q, int64_t kv) { return (kv != 5 && kv != 6) || q >= 100; }
 
 TEST(HostBackward, ForbiddenNaNNeverReachesAGradient) {
   AttentionCase test;
@@ -307,8 +305,8 @@ TEST(HostBackward, EveryInstructionSetMatchesReference) {
   AttentionCase test;
   test.problem = problemOf(1, 2, 1, 150, 200, 40);
   test.setMask<causal>();
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
-                             InstructionSet::Avx512BFloat16}) {
+  for (InstructionSet set :
+       {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Avx512BFloat16}) {
     if (!isSupported(set))
       continue;
     BackwardRun run(test);
@@ -339,7 +337,8 @@ TEST(HostBackward, AddsPartsOfTheKeysWithAGivenRowTerm) {
   BackwardRun run(whole);
   run.forward();
   Tensor rowTerm = whole.makeRow();
-  ASSERT_TRUE(hostAttentionRowTerm(whole.problem, run.out.view(), run.dOut.view(), run.dLse.view(), rowTerm.view()).isOk());
+  ASSERT_TRUE(
+      hostAttentionRowTerm(whole.problem, run.out.view(), run.dOut.view(), run.dLse.view(), rowTerm.view()).isOk());
   run.dQ.fill(0.0f), run.dK.fill(0.0f), run.dV.fill(0.0f);
   for (int64_t begin : {0, 100}) {
     AttentionCase part;
@@ -415,8 +414,8 @@ TEST(ReferenceAttention, GradientsMatchFiniteDifferences) {
     move(step);
     return (above - below) / (2 * step);
   };
-  StatusOr<ReferenceBackward> gradients = referenceAttentionBackward(
-      test.problem, run.q.view(), run.k.view(), run.v.view(), run.dOut.view(), run.dLse.view());
+  StatusOr<ReferenceBackward> gradients = referenceAttentionBackward(test.problem, run.q.view(), run.k.view(),
+                                                                     run.v.view(), run.dOut.view(), run.dLse.view());
   ASSERT_TRUE(gradients.isOk());
   for (int sample = 0; sample < 6; ++sample) {
     const int64_t b = sample % 2, h = sample % 2, row = sample + 5, d = sample;

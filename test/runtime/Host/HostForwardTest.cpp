@@ -39,7 +39,8 @@ void expectMatchesReference(AttentionCase &test, Tensor &q, Tensor &k, Tensor &v
   EXPECT_LE(relativeError(outputs.lse.view(), expected->lse, outputs.lse.sizes()), kTolerance);
 }
 
-void expectMatchesReference(AttentionCase &test, double tolerance = kTolerance, ElementType outType = ElementType::F32) {
+void expectMatchesReference(AttentionCase &test, double tolerance = kTolerance,
+                            ElementType outType = ElementType::F32) {
   Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
   expectMatchesReference(test, q, k, v, tolerance, outType);
 }
@@ -249,9 +250,7 @@ TEST(HostForward, NoRowsAtAllIsFine) {
 float poisonedScore(const Bindings *, float score, int64_t, int64_t, int64_t q, int64_t kv) {
   return kv == 5 ? std::nanf("") : kv == 6 ? kInfinity : kv == 9 ? -kInfinity : score;
 }
-bool hidesPoison(const Bindings *, int64_t, int64_t, int64_t q, int64_t kv) {
-  return (kv != 5 && kv != 6) || q >= 100;
-}
+bool hidesPoison(const Bindings *, int64_t, int64_t, int64_t q, int64_t kv) { return (kv != 5 && kv != 6) || q >= 100; }
 
 TEST(HostForward, ForbiddenNaNScoresAreNotObserved) {
   AttentionCase test;
@@ -363,8 +362,8 @@ TEST_P(HostForwardOfType, EveryInstructionSetMatchesReference) {
   test.setScore<alibi>();
   Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV();
   StatusOr<ReferenceForward> expected = referenceAttentionForward(test.problem, q.view(), k.view(), v.view());
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
-                             InstructionSet::Avx512BFloat16}) {
+  for (InstructionSet set :
+       {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Avx512BFloat16}) {
     if (!isSupported(set))
       continue;
     Outputs one = runForward(test, q, k, v, ElementType::F32, {.numThreads = 1, .instructionSet = set});
@@ -374,7 +373,8 @@ TEST_P(HostForwardOfType, EveryInstructionSetMatchesReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, HostForwardOfType, testing::Values(ElementType::F32, ElementType::BF16, ElementType::F16),
+INSTANTIATE_TEST_SUITE_P(Types, HostForwardOfType,
+                         testing::Values(ElementType::F32, ElementType::BF16, ElementType::F16),
                          [](const auto &tested) { return std::string(toString(tested.param)); });
 
 TEST(HostForward, SplitInFullAndPartialDoesNotChangeBitsOfBFloat16) {

@@ -1,6 +1,6 @@
 // The inner loops in each instruction set that this machine has: accuracy of the exponential, conversions, products.
-#include "runtime/Host/HostAttention.h"
 #include "runtime/Host/HostKernels.h"
+#include "runtime/Host/HostAttention.h"
 
 #include <cmath>
 #include <cstring>
@@ -28,7 +28,8 @@ protected:
 INSTANTIATE_TEST_SUITE_P(InstructionSets, HostKernelsTest,
                          testing::Values(InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
                                          InstructionSet::Avx512BFloat16),
-                         [](const auto &parameter) { std::string name = toString(parameter.param);
+                         [](const auto &parameter) {
+                           std::string name = toString(parameter.param);
                            std::erase(name, '-');
                            return name;
                          });
@@ -85,7 +86,8 @@ TEST_P(HostKernelsTest, HalfPrecisionConversionsAreExactAndRoundToNearestEven) {
       for (int i = 0; i < 128 * 128; ++i)
         from[i] = uint16_t(quarter * 128 * 128 + i);
       kernels->packRows({from.data(), type, 128, 1}, 128, 128, block.data());
-      kernels->unpackRows(block.data(), kBlockStride, kBlockFloats, nullptr, 128, 128, false, {to.data(), type, 128, 1});
+      kernels->unpackRows(block.data(), kBlockStride, kBlockFloats, nullptr, 128, 128, false,
+                          {to.data(), type, 128, 1});
       for (int i = 0; i < 128 * 128; ++i) {
         bool isNaN = type == ElementType::F16 ? (from[i] & 0x7fff) > 0x7c00 : (from[i] & 0x7fff) > 0x7f80;
         if (isNaN)
@@ -152,8 +154,8 @@ TEST_P(HostKernelsTest, ProductsMatchPlainLoops) {
         for (int numColumns : {16, 48, 128})
           for (int depth : {1, 33, 128}) {
             std::vector<float> actual = c;
-            kernels->multiply({a.data(), isATransposed, b.data(), actual.data(), kBlockStride, numRows, numColumns, depth,
-                               use, 0.5f, scale.data()});
+            kernels->multiply({a.data(), isATransposed, b.data(), actual.data(), kBlockStride, numRows, numColumns,
+                               depth, use, 0.5f, scale.data()});
             double worst = 0;
             for (int m = 0; m < numRows; ++m)
               for (int n = 0; n < numColumns; ++n) {
@@ -194,8 +196,8 @@ TEST(HostKernelsOfPairs, ProductsMatchPlainLoops) {
   };
   for (int numRows : {1, 7, 41, 128})
     for (int depth : {1, 33, 128}) {
-      kernels->multiplyPairs({a.data(), false, b.data(), c.data(), kBlockStride, numRows, 128, depth, ProductUse::Replace,
-                              1.0f, nullptr});
+      kernels->multiplyPairs(
+          {a.data(), false, b.data(), c.data(), kBlockStride, numRows, 128, depth, ProductUse::Replace, 1.0f, nullptr});
       double worst = 0;
       for (int m = 0; m < numRows; ++m)
         for (int n = 0; n < 128; ++n) {

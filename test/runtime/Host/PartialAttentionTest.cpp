@@ -58,7 +58,8 @@ TEST(MergePartials, EqualsAttentionOverAllKeysWithItsSink) {
   const float sinks[] = {9.0f, 0.5f, -kInfinity};
   test.problem.sink = sinks;
   test.setMask<sparseRows>();
-  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV(), out = test.makeOut(ElementType::F32), lse = test.makeRow();
+  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV(), out = test.makeOut(ElementType::F32),
+         lse = test.makeRow();
   std::vector<OwnedPartial> partials = partialsOf(test, q, k, v);
   ASSERT_TRUE(mergePartials(test.problem, viewsOf(partials), sinks, out.view(), lse.view()).isOk());
   StatusOr<ReferenceForward> expected = referenceAttentionForward(test.problem, q.view(), k.view(), v.view());
@@ -70,7 +71,8 @@ TEST(MergePartials, MayWriteOverAPart) {
   AttentionCase test;
   test.problem = problemOf(1, 1, 1, 20, 300, 16);
   test.setMask<sparseRows>();
-  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV(), out = test.makeOut(ElementType::F32), lse = test.makeRow();
+  Tensor q = test.makeQ(), k = test.makeK(), v = test.makeV(), out = test.makeOut(ElementType::F32),
+         lse = test.makeRow();
   std::vector<OwnedPartial> partials = partialsOf(test, q, k, v);
   ASSERT_TRUE(mergePartials(test.problem, viewsOf(partials), nullptr, out.view(), lse.view()).isOk());
   PartialAttention first = partials[0].view();

@@ -14,7 +14,7 @@ template <int shift> float shifted(const Bindings *, float score, int64_t, int64
 void fillWithQuarters(Tensor &tensor, uint32_t seed) {
   std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
-  const int64_t(&sizes)[4] = tensor.sizes();
+  const int64_t (&sizes)[4] = tensor.sizes();
   for (int64_t b = 0; b < sizes[0]; ++b)
     for (int64_t h = 0; h < sizes[1]; ++h)
       for (int64_t s = 0; s < sizes[2]; ++s)
@@ -58,8 +58,8 @@ TEST(WeightScale, LseOfMinus10000GivesGradientsAsExactAsASmallOne) { expectLarge
 
 TEST(WeightScale, EveryInstructionSetMatchesReference) {
   LargeCase<10000> test;
-  for (InstructionSet set : {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512,
-                             InstructionSet::Avx512BFloat16})
+  for (InstructionSet set :
+       {InstructionSet::Baseline, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Avx512BFloat16})
     if (isSupported(set)) {
       SCOPED_TRACE(toString(set));
       LargeRun run(test);

@@ -1,6 +1,6 @@
 // Do layouts own every token once, as evenly as promised, and do shards come back whole?
-#include "TestMasks.h"
 #include "runtime/Plan/Layouts.h"
+#include "TestMasks.h"
 #include "runtime/Plan/ShardArrays.h"
 #include "runtime/Plan/SolvedLayout.h"
 
@@ -35,8 +35,8 @@ std::vector<Layout> allLayouts(int64_t length, int32_t worldSize, int64_t batch)
   for (int64_t tile = 0; tile < mask.mask.numQTiles(); ++tile)
     firstKeys.push_back(mask.mask.rowSets[0].runs[size_t(mask.mask.rowSets[0].rowBegin[size_t(tile)])].begin * 16);
   for (double threshold : {0.5, 1.0, 2.0})
-    for (const std::vector<int64_t> *keys : {static_cast<const std::vector<int64_t> *>(nullptr),
-                                             static_cast<const std::vector<int64_t> *>(&firstKeys)})
+    for (const std::vector<int64_t> *keys :
+         {static_cast<const std::vector<int64_t> *>(nullptr), static_cast<const std::vector<int64_t> *>(&firstKeys)})
       layouts.push_back(bandedLayout(tileWork(request, mask.mask), keys, 16, length, worldSize, threshold, 0.05));
   StatusOr<LayoutPair> solved = chooseLayouts(request, mask.mask);
   EXPECT_TRUE(solved.isOk());
@@ -51,7 +51,8 @@ TEST(Layouts, OwnEveryTokenOnceAndEvenly) {
         Status status = verifyLayout(layout);
         ASSERT_TRUE(status.isOk()) << status.message();
         for (int32_t rank = 0; rank < worldSize; ++rank) {
-          EXPECT_GE(layout.shardSize(rank), length / worldSize) << int(layout.kind) << " " << length << " " << worldSize;
+          EXPECT_GE(layout.shardSize(rank), length / worldSize)
+              << int(layout.kind) << " " << length << " " << worldSize;
           EXPECT_LE(layout.shardSize(rank), length / worldSize + 1);
         }
       }

@@ -1,7 +1,7 @@
 // Are need sets those that brute force finds, in whole tiles and token by token?
+#include "runtime/Plan/NeedSets.h"
 #include "TestMasks.h"
 #include "runtime/Plan/Layouts.h"
-#include "runtime/Plan/NeedSets.h"
 
 #include <gtest/gtest.h>
 
@@ -23,7 +23,8 @@ RangeSet bruteForce(const TestMask &mask, const CallShape &shape, const BatchGro
           for (int64_t q = rows.begin; q < rows.end; ++q)
             for (int64_t kv = 0; kv < shape.kvLen; ++kv)
               if (mask.attendsAt(b, h, q, kv))
-                for (int64_t near = kv / tileKV * tileKV; near < std::min(shape.kvLen, (kv / tileKV + 1) * tileKV); ++near)
+                for (int64_t near = kv / tileKV * tileKV; near < std::min(shape.kvLen, (kv / tileKV + 1) * tileKV);
+                     ++near)
                   needed[size_t(near)] = 1;
         }
   RangeSet result;

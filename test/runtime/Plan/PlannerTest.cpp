@@ -1,8 +1,8 @@
 // Do schedules hold together, move no more than they must, and say truly what they cost?
+#include "runtime/Plan/Planner.h"
 #include "TestMasks.h"
 #include "runtime/Plan/Certificate.h"
 #include "runtime/Plan/Layouts.h"
-#include "runtime/Plan/Planner.h"
 #include "runtime/Plan/Simulator.h"
 #include "runtime/Plan/SolvedLayout.h"
 #include "runtime/Plan/VerifySchedule.h"
@@ -39,8 +39,8 @@ int64_t count(const Schedule &schedule, Payload payload, int32_t source) {
 }
 
 TEST(Planner, EveryLayoutAndRotationGivesAScheduleThatHoldsTogether) {
-  for (MaskRule rule : {MaskRule::Causal, MaskRule::Document, MaskRule::Window, MaskRule::PerHead, MaskRule::Holes,
-                        MaskRule::Cross}) {
+  for (MaskRule rule :
+       {MaskRule::Causal, MaskRule::Document, MaskRule::Window, MaskRule::PerHead, MaskRule::Holes, MaskRule::Cross}) {
     TestMask mask(rule, 2, 4, 150, rule == MaskRule::Cross ? 211 : 150, 32);
     for (int32_t worldSize : {1, 2, 3, 5, 8})
       for (LayoutKind layout : {LayoutKind::Contiguous, LayoutKind::HeadTail, LayoutKind::Striped,
@@ -242,7 +242,8 @@ TEST(Planner, RequestFaultsAreNamed) {
   EXPECT_EQ(messageOf([](PlanRequest &r) { r.worldSize = 0; }), "world size is 0; expected 1 or more");
   EXPECT_EQ(messageOf([](PlanRequest &r) { r.shape.batch = -1; }),
             "batch -1, q length 64 and kv length 64; expected 0 or more");
-  EXPECT_EQ(messageOf([](PlanRequest &r) { r.shape.kvHeads = 3; }), "4 query heads for 3 kv heads; expected a multiple");
+  EXPECT_EQ(messageOf([](PlanRequest &r) { r.shape.kvHeads = 3; }),
+            "4 query heads for 3 kv heads; expected a multiple");
   EXPECT_EQ(messageOf([](PlanRequest &r) { r.shape.headDim = 0; }), "head sizes 0 and 8; expected 1 or more");
   EXPECT_EQ(messageOf([](PlanRequest &r) { r.shape.type = ElementType::I8; }),
             "tensors of type 'i8'; expected f32, bf16 or f16");

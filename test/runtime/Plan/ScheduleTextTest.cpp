@@ -1,7 +1,7 @@
 // Does the text form come back as the same schedule, and are faults in it located?
+#include "runtime/Plan/ScheduleText.h"
 #include "TestMasks.h"
 #include "runtime/Plan/Planner.h"
-#include "runtime/Plan/ScheduleText.h"
 #include "runtime/Plan/VerifySchedule.h"
 
 #include <gtest/gtest.h>
@@ -45,24 +45,25 @@ TEST(ScheduleText, ComesBackTheSame) {
 TEST(ScheduleText, ReadsLikeAListOfOperations) {
   TestMask mask(MaskRule::Causal, 2, 4, 64, 64);
   std::string text = toText(example(mask, Rotation::Ring, Pass::Forward));
-  EXPECT_EQ(text.substr(0, text.find("cp.certificate")),
-            "cp.schedule forward \"ring\" \"arrival\" ranks 2 steps 2 {\n"
-            "  cp.call batch 2 q_heads 4 kv_heads 2 q_len 64 kv_len 64 head_dim 64 v_head_dim 64 type bf16\n"
-            "  cp.layout q \"head-tail\" length 64 rows 1 {\n"
-            "    cp.shard row 0 rank 0 [begin 0 count 16, begin 48 count 16]\n"
-            "    cp.shard row 0 rank 1 [begin 16 count 32]\n"
-            "  }\n"
-            "  cp.layout kv same\n"
-            "  cp.transfer step 0 from 0 to 1 \"kv\" bytes 32768 [owner 0 batch 0 to 2 heads 0 to 2 rows 0 to 32]\n"
-            "  cp.transfer step 0 from 1 to 0 \"kv\" bytes 32768 [owner 1 batch 0 to 2 heads 0 to 2 rows 0 to 32]\n"
-            "  cp.compute step 0 rank 0 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 0 rows 0 to 32] kv [owner 0 rows 0 "
-            "to 16, owner 0 rows 16 to 32]\n"
-            "  cp.compute step 0 rank 1 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 1 rows 0 to 32] kv [owner 1 rows 0 "
-            "to 32]\n"
-            "  cp.compute step 1 rank 0 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 0 rows 0 to 32] kv [owner 1 rows 0 "
-            "to 32]\n"
-            "  cp.compute step 1 rank 1 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 1 rows 0 to 32] kv [owner 0 rows 0 "
-            "to 16, owner 0 rows 16 to 32]\n  ");
+  EXPECT_EQ(
+      text.substr(0, text.find("cp.certificate")),
+      "cp.schedule forward \"ring\" \"arrival\" ranks 2 steps 2 {\n"
+      "  cp.call batch 2 q_heads 4 kv_heads 2 q_len 64 kv_len 64 head_dim 64 v_head_dim 64 type bf16\n"
+      "  cp.layout q \"head-tail\" length 64 rows 1 {\n"
+      "    cp.shard row 0 rank 0 [begin 0 count 16, begin 48 count 16]\n"
+      "    cp.shard row 0 rank 1 [begin 16 count 32]\n"
+      "  }\n"
+      "  cp.layout kv same\n"
+      "  cp.transfer step 0 from 0 to 1 \"kv\" bytes 32768 [owner 0 batch 0 to 2 heads 0 to 2 rows 0 to 32]\n"
+      "  cp.transfer step 0 from 1 to 0 \"kv\" bytes 32768 [owner 1 batch 0 to 2 heads 0 to 2 rows 0 to 32]\n"
+      "  cp.compute step 0 rank 0 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 0 rows 0 to 32] kv [owner 0 rows 0 "
+      "to 16, owner 0 rows 16 to 32]\n"
+      "  cp.compute step 0 rank 1 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 1 rows 0 to 32] kv [owner 1 rows 0 "
+      "to 32]\n"
+      "  cp.compute step 1 rank 0 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 0 rows 0 to 32] kv [owner 1 rows 0 "
+      "to 32]\n"
+      "  cp.compute step 1 rank 1 batch 0 to 2 heads 0 to 4 work 6144.0 q [owner 1 rows 0 to 32] kv [owner 0 rows 0 "
+      "to 16, owner 0 rows 16 to 32]\n  ");
 }
 
 /// The message for the example's text with one replacement.
@@ -115,13 +116,15 @@ TEST(VerifySchedule, FaultsAreNamed) {
     return verifySchedule(schedule).message();
   };
   ASSERT_TRUE(verifySchedule(good).isOk());
-  EXPECT_EQ(messageOf([](Schedule &s) { s.shape.kvHeads = 3; }),
-            "sizes of the call are out of range; expected 1 or more ranks and heads, query heads a multiple of kv heads");
+  EXPECT_EQ(
+      messageOf([](Schedule &s) { s.shape.kvHeads = 3; }),
+      "sizes of the call are out of range; expected 1 or more ranks and heads, query heads a multiple of kv heads");
   EXPECT_EQ(messageOf([](Schedule &s) { s.shape.qLen = 63; }),
             "layout of 64 tokens and 1 batch rows; expected 63 tokens and 1 or 2 batch rows");
-  EXPECT_EQ(messageOf([](Schedule &s) { std::swap(s.transfers[0], s.transfers[1]); }),
-            "the transfer of step 0 from rank 0 to rank 1 is out of order; expected transfers by step, source, destination "
-            "and payload");
+  EXPECT_EQ(
+      messageOf([](Schedule &s) { std::swap(s.transfers[0], s.transfers[1]); }),
+      "the transfer of step 0 from rank 0 to rank 1 is out of order; expected transfers by step, source, destination "
+      "and payload");
   EXPECT_EQ(messageOf([](Schedule &s) { s.transfers[0].destination = 0; }),
             "the transfer of step 0 from rank 0 to rank 0; expected two ranks in [0, 3)");
   EXPECT_EQ(messageOf([](Schedule &s) { s.transfers[0].sizeInBytes = 1; }).substr(0, 62),
@@ -130,19 +133,22 @@ TEST(VerifySchedule, FaultsAreNamed) {
             "the transfer of step 0 from rank 0 to rank 1 has rows of rank 9; expected a rank in [0, 3)");
   EXPECT_EQ(messageOf([](Schedule &s) { s.transfers[0].slabs[0].rows.end = 99; }),
             "the transfer of step 0 from rank 0 to rank 1 has rows [0, 99) of rank 0; expected rows in [0, 21)");
-  EXPECT_EQ(messageOf([](Schedule &s) { s.transfers[0].slabs[0].heads.end = 3; }),
-            "the transfer of step 0 from rank 0 to rank 1 has heads [0, 3) and batch rows [0, 2); expected heads in [0, 2) "
-            "and batch rows in [0, 2)");
+  EXPECT_EQ(
+      messageOf([](Schedule &s) { s.transfers[0].slabs[0].heads.end = 3; }),
+      "the transfer of step 0 from rank 0 to rank 1 has heads [0, 3) and batch rows [0, 2); expected heads in [0, 2) "
+      "and batch rows in [0, 2)");
   EXPECT_EQ(messageOf([](Schedule &s) { s.transfers[0].slabs[0].owner = 2; }).substr(0, 76),
             "the transfer of step 0 from rank 0 to rank 1 passes on rows [0, 21) of rank ");
-  EXPECT_EQ(messageOf([](Schedule &s) {
-              s.transfers[0].payload = Payload::DKV;
-              s.transfers[0].sizeInBytes *= 2;
-            }),
-            "the transfer of step 0 from rank 0 to rank 1 returns results of rank 0; expected results of its destination");
+  EXPECT_EQ(
+      messageOf([](Schedule &s) {
+        s.transfers[0].payload = Payload::DKV;
+        s.transfers[0].sizeInBytes *= 2;
+      }),
+      "the transfer of step 0 from rank 0 to rank 1 returns results of rank 0; expected results of its destination");
   EXPECT_EQ(messageOf([](Schedule &s) { std::swap(s.computes[0], s.computes[1]); }),
             "the compute of step 0 on rank 0 is out of order; expected computes by step, rank, batch and heads");
-  EXPECT_EQ(messageOf([](Schedule &s) { s.computes.back().rank = 7; }).substr(0, 32), "the compute of step 2 on rank 7;");
+  EXPECT_EQ(messageOf([](Schedule &s) { s.computes.back().rank = 7; }).substr(0, 32),
+            "the compute of step 2 on rank 7;");
   EXPECT_EQ(messageOf([](Schedule &s) { s.computes[0].heads = {0, 3}; }),
             "the compute of step 0 on rank 0 covers heads [0, 3); expected all heads or heads of one kv head");
   EXPECT_EQ(messageOf([](Schedule &s) { s.computes[0].kv[0].owner = 1; }).substr(0, 48),

@@ -1,4 +1,5 @@
-// Hand-written masks for tests of context parallelism: predicates as host functions, and their BlockMask by brute force.
+// Hand-written masks for tests of context parallelism: predicates as host functions, and their BlockMask by brute
+// force.
 #pragma once
 
 #include "runtime/contract/Bindings.h"
@@ -39,8 +40,8 @@ template <MaskRule rule>
 void evaluate(const Bindings *bindings, const TileCoordinates *tile, uint8_t *out, int64_t rowStride) {
   for (int64_t i = 0; i < tile->qCount; ++i)
     for (int64_t j = 0; j < tile->kvCount; ++j)
-      out[i * rowStride + j] = attends<rule>(*bindings, tile->b, tile->h, tile->qBegin + i * tile->qStep,
-                                             tile->kvBegin + j * tile->kvStep);
+      out[i * rowStride + j] =
+          attends<rule>(*bindings, tile->b, tile->h, tile->qBegin + i * tile->qStep, tile->kvBegin + j * tile->kvStep);
 }
 
 inline EvaluateTileFunction evaluateTile(MaskRule rule) {
