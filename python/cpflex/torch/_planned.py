@@ -167,8 +167,9 @@ def plan_of(executable, layout, device):
     key = (id(layout), is_exact)
     found = executable.plans.get(key)
     if found is None or found[0]() is not layout:
-        for gone in [each for each, (of, _) in executable.plans.items() if of() is None]:
-            del executable.plans[gone]
+        # Ranks that are threads share the executable.
+        for gone in [each for each, (of, _) in list(executable.plans.items()) if of() is None]:
+            executable.plans.pop(gone, None)
         plan = CallPlan(executable, native_layout(layout), is_exact)
         found = executable.plans[key] = (weakref.ref(layout), plan)
     return found[1]
