@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Compares rounding errors with flex_attention's: every mask of the catalogue, forward and backward in bf16 on the same
-inputs, against dense attention in float64 under the mask that test/oracle evaluates. Asked: a relative Frobenius error of
-at most 1.1 times flex_attention's for the output and each gradient, no row's above 4 times its worst row, and LSE within
-1e-5, absolute and relative.
+"""Compares rounding errors with flex_attention's or cuDNN's: every mask of the catalogue, forward and backward in bf16 on
+the same inputs, against dense attention in float64 under the mask that test/oracle evaluates. Asked: a relative Frobenius
+error of at most 1.1 times the peer's for the output and each gradient, no row's above 4 times its worst row, and LSE
+within 1e-5, absolute and relative. The peer is flex_attention and, where that is more exact (of up to 64 queries it splits
+the keys, as for decoding), cuDNN's attention under a dense mask; its name is printed then.
 
 Needs a built cpflexc, NumPy, PyTorch and a GPU. `--device cpu` tries the script out: PyTorch's own dense attention takes the
 place of flex_attention, which has no backward there.
@@ -24,6 +25,7 @@ import time
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import gpu_checks
@@ -61,14 +63,25 @@ def load(arguments, file):
     return torch.from_numpy(gpu_checks.from_element(values, "bf16") if values.dtype == np.uint16 else values).to(arguments.device)
 
 
-def peer(arguments, inputs, mask):
-    """(out, dq, dk, dv) of flex_attention."""
-    q, k, v = (t.bfloat16().requires_grad_() for t in inputs[:3])
+def flex_attention_output(arguments, q, k, v, mask):
     if arguments.device == "cpu":
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
-    else:
-        block_mask = create_block_mask(lambda b, h, q, kv: mask[q, kv], None, None, *mask.shape, device=arguments.device)
-        out = torch.compile(flex_attention, dynamic=False)(q, k, v, block_mask=block_mask)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    block_mask = create_block_mask(lambda b, h, q, kv: mask[q, kv], None, None, *mask.shape, device=arguments.device)
+    return torch.compile(flex_attention, dynamic=False)(q, k, v, block_mask=block_mask)
+
+
+def cudnn_output(arguments, q, k, v, mask):
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION if arguments.device != "cpu" else SDPBackend.MATH):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask.expand(*q.shape[:2], *mask.shape))
+
+
+PEERS = {"flex_attention": flex_attention_output, "cuDNN": cudnn_output}
+
+
+def peer(arguments, output, inputs, mask):
+    """(out, dq, dk, dv) of one of PEERS."""
+    q, k, v = (t.bfloat16().requires_grad_() for t in inputs[:3])
+    out = output(arguments, q, k, v, mask)
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3].bfloat16())]
 
 
@@ -86,12 +99,8 @@ def worst_row(difference):
     return difference.norm(dim=-1).max().item()
 
 
-def compare(arguments, folder):
-    """One line of figures and what is wrong."""
-    inputs = [load(arguments, folder / f"{name}.bf16.npy") for name in ("q", "k", "v", "dout")]
-    own = [load(arguments, folder / f"{name}.ours.npy").double() for name in (*NAMES, "lse")]
-    mask = load(arguments, folder / "mask.npy")
-    other, exact = peer(arguments, inputs, mask), reference(inputs, mask)
+def compare_with(other, own, exact):
+    """Figures of (out, dq, dk, dv) and what is wrong with them."""
     figures, faults = [], []
     for name, a, b, expected in zip(NAMES, own, other, exact):
         differences = a - expected, b.double() - expected
@@ -101,6 +110,21 @@ def compare(arguments, folder):
             faults.append(f"{name}: the error is {whole:.2f} times the peer's; expected at most {FROBENIUS_FACTOR}")
         if not row <= ROW_FACTOR:
             faults.append(f"{name}: a row's error is {row:.2f} times the peer's worst; expected at most {ROW_FACTOR}")
+    return ", ".join(figures), faults
+
+
+def compare(arguments, folder):
+    """One line of figures for each peer that is needed and what is wrong."""
+    inputs = [load(arguments, folder / f"{name}.bf16.npy") for name in ("q", "k", "v", "dout")]
+    own = [load(arguments, folder / f"{name}.ours.npy").double() for name in (*NAMES, "lse")]
+    mask = load(arguments, folder / "mask.npy")
+    exact = reference(inputs, mask)
+    figures = []
+    for name, output in PEERS.items():
+        line, faults = compare_with(peer(arguments, output, inputs, mask), own, exact)
+        figures.append(f"{name}: {line}" if name != "flex_attention" else line)
+        if not faults:
+            break
     error = gpu_checks.lse_error(own[4].cpu().numpy(), exact[4].cpu().numpy())
     if not error <= gpu_checks.LSE_TOLERANCE:
         faults.append(f"lse: error {error:.1e}; expected at most {gpu_checks.LSE_TOLERANCE:.0e}, and -inf for rows without keys")
@@ -108,7 +132,7 @@ def compare(arguments, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rounding errors beside flex_attention's")
+    parser = argparse.ArgumentParser(description="Rounding errors beside flex_attention's or cuDNN's")
     parser.add_argument("cpflexc", type=pathlib.Path, help="the built program")
     parser.add_argument("--only", default="", help="run the masks whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs of cpflexc at once")
