@@ -148,7 +148,8 @@ PROGRAMS = {
 
 
 def kernel_text(role, family, functor, config, d, dv):
-    return ('#include "runtime/contract/Operations.h"\n'
+    words = '#include "runtime/kernels/mask_words.cuh"\n' if family == "wgmma" else ""
+    return ('#include "runtime/contract/Operations.h"\n' + words +
             f'#include "runtime/kernels/{kernel_role(role, family, d, dv)[0]}"\n{functor}{config}')
 
 

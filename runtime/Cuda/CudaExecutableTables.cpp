@@ -174,12 +174,12 @@ Status CudaExecutable::fillWords(cuda::Stream stream) const {
     const int32_t *pairOf = tables.wordPairs;
     int numSets = tables.numWordSets;
     void *parameters[] = {&arguments, const_cast<long long *>(captures_.data()), &pairOf, &numSets};
-    const LoadedKernel &kernel = *tables.kernel;
+    const LoadedKernel &kernel = *program_->kernel(wordsRole(tables.kernel->spec().role));
     auto gridY = static_cast<unsigned>(std::min<int64_t>(numSets, cuda::kMostBlocksAlongY));
-    auto blockX = static_cast<unsigned>(wordsThreads(kernel.spec(), kernel.tiles()));
-    return driver.status(driver.launchKernel(kernel.wordsFunction(), static_cast<unsigned>(tables.work.numRows), gridY,
-                                             1, blockX, 1, 1, 0, stream, parameters, nullptr),
-                         fmt::format("cuLaunchKernel of '{}'", wordsFunctionName(kernel.spec().role)));
+    auto blockX = static_cast<unsigned>(kernel.tiles().threads);
+    return driver.status(driver.launchKernel(kernel.function(), static_cast<unsigned>(tables.work.numRows), gridY, 1,
+                                             blockX, 1, 1, 0, stream, parameters, nullptr),
+                         fmt::format("cuLaunchKernel of '{}'", kernelFunctionName(kernel.spec().role)));
   };
   for (const KernelTables &tables : tables_) {
     if (!tables.mask.words || tables.numWordSets == 0 || tables.work.numRows == 0)
@@ -274,7 +274,7 @@ int64_t CudaExecutable::mostWordTiles(size_t kernelIndex, Upload kind) const {
   if (kind == Upload::Again)
     return words_[kernelIndex].capacityInTiles;
   const LoadedKernel &kernel = *tables_[kernelIndex].kernel;
-  return decidesTiles(kernel.spec()) ? kWordsLimitInBytes / 2 / wordsPerTileInBytes(kernel) : 0;
+  return readsWords(kernel.spec()) ? kWordsLimitInBytes / 2 / wordsPerTileInBytes(kernel) : 0;
 }
 
 Status CudaExecutable::addMask(HostKernelTables &kernel, size_t kernelIndex, const AttentionProblem &problem,

@@ -99,7 +99,8 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
       roles.push_back(KernelRole::BackwardCaptureSums);
     }
   }
-  std::vector<KernelSpec> specs;
+  // Those that decide tiles are modules of their own, last, so that they compile beside the others.
+  std::vector<KernelSpec> specs, decided;
   for (KernelRole role : roles) {
     if (role == KernelRole::BackwardQ && sharesSums(specs.back()))
       continue; // BackwardKV writes dQ
@@ -107,7 +108,12 @@ std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const Cuda
     spec.family =
         hasFamilies(role) ? options.family.value_or(kernelFamily(spec, computeCapability)) : KernelFamily::MmaSync;
     specs.push_back(spec);
+    if (readsWords(spec)) {
+      decided.push_back(spec);
+      decided.back().role = wordsRole(role);
+    }
   }
+  specs.insert(specs.end(), decided.begin(), decided.end());
   return specs;
 }
 
@@ -170,18 +176,13 @@ StatusOr<LoadedKernel> LoadedKernel::load(std::shared_ptr<const CudaDevice> devi
     CPFLEX_RETURN_IF_ERROR(driver.status(
         driver.funcSetAttribute(kernel.function_, cuda::kMaxDynamicSharedSizeBytes, image.tiles.sharedBytes),
         "cuFuncSetAttribute"));
-  if (decidesTiles(spec))
-    CPFLEX_RETURN_IF_ERROR(driver.status(
-        driver.moduleGetFunction(&kernel.wordsFunction_, kernel.module_, wordsFunctionName(spec.role).c_str()),
-        "cuModuleGetFunction"));
   image.cubin = {};
   return kernel;
 }
 
 LoadedKernel::LoadedKernel(LoadedKernel &&other) noexcept
     : device_(std::move(other.device_)), spec_(other.spec_), compiled_(std::move(other.compiled_)),
-      module_(std::exchange(other.module_, nullptr)), function_(other.function_), wordsFunction_(other.wordsFunction_) {
-}
+      module_(std::exchange(other.module_, nullptr)), function_(other.function_) {}
 
 LoadedKernel::~LoadedKernel() {
   if (!module_)

@@ -32,7 +32,8 @@ struct CudaProgramOptions {
   friend bool operator==(const CudaProgramOptions &, const CudaProgramOptions &) = default;
 };
 
-/// The kernels of a program on a compute capability, in the order of launch. Needs no GPU.
+/// The kernels of a program on a compute capability, in the order of launch; behind them those that fill words, which
+/// run once per mask. Needs no GPU.
 std::vector<KernelSpec> kernelSpecs(const DeviceFunctions &functions, const CudaProgramOptions &options,
                                     int computeCapability);
 
@@ -75,8 +76,6 @@ public:
   /// The resource report and whether it came from the cache; the machine code is dropped once loaded.
   const CompiledKernel &compiled() const { return compiled_; }
   cuda::Function function() const { return function_; }
-  /// The kernel that fills MaskArgument::words for this one; null where decidesTiles() is false.
-  cuda::Function wordsFunction() const { return wordsFunction_; }
 
 private:
   LoadedKernel(std::shared_ptr<const CudaDevice> device, const KernelSpec &spec, CompiledKernel compiled)
@@ -85,7 +84,7 @@ private:
   KernelSpec spec_;
   CompiledKernel compiled_;
   cuda::Module module_ = nullptr;
-  cuda::Function function_ = nullptr, wordsFunction_ = nullptr;
+  cuda::Function function_ = nullptr;
 };
 
 struct KernelBundle;

@@ -63,6 +63,9 @@ enum class KernelRole : unsigned char {
   BackwardSink,        ///< the gradient of the sinks
   BackwardCaptures,    ///< what each pair adds to the gradients of captured arrays
   BackwardCaptureSums, ///< those gradients from their exact sums; runs after BackwardCaptures
+  ForwardWords,        ///< MaskArgument::words and classes of Forward, and so on; run once per mask
+  BackwardKVWords,
+  BackwardQWords,
 };
 
 /// Which element of an array the pairs of one (b, h) add to, so over which pairs a tile is summed first.

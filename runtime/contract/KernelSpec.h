@@ -17,11 +17,28 @@ enum class OutputForm : uint8_t {
 
 /// Whether a kernel walks tiles of pairs, so that it has tables of its own.
 constexpr bool walksTiles(KernelRole role) {
-  return role != KernelRole::BackwardDelta && role != KernelRole::BackwardSink &&
-         role != KernelRole::BackwardCaptureSums;
+  return role == KernelRole::Forward || role == KernelRole::BackwardKV || role == KernelRole::BackwardQ ||
+         role == KernelRole::BackwardCaptures;
 }
 /// Whether a role has kernels of both families.
 constexpr bool hasFamilies(KernelRole role) { return walksTiles(role) && role != KernelRole::BackwardCaptures; }
+
+/// The role that decides the partial tiles of one that has families.
+constexpr KernelRole wordsRole(KernelRole role) {
+  return role == KernelRole::Forward      ? KernelRole::ForwardWords
+         : role == KernelRole::BackwardKV ? KernelRole::BackwardKVWords
+                                          : KernelRole::BackwardQWords;
+}
+/// Whether a role decides the partial tiles of another: its spec is that of the other but for the role.
+constexpr bool fillsWords(KernelRole role) {
+  return role == KernelRole::ForwardWords || role == KernelRole::BackwardKVWords || role == KernelRole::BackwardQWords;
+}
+/// The role for which a role that fills words does so.
+constexpr KernelRole decidedRole(KernelRole role) {
+  return role == KernelRole::ForwardWords      ? KernelRole::Forward
+         : role == KernelRole::BackwardKVWords ? KernelRole::BackwardKV
+                                               : KernelRole::BackwardQ;
+}
 
 /// One kernel to compile. Two equal specs with equal functor text give the same machine code.
 struct KernelSpec {

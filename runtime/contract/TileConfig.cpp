@@ -177,6 +177,18 @@ KernelFamily kernelFamily(const KernelSpec &spec, int computeCapability) {
   return tileConfig(wgmma, computeCapability).isOk() ? KernelFamily::Wgmma : KernelFamily::MmaSync;
 }
 
+/// The tiles of the kernel for which `spec` fills words, and as many blocks as the registers of a processor take.
+static StatusOr<TileConfig> wordsConfig(KernelSpec spec, int computeCapability) {
+  spec.role = decidedRole(spec.role);
+  StatusOr<TileConfig> tiles = tileConfig(spec, computeCapability);
+  if (!tiles)
+    return tiles;
+  tiles->threads = wordsThreads(spec, *tiles);
+  tiles->blocksPerProcessor = kRegistersPerProcessor / (kRegistersToDecide * tiles->threads);
+  tiles->stages = tiles->sharedBytes = tiles->spillLimit = 0;
+  return tiles;
+}
+
 StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
   if (computeCapability < 80)
     return Status::unsupported(fmt::format("compute capability is {}.{}; expected 8.0 or newer", computeCapability / 10,
@@ -188,6 +200,8 @@ StatusOr<TileConfig> tileConfig(const KernelSpec &spec, int computeCapability) {
     if (dim < 8 || dim > kMaxHeadDim || dim % 8 != 0)
       return Status::unsupported(
           fmt::format("head size is {}; GPU kernels serve multiples of 8 up to {}", dim, kMaxHeadDim));
+  if (fillsWords(spec.role))
+    return wordsConfig(spec, computeCapability);
   if (!walksTiles(spec.role)) {
     TileConfig tiles;
     tiles.tileQ = kRowPadding;
@@ -228,6 +242,9 @@ std::string_view kernelFile(const KernelSpec &spec) {
   case KernelRole::BackwardSink: return "attention_backward_rows.cuh";
   case KernelRole::BackwardCaptures:
   case KernelRole::BackwardCaptureSums: return "attention_backward_captures.cuh";
+  case KernelRole::ForwardWords:
+  case KernelRole::BackwardKVWords:
+  case KernelRole::BackwardQWords: return "mask_words.cuh";
   }
   return {};
 }
@@ -241,11 +258,12 @@ std::string_view kernelFunctionName(KernelRole role) {
   case KernelRole::BackwardSink: return "attention_backward_sink";
   case KernelRole::BackwardCaptures: return "attention_backward_captures";
   case KernelRole::BackwardCaptureSums: return "attention_backward_capture_sums";
+  case KernelRole::ForwardWords: return "attention_forward_words";
+  case KernelRole::BackwardKVWords: return "attention_backward_kv_words";
+  case KernelRole::BackwardQWords: return "attention_backward_q_words";
   }
   return {};
 }
-
-std::string wordsFunctionName(KernelRole role) { return fmt::format("{}_words", kernelFunctionName(role)); }
 
 /// The function template of runtime/kernels/ that a spec instantiates.
 static std::string_view kernelTemplate(const KernelSpec &spec) {
@@ -262,16 +280,16 @@ static std::string_view kernelTemplate(const KernelSpec &spec) {
   case KernelRole::BackwardSink: return "attentionBackwardSink";
   case KernelRole::BackwardCaptures: return "attentionBackwardCaptures";
   case KernelRole::BackwardCaptureSums: return "attentionBackwardCaptureSums";
+  case KernelRole::ForwardWords:
+  case KernelRole::BackwardKVWords:
+  case KernelRole::BackwardQWords: return "fillMaskWords";
   }
   return {};
 }
 
-/// How many blocks of the kernel that decides tiles fit the registers of a processor.
-static int wordsBlocks(int threads) { return kRegistersPerProcessor / (kRegistersToDecide * threads); }
-
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles) {
   static constexpr const char *kPositionModes[] = {"Identity", "AffinePerTile", "Array"};
-  bool isForward = spec.role == KernelRole::Forward;
+  bool isForward = spec.role == KernelRole::Forward || spec.role == KernelRole::ForwardWords;
   bool isOfCaptures = spec.role == KernelRole::BackwardCaptures || spec.role == KernelRole::BackwardCaptureSums;
   bool hasMaps = takesTensorMaps(spec);
   std::string text = "struct Config {\n";
@@ -294,25 +312,22 @@ std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles)
   text += "};\n";
   text += fmt::format("extern \"C\" __global__ void __launch_bounds__(Config::kThreads, {}) {}(\n",
                       tiles.blocksPerProcessor, kernelFunctionName(spec.role));
-  std::string parameters = fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n"
-                                       "    const __grid_constant__ Program::Captures captures",
-                                       isForward      ? "Forward"
-                                       : isOfCaptures ? "CaptureGradient"
-                                                      : "Backward");
-  text += parameters;
+  text += fmt::format("    const __grid_constant__ cpflex::{}Arguments arguments,\n"
+                      "    const __grid_constant__ Program::Captures captures",
+                      isForward      ? "Forward"
+                      : isOfCaptures ? "CaptureGradient"
+                                     : "Backward");
+  if (fillsWords(spec.role)) {
+    text += fmt::format(",\n    const int *pairOf, int numSets) {{\n"
+                        "  cpflex::kernels::{}<Config, Program, cpflex::kernels::TileAxes::{}>(\n"
+                        "      arguments, captures, pairOf, numSets);\n}}\n",
+                        kernelTemplate(spec), runsAlongKV(decidedRole(spec.role)) ? "RowsAreKV" : "RowsAreQ");
+    return text;
+  }
   if (hasMaps)
     text += fmt::format(",\n    const __grid_constant__ cpflex::{}TensorMaps maps", isForward ? "Forward" : "Backward");
   text += fmt::format(") {{\n  cpflex::kernels::{}<Config, Program>(arguments, captures{});\n}}\n",
                       kernelTemplate(spec), hasMaps ? ", maps" : "");
-  if (decidesTiles(spec)) {
-    text += fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) {}(\n{},\n"
-                        "    const int *pairOf, int numSets) {{\n",
-                        wordsThreads(spec, tiles), wordsBlocks(wordsThreads(spec, tiles)), wordsFunctionName(spec.role),
-                        parameters);
-    text += fmt::format("  cpflex::kernels::fillMaskWords<Config, Program, cpflex::kernels::TileAxes::{}>(\n"
-                        "      arguments, captures, pairOf, numSets);\n}}\n",
-                        runsAlongKV(spec.role) ? "RowsAreKV" : "RowsAreQ");
-  }
   return text;
 }
 

@@ -44,10 +44,7 @@ std::string_view kernelFile(const KernelSpec &spec);
 /// ...
 std::string_view kernelFunctionName(KernelRole role);
 
-/// The name of the kernel beside it that decides partial tiles (mask_words.cuh), of specs for which decidesTiles().
-std::string wordsFunctionName(KernelRole role);
-
-/// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel functions.
+/// The text that follows `struct Program` in a KernelSource: `struct Config`, filled by name, and the kernel function.
 std::string kernelInstantiation(const KernelSpec &spec, const TileConfig &tiles);
 
 /// Whether the kernel is the one that QuerySumsArgument describes: BackwardKV that computes dQ, too.
@@ -57,10 +54,14 @@ constexpr bool sharesSums(const KernelSpec &spec) {
 }
 
 /// Whether the kernel takes tensor maps as its third parameter.
-constexpr bool takesTensorMaps(const KernelSpec &spec) { return spec.family == KernelFamily::Wgmma; }
+constexpr bool takesTensorMaps(const KernelSpec &spec) {
+  return spec.family == KernelFamily::Wgmma && !fillsWords(spec.role);
+}
 
-/// Whether the kernel reads MaskArgument::words, so that its module holds the kernel that fills them.
-constexpr bool decidesTiles(const KernelSpec &spec) { return spec.family == KernelFamily::Wgmma && spec.hasMask; }
+/// Whether the kernel reads MaskArgument::words, which that of wordsRole() fills.
+constexpr bool readsWords(const KernelSpec &spec) {
+  return spec.family == KernelFamily::Wgmma && spec.hasMask && hasFamilies(spec.role);
+}
 
 /// Whether the rows of tiles of a kernel run along kv.
 constexpr bool runsAlongKV(KernelRole role) { return role == KernelRole::BackwardKV; }

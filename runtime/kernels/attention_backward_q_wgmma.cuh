@@ -7,7 +7,6 @@
 
 #include "runtime/kernels/backward.cuh"
 #include "runtime/kernels/hopper.cuh"
-#include "runtime/kernels/mask_words.cuh"
 #include "runtime/kernels/pipeline.cuh"
 
 namespace cpflex::kernels {

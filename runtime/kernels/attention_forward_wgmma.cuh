@@ -10,7 +10,6 @@
 #pragma once
 
 #include "runtime/kernels/hopper.cuh"
-#include "runtime/kernels/mask_words.cuh"
 #include "runtime/kernels/pipeline.cuh"
 #include "runtime/kernels/softmax.cuh"
 

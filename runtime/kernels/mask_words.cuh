@@ -1,5 +1,5 @@
 // The kernel that decides the pairs of partial tiles once per mask, for all batch rows and heads that see the same: it
-// fills MaskArgument::words and classes for the kernel beside it in the same module, which has the same tiles.
+// fills MaskArgument::words and classes for a kernel that has the same tiles.
 #pragma once
 
 #include "runtime/kernels/tiles.cuh"

@@ -56,7 +56,7 @@ int spillLimit(const std::string &functor, const KernelSource &source) {
   return std::min(ofRow, functor != "causal" ? kOfOneArray : isForward ? 0 : kOfCausalQueries);
 }
 
-/// The rows of all roles that walk tiles.
+/// The rows of all roles that walk tiles, and of those that decide tiles for them.
 void addRows(std::vector<Row> &rows, const std::vector<test::MatrixTarget> &targets,
              const std::vector<std::pair<int, int>> &heads, const std::vector<std::string> &functors) {
   for (auto [family, capability] : targets)
@@ -65,8 +65,11 @@ void addRows(std::vector<Row> &rows, const std::vector<test::MatrixTarget> &targ
         for (const std::string &functor : functors) {
           bool isOfAnother =
               family == KernelFamily::Wgmma && role == KernelRole::BackwardQ && sumsDQ(headDim, vHeadDim);
-          if (!isOfAnother)
-            rows.push_back({role, family, capability, headDim, vHeadDim, functor});
+          if (isOfAnother)
+            continue;
+          rows.push_back({role, family, capability, headDim, vHeadDim, functor});
+          if (family == KernelFamily::Wgmma && functorNamed(functor).hasMask)
+            rows.push_back({wordsRole(role), family, capability, headDim, vHeadDim, functor});
         }
 }
 

@@ -755,7 +755,7 @@ TEST_F(CudaExecutableTest, HostArraysTravelBothWays) {
   ASSERT_TRUE(report) << report.status().message();
   EXPECT_EQ(gpu.launches.size(), 4u);
   EXPECT_THAT(report->forwardMs, ElementsAre(1.5f, 1.5f, 1.5f));
-  EXPECT_EQ(report->program->kernels().size(), 1u);
+  EXPECT_EQ(report->program->kernels().size(), 2u);
   machine = {};
   report->program.reset();
   EXPECT_EQ(gpu.numLive, 0) << "everything was given back";

@@ -80,17 +80,34 @@ TEST(TileConfigTest, MmaSyncKernelsTakeNoTensorMaps) {
   EXPECT_EQ(kernelInstantiation(spec, *tiles).find("TensorMaps"), std::string::npos);
 }
 
-TEST(TileConfigTest, KernelsWithMasksBringTheKernelThatDecidesTiles) {
+TEST(TileConfigTest, KernelsThatReadWordsHaveOneThatFillsThemForTheSameTiles) {
   KernelSpec spec = specOf(KernelRole::BackwardKV, KernelFamily::Wgmma, 128, 128);
   StatusOr<TileConfig> tiles = tileConfig(spec, 90);
   ASSERT_TRUE(tiles);
-  EXPECT_EQ(kernelInstantiation(spec, *tiles).find("_words"), std::string::npos);
+  EXPECT_FALSE(readsWords(spec));
   spec.hasMask = true;
-  std::string text = kernelInstantiation(spec, *tiles);
-  for (const char *line : {"__launch_bounds__(256, 2) attention_backward_kv_words(", "TileAxes::RowsAreKV>("})
+  EXPECT_TRUE(readsWords(spec));
+
+  KernelSpec words = spec;
+  words.role = wordsRole(spec.role);
+  EXPECT_EQ(decidedRole(words.role), spec.role);
+  EXPECT_FALSE(readsWords(words));
+  EXPECT_FALSE(takesTensorMaps(words));
+  EXPECT_EQ(kernelFile(words), "mask_words.cuh");
+  EXPECT_EQ(kernelArchitecture(words, 90), "sm_90a");
+  StatusOr<TileConfig> wordsTiles = tileConfig(words, 90);
+  ASSERT_TRUE(wordsTiles);
+  EXPECT_EQ(wordsTiles->tileQ, tiles->tileQ);
+  EXPECT_EQ(wordsTiles->tileKV, tiles->tileKV);
+  EXPECT_EQ(wordsTiles->threads, wordsThreads(spec, *tiles));
+  EXPECT_EQ(wordsTiles->sharedBytes, 0);
+  std::string text = kernelInstantiation(words, *wordsTiles);
+  for (const char *line :
+       {"__launch_bounds__(Config::kThreads, 2) attention_backward_kv_words(", "cpflex::BackwardArguments arguments",
+        "fillMaskWords<Config, Program", "TileAxes::RowsAreKV>("})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\nin\n" << text;
   spec.family = KernelFamily::MmaSync;
-  EXPECT_FALSE(decidesTiles(spec));
+  EXPECT_FALSE(readsWords(spec));
 }
 
 TEST(TileConfigTest, SaysWhatNoKernelServes) {
