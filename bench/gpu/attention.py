@@ -619,43 +619,54 @@ def head_errors(torch, shape, lse, tensors):
     return errors, lse_error(lse[:1, :group], reference_lse.detach())
 
 
+def bind_backward(torch, launch, shape, o, lse):
+    """Backward of ours for `shape.d_o`, bound to new dq, dk, dv, which are returned too."""
+    kernels = {spec.role: kernel_of(spec) for spec in shape.specs()[1:]}
+    masks = [None, None]
+    if shape.dense is not None:
+        t = kernels.get("backward_q", kernels["backward_kv"]).tiles
+        masks[0] = launch.Mask(shape.dense, t.tile_q, t.tile_kv, shape.row_set_of)
+        t = kernels["backward_kv"].tiles
+        masks[1] = launch.Mask(shape.dense.transpose(1, 2), t.tile_kv, t.tile_q, shape.row_set_of)
+    outs = [torch.empty_like(t) for t in (shape.q, shape.k, shape.v)]
+    return launch.Backward(kernels, {"backward_kv": "wgmma", "backward_q": "wgmma"}, captures(shape.program, shape.x, launch), shape.q,
+                           shape.k, shape.v, o, lse, shape.d_o, *outs, 1 / math.sqrt(shape.d), *masks), outs
+
+
+def run_beside(torch, shape, peer):
+    """Runs and times ours and a peer, a call of (q, k, v), in turns. Returns (o, dq, dk, dv) of ours, those of the peer, our LSE
+    and milliseconds: forward of the peer, of ours, backward of the peer, of ours."""
+    import launch
+    inputs = [t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v)]
+    peer_o = peer(*inputs)
+    peer_grads = torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True)
+    forward, o, lse = shape.forward(torch, launch, shape.spec("forward"))
+    forward.run()
+    backward, outs = bind_backward(torch, launch, shape, o, lse)
+    backward.run()
+    torch.cuda.synchronize()
+    detached = [t.detach() for t in inputs]
+    with torch.no_grad():
+        times = milliseconds(torch, [lambda: peer(*detached), forward.run])
+    times += milliseconds(torch, [lambda: torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True), backward.run], 10, 2)
+    return (o, *outs), (peer_o.detach(), *peer_grads), lse, times
+
+
 def time_table(torch, shapes, results):
     """Forward and backward of ours beside cuDNN (dense, causal) or flex_attention, in turns on one GPU."""
-    import launch
     torch._dynamo.config.cache_size_limit = 64
     compile_all([spec for arguments in shapes for spec in Shape.of(*arguments).specs()])
     print("| work | peer | fwd peer ms | fwd ours ms | ratio | bwd peer ms | bwd ours ms | ratio | error O, dQ, dK, dV over peer's; of the worst row | error LSE |")
     for arguments in shapes:
         shape = Shape(torch, *arguments)
-        d, program = shape.d, shape.program
-        is_plain = program in ("dense", "causal") and shape.h == shape.hkv and shape.d == shape.dv
+        is_plain = shape.program in ("dense", "causal") and shape.h == shape.hkv and shape.d == shape.dv
         shape.d_o = torch.randn(shape.b, shape.h, shape.s, shape.dv, device="cuda", dtype=shape.q.dtype)
         peer = (lambda q, k, v: cudnn(torch, with_inputs(shape, q, k, v))) if is_plain else flex(torch, shape)
-        inputs = [t.detach().requires_grad_() for t in (shape.q, shape.k, shape.v)]
-        peer_o = peer(*inputs)
-        peer_grads = torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True)
-        forward, o, lse = shape.forward(torch, launch, shape.spec("forward"))
-        forward.run()
-        kernels = {spec.role: kernel_of(spec) for spec in shape.specs()[1:]}
-        masks = [None, None]
-        if shape.dense is not None:
-            t = kernels.get("backward_q", kernels["backward_kv"]).tiles
-            masks[0] = launch.Mask(shape.dense, t.tile_q, t.tile_kv, shape.row_set_of)
-            t = kernels["backward_kv"].tiles
-            masks[1] = launch.Mask(shape.dense.transpose(1, 2), t.tile_kv, t.tile_q, shape.row_set_of)
-        outs = [torch.empty_like(t) for t in (shape.q, shape.k, shape.v)]
-        backward = launch.Backward(kernels, {"backward_kv": "wgmma", "backward_q": "wgmma"}, captures(program, shape.x, launch), shape.q,
-                                   shape.k, shape.v, o, lse, shape.d_o, *outs, 1 / math.sqrt(d), *masks)
-        backward.run()
-        torch.cuda.synchronize()
+        ours, theirs, lse, times = run_beside(torch, shape, peer)
         errors, error_of_lse = [["", ""]], None
         if shape.s <= 16384:
-            (ours, theirs), error_of_lse = head_errors(torch, shape, lse, ((o, *outs), (peer_o.detach(), *peer_grads)))
-            errors = list(zip(ours, theirs))
-        detached = [t.detach() for t in inputs]
-        with torch.no_grad():
-            times = milliseconds(torch, [lambda: peer(*detached), forward.run])
-        times += milliseconds(torch, [lambda: torch.autograd.grad(peer_o, inputs, shape.d_o, retain_graph=True), backward.run], 10, 2)
+            of_each, error_of_lse = head_errors(torch, shape, lse, (ours, theirs))
+            errors = list(zip(*of_each))
         row = {"shape": str(shape), "density": shape.density, "peer": "cuDNN" if is_plain else "flex_attention", "times": times,
                "tflops": [flop / t * 1e-9 for flop, t in zip(2 * [shape.flop] + 2 * [shape.backward_flop], times)], "errors": errors,
                "lse_error": error_of_lse}
@@ -664,7 +675,7 @@ def time_table(torch, shapes, results):
         print(f"| {shape} | {row['peer']} | {times[0]:.3f} | {times[1]:.3f} ({row['tflops'][1]:.0f}) | {times[0] / times[1]:.2f} | {times[2]:.3f} "
               f"| {times[3]:.3f} ({row['tflops'][3]:.0f}) | {times[2] / times[3]:.2f} | {ratio} "
               f"| {'-' if error_of_lse is None else f'{error_of_lse:.1e}'} |", flush=True)
-        del shape, peer, inputs, peer_o, peer_grads, forward, backward, o, lse, outs, kernels, masks, detached
+        del shape, peer, ours, theirs, lse
 
 
 def with_inputs(shape, q, k, v):

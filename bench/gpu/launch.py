@@ -95,7 +95,8 @@ def aligned_buffer(data, alignment=64):
 
 
 class Mask:
-    """Runs of tiles of one orientation on the device, made from a dense [sets, rows, columns] bool tensor."""
+    """Runs of tiles of one orientation on the device, made from a dense [sets, rows, columns] bool tensor,
+    or from one set whose pairs_in_tiles() counts them (StripMask of sparse.py)."""
 
     def __init__(self, dense, tile_row, tile_col, row_set_of=None, ratio=(1, 1), runs=None):
         self.ratio = ratio
@@ -107,12 +108,15 @@ class Mask:
         self.extents = []
         self.longest = self.total = 0  # kernel tiles of the longest row, and of all rows on average over the sets
         for s in range(sets):
-            padded = torch.zeros(nr * tile_row, nc * tile_col, dtype=torch.bool, device=dense.device)
-            padded[:rows, :cols] = dense[s]
-            hits = padded.view(nr, tile_row, nc, tile_col).sum(dim=(1, 3), dtype=torch.int32)
-            height = torch.full((nr,), tile_row, device=dense.device)
+            if isinstance(dense, torch.Tensor):
+                padded = torch.zeros(nr * tile_row, nc * tile_col, dtype=torch.bool, device=dense.device)
+                padded[:rows, :cols] = dense[s]
+                hits = padded.view(nr, tile_row, nc, tile_col).sum(dim=(1, 3), dtype=torch.int32)
+            else:
+                hits = dense.pairs_in_tiles(tile_row, tile_col)
+            height = torch.full((nr,), tile_row, device=hits.device)
             height[-1] = rows - (nr - 1) * tile_row
-            width = torch.full((nc,), tile_col, device=dense.device)
+            width = torch.full((nc,), tile_col, device=hits.device)
             width[-1] = cols - (nc - 1) * tile_col
             partial = 0  # kernel tiles of this set
             classes = torch.where(hits == 0, 0, torch.where(hits == height[:, None] * width[None], 1, 2)).cpu().tolist()
