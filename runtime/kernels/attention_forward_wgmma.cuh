@@ -258,8 +258,8 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     releaseV();
     hasWeights = false;
   };
-  // A tile in which none of this consumer's rows attends: its buffers pass by in turn.
-  auto skipTile = [&](bool isLast) {
+  // Of a tile in which none of this consumer's rows attends: the turn and the keys pass by.
+  auto passKeys = [&](bool isLast) {
     if constexpr (kTakesTurns) {
       barrierSync<2 * kWarpgroupSize>(kTurnBarrier + consumer);
       barrierArrive<2 * kWarpgroupSize>(kTurnBarrier + (consumer + 1) % Shared::kConsumers);
@@ -269,10 +269,6 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
     if (isLast)
       barriers.qEmpty.arriveAsWarp();
     kRing.advance();
-    if (hasWeights)
-      finishWeights();
-    barriers.vFull[vRing.slot].wait(vRing.parity);
-    releaseV();
   };
   float rescale[2] = {1.0f, 1.0f};
   auto rescaleOutput = [&] {
@@ -302,16 +298,37 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       barriers.qFull.wait(qParity);
       qParity ^= 1;
     }
-    while (hasTile) {
-      // 1. S = Q K[j]^T
-      barriers.kFull[kRing.slot].wait(kRing.parity);
-      TileMessage message = barriers.message[kRing.slot];
-      hasTile = !message.isLast;
+    while (true) {
+      TileMessage message;
+      auto takeMessage = [&] {
+        barriers.kFull[kRing.slot].wait(kRing.parity);
+        message = barriers.message[kRing.slot];
+      };
+      bool isPassed = !hasTile;
       if constexpr (kSkipsTiles)
-        if (message.isEmpty(consumer)) {
-          skipTile(!hasTile);
-          continue;
+        if (hasTile) {
+          takeMessage();
+          isPassed = message.isEmpty(consumer);
         }
+      // Behind the last tile and where one is left out, what is in registers is used up: one place, since the compiler
+      // takes its time for each product.
+      if (isPassed) {
+        if (kSkipsTiles && hasTile)
+          passKeys(message.isLast);
+        if (hasWeights)
+          finishWeights();
+        if (!hasTile)
+          break;
+        hasTile = !message.isLast;
+        barriers.vFull[vRing.slot].wait(vRing.parity);
+        releaseV();
+        continue;
+      }
+      if constexpr (!kSkipsTiles)
+        takeMessage();
+      hasTile = !message.isLast;
+
+      // 1. S = Q K[j]^T
       StoredWords stored = StoredWords::load(arguments.mask, message.words, thread, kThreadsOfConsumers);
       if constexpr (kTakesTurns)
         barrierSync<2 * kWarpgroupSize>(kTurnBarrier + consumer);
@@ -367,8 +384,6 @@ __device__ __forceinline__ void consumeForward(const ForwardWgmmaShared<Config> 
       packOperand<Element>(weights, scores);
       hasWeights = true;
     }
-    if (hasWeights)
-      finishWeights();
 
     float factor[2] = {1.0f, 1.0f}, lse[2];
     int row = work.row * Config::kTileQ + rowInTile;
